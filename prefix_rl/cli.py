@@ -1,0 +1,185 @@
+"""The command ``prefix-rl``. Heavy packages are imported inside the commands that need them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .progress import bar, say
+
+app = typer.Typer(
+    name="prefix-rl",
+    help="Post-train a language model with reinforcement learning and demonstrations.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="block.key=value", help="Values that replace the recipe's.")
+]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
+
+
+@app.command(epilog="Example: prefix-rl train recipes/lab/prefix_rft.yaml training.max_steps=50")
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Train as a recipe says, in one process. For several, see `accelerate launch` in the README."""
+    from .train import train as run
+
+    run(recipe, overrides or [])
+
+
+@app.command(epilog="Example: prefix-rl prepare gsm8k-train.jsonl.gz --output data/gsm8k.jsonl")
+def prepare(
+    source: Annotated[str, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet file, or owner/name on the hub.")],
+    output: Annotated[Path, typer.Option(help="The training file to write, .jsonl.")],
+    split: Annotated[str, typer.Option(help="The split, of a data set on the hub.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Read the first rows only.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="OURS=THEIRS for a column not known by name; may be repeated.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A model; its tokenizer measures demonstrations.")] = None,
+    max_completion_length: Annotated[int | None, typer.Option(help="Drop longer demonstrations (tokens).")] = None,
+    require_demonstration: Annotated[bool, typer.Option(help="Drop problems without a demonstration.")] = False,
+    workers: Annotated[int, typer.Option(help="Grading processes.")] = 2,
+) -> None:
+    """Turn raw rows into training rows. Every demonstration is graded by the training reward.
+
+    GSM8K, MATH, OpenR1-Math and LUFFY's 46k subset are known by their columns. What is dropped is counted, with its
+    reason, in a table and in a manifest beside the file.
+    """
+    from .data.prepare import parse_columns
+    from .data.prepare import prepare as run
+    from .rewards.workers import Grader
+
+    if max_completion_length and not tokenizer:
+        raise typer.BadParameter("--max-completion-length needs --tokenizer to count with")
+    loaded = None
+    if tokenizer:
+        from .data.tokenizer import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer)
+    bars = []
+
+    def progress(what: str, total: int | None):
+        while bars:
+            bars.pop().__exit__(None, None, None)
+        bars.append(bar(what, total))
+        return bars[-1].__enter__()
+
+    manifest = run(
+        source,
+        output,
+        split=split,
+        limit=limit,
+        columns=parse_columns(column or []),
+        tokenizer=loaded,
+        max_completion_length=max_completion_length,
+        require_demonstration=require_demonstration,
+        grader=Grader(workers),
+        progress=progress,
+    )
+    while bars:
+        bars.pop().__exit__(None, None, None)
+    for stage, counts in manifest["funnel"].items():
+        print(stage)
+        for reason, n in counts.items():
+            if n or reason.startswith("kept"):
+                print(f"  {n:>8,}  {reason}")
+    say(f"wrote {output} and {output}.manifest.json")
+
+
+@app.command(epilog="Example: prefix-rl schedule recipes/lab/prefix_rft.yaml method.horizon=100")
+def schedule(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("schedule.png"),
+    problems: Annotated[int, typer.Option(help="Problems to draw for; 0: all.")] = 512,
+) -> None:
+    """Show the prefix lengths, in tokens, that a recipe will draw on its data."""
+    from . import preflight
+    from .data.tokenizer import DemonstrationTable, load_tokenizer
+    from .recipe import load_run
+    from .reports import schedule as reports
+    from .train import model_path
+
+    preflight.quiet()
+    found, train_problems, _ = load_run(recipe, overrides or [])
+    having = [p for p in train_problems if p.demonstrations]
+    chosen = having[:problems] if problems else having
+    tokenizer = load_tokenizer(model_path(found))
+    table = DemonstrationTable(
+        [p.demonstrations for p in chosen], [p.answer for p in chosen], tokenizer, found.data.answer_guard
+    )
+    lengths = reports.preview(found, table)
+    print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
+    print(reports.table_of(lengths))
+    reports.plot(lengths, f"{found.method_name}: prefixes of {found.data.train}", plot)
+    say(f"wrote {plot}")
+
+
+@app.command(epilog="Example: prefix-rl evaluate runs/lab/prefix_rft evaluation.prefix_fractions=[0.25,0.5,0.75]")
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, a model, or lab (its base policy).")],
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option(help="A recipe, where the target is no run.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the results go; the run's folder unless given.")] = None,
+) -> None:
+    """Measure accuracy without any prefix, and from given fractions of a demonstration."""
+    from .evaluation.evaluate import evaluate as run
+
+    result = run(target, config, overrides or [], output)
+    shown = {"unprefixed": result["accuracy"]} | {
+        f"from {float(f):.0%} of a demonstration": a for f, a in result["accuracy_by_prefix_fraction"].items()
+    }
+    print(f"{result['policy']} on {result['problems']} problems, {result['samples']} samples each")
+    for name, a in shown.items():
+        print(f"  {name:<34} {100 * a['mean']:5.1f} %   95 % interval {100 * a['low']:.1f} to {100 * a['high']:.1f} %")
+
+
+@app.command(epilog="Example: prefix-rl report runs/lab/dr_grpo runs/lab/prefix_rft --output runs/lab/report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report"),
+) -> None:
+    """Put runs side by side: a table, their curves, and a page with their rollouts."""
+    from .reports.report import report as run
+    from .reports.report import row, read_run, text_table
+
+    paths = run(runs, output)
+    print(text_table([row(read_run(folder)) for folder in runs]))
+    say(f"wrote {paths['report.html']}")
+
+
+@app.command(epilog="Example: prefix-rl quickstart --seed 1 --output runs/quickstart-1")
+def quickstart(
+    seed: Annotated[int, typer.Option(help="Of the training problems and of all sampling.")] = 0,
+    output: Annotated[Path, typer.Option(help="Where the runs and the report go.")] = Path("runs/quickstart"),
+    recipes: Annotated[Path, typer.Option(help="The folder of the lab's recipes.")] = Path("recipes/lab"),
+    steps: Annotated[int | None, typer.Option(help="Training steps of each arm, instead of the recipes'.")] = None,
+) -> None:
+    """Train Dr.GRPO and Prefix-RFT side by side on the CPU, evaluate both, and write the report."""
+    from .lab.quickstart import quickstart as run
+
+    run(seed, output, recipes, steps)
+
+
+@app.command(epilog="Example: prefix-rl check recipes/qwen2.5-math-7b/prefix_rft.yaml")
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Check a recipe, its data and the installed packages without training. Prints the resolved recipe."""
+    from . import preflight
+    from .recipe import load_run
+
+    found, train_problems, held_out = load_run(recipe, overrides or [])
+    preflight.check(found)
+    print(found.dump(), end="")
+    say(f"good: {len(train_problems)} problems to train on, {len(held_out)} to evaluate on")
+
+
+def main() -> None:
+    """The console script."""
+    from .train import run_or_explain
+
+    sys.exit(run_or_explain(lambda: app(standalone_mode=True)))

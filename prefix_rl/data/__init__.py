@@ -1,0 +1,1 @@
+"""Data: reading sources, preparing and checking training rows, tokenizing demonstrations."""

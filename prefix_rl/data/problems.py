@@ -1,0 +1,132 @@
+"""Problems: what is trained and evaluated on, and the checks that they pass first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import DataError, at_most
+from ..prefixes import uniform
+from ..rewards.grading import Outcome
+from ..rewards.workers import Grader
+from .sources import read
+
+MAX_CHARACTERS = 1_000_000
+"""No field may be longer: such a field is a broken export, and would cost memory on every rank."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem, its gold answer, and the demonstrations of how to get there."""
+
+    id: str
+    text: str
+    answer: str
+    demonstrations: tuple[dict, ...] = ()  # {"text": ..., and optionally "readable_from": offset of the answer}
+    place: str = ""  # where it was read
+
+    def as_row(self) -> dict:
+        """The row of a training file."""
+        return {"id": self.id, "problem": self.text, "answer": self.answer, "demonstrations": list(self.demonstrations)}
+
+
+def load(source: str, split: str = "train", limit: int | None = None) -> list[Problem]:
+    """The problems of a training or evaluation file.
+
+    A row holds ``problem``, ``answer`` and, where there are any, ``demonstrations`` (texts, or objects with a
+    ``text``) or one ``solution``.
+
+    Raises:
+        DataError: naming every row that does not.
+    """
+    found, problems = [], []
+    for number, (place, row) in enumerate(read(source, split)):
+        if limit is not None and number >= limit:
+            break
+        wrong = row_problems(row)
+        problems += [f"{place}: {what}" for what in wrong]
+        if not wrong:
+            found.append(_problem(row, number, place))
+    if problems:
+        hint = "`prefix-rl prepare` turns raw rows into training rows and drops what cannot be used, with its reason."
+        raise DataError(f"{source} holds rows that cannot be used; nothing was trained. {hint}", at_most(problems))
+    return found
+
+
+def row_problems(row: dict) -> list[str]:
+    """What is wrong with a row; empty if nothing is."""
+    wrong = []
+    for column in ("problem", "answer"):
+        value = row.get(column)
+        if column not in row:
+            wrong.append(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+        elif isinstance(value, bool) or not isinstance(value, str | int | float):
+            wrong.append(f"{column} is {'null' if value is None else 'a ' + type(value).__name__}, not a text")
+        elif not str(value).strip():
+            wrong.append(f"{column} is empty")
+        elif len(str(value)) > MAX_CHARACTERS:
+            wrong.append(f"{column} has {len(value):,} characters, more than {MAX_CHARACTERS:,}")
+    demonstrations = _demonstrations(row)
+    if demonstrations is None:
+        wrong.append("demonstrations must be a list of texts, or of objects with a text")
+    elif any(len(d["text"]) > MAX_CHARACTERS for d in demonstrations):
+        wrong.append(f"a demonstration has more than {MAX_CHARACTERS:,} characters")
+    return wrong
+
+
+def _demonstrations(row: dict) -> tuple[dict, ...] | None:
+    given = row.get("demonstrations")
+    if given is None:
+        given = [row["solution"]] if row.get("solution") is not None else []
+    if not isinstance(given, list):
+        return None
+    made = [{"text": d} if isinstance(d, str) else d for d in given]
+    if not all(isinstance(d, dict) and isinstance(d.get("text"), str) for d in made):
+        return None
+    return tuple(made)
+
+
+def _problem(row: dict, number: int, place: str) -> Problem:
+    return Problem(
+        id=str(row.get("id", number)),
+        text=str(row["problem"]),
+        answer=str(row["answer"]).strip(),
+        demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
+        place=place,
+    )
+
+
+def verify(
+    problems: Sequence[Problem], grader: Grader, progress: Callable[[int], object] | None = None
+) -> tuple[list[Problem], list[Problem], Counter]:
+    """Grades every demonstration by the training reward.
+
+    Returns:
+        The problems with those demonstrations that earn the reward; the problems whose gold answer cannot be parsed
+        (left out of the first list); and the outcomes of the demonstrations.
+    """
+    samples = [(d["text"], p.answer) for p in problems for d in p.demonstrations or ({"text": ""},)]
+    outcomes = iter(grader.grade(samples, progress))
+    kept, bad_gold, counts = [], [], Counter()
+    for problem in problems:
+        graded = [(d, next(outcomes)) for d in problem.demonstrations or ({"text": ""},)]
+        if all(outcome is Outcome.BAD_GOLD for _, outcome in graded):
+            bad_gold.append(problem)
+            continue
+        if problem.demonstrations:
+            counts.update(outcome for _, outcome in graded)
+        right = tuple(d for d, outcome in graded if outcome is Outcome.RIGHT)
+        kept.append(replace(problem, demonstrations=right))
+    return kept, bad_gold, counts
+
+
+def with_demonstrations_for(problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:
+    """The problems, of which only ``share`` keep their demonstrations: ``round(share * n)`` of the n that have any.
+
+    A smaller share keeps a subset of what a larger one keeps (Prefix-RFT's 10 % and 1 %).
+    """
+    having = [i for i, problem in enumerate(problems) if problem.demonstrations]
+    order = sorted(having, key=lambda i: uniform("demonstration_share", seed, i))
+    dropped = set(order[round(share * len(having)) :])
+    return [replace(p, demonstrations=()) if i in dropped else p for i, p in enumerate(problems)]

@@ -1,0 +1,109 @@
+"""Reading rows from JSON Lines (also gzipped), Parquet and the hub, strictly: a broken line stops everything.
+
+Every row comes with the place that it was read from (``file:line``), so that whatever is found wrong with it later can
+be named.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import DataError, at_most
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+def read(source: str, split: str = "train") -> Iterator[tuple[str, dict]]:
+    """``(place, row)`` for every row of a local file, or of a data set on the hub (``owner/name``).
+
+    Raises:
+        DataError: if the source is not there or of no known kind, and after the last line if any line is not a JSON
+            object in UTF-8; the lines are named.
+    """
+    path = Path(source)
+    if path.is_file():
+        if not source.endswith(SUFFIXES):
+            raise DataError(f"cannot read {source}: the file must end in {', '.join(SUFFIXES)}")
+        yield from _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
+    elif source.count("/") == 1 and not source.startswith(("/", ".")) and not source.endswith(SUFFIXES):
+        yield from _read_hub(source, split)
+    else:
+        raise DataError(
+            f"there is no file {source} (from {Path.cwd()}); give a path to a {', '.join(SUFFIXES)} file, "
+            "or the owner/name of a data set on the hub"
+        )
+
+
+def fingerprint(source: str) -> str | None:
+    """The SHA-256 of a local file, None for a data set on the hub."""
+    path = Path(source)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    problems, rows = [], 0
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    problems.append(f"{path}:{number}: not UTF-8 at byte {error.start} of the line")
+                    continue
+                except json.JSONDecodeError as error:
+                    problems.append(f"{path}:{number}: not JSON at character {error.pos}: {error.msg}")
+                    continue
+                except RecursionError:
+                    problems.append(f"{path}:{number}: JSON nested too deeply")
+                    continue
+                if not isinstance(row, dict):
+                    problems.append(f"{path}:{number}: a JSON {type(row).__name__}, not an object")
+                    continue
+                rows += 1
+                yield f"{path}:{number}", row
+        except (EOFError, gzip.BadGzipFile) as error:
+            problems.append(f"{path}: broken gzip file after {rows} rows ({error})")
+    if problems:
+        raise DataError(f"{path} cannot be used; nothing was done with it:", at_most(problems))
+    if not rows:
+        raise DataError(f"{path} holds no rows")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+    if not file.metadata.num_rows:
+        raise DataError(f"{path} holds no rows")
+    number = 0
+    for batch in file.iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", row
+
+
+def _read_hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{name} is no local file, and the hub did not give split {split!r} of a data set of that name: {error}\n"
+            "  Without a network, give the path of a local file; with one, look at the name and at HF_HUB_OFFLINE."
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{name} ({split}), row {number}", dict(row)

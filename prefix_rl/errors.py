@@ -1,0 +1,46 @@
+"""Errors that a person can act on. The commands print them without a traceback and exit with status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """Something that the person who runs the command can mend. Holds every problem found, not only the first."""
+
+    def __init__(self, what: str, problems: Sequence[str] = ()):
+        self.what, self.problems = what, list(problems)
+        super().__init__("\n".join([what, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class RecipeError(UserError):
+    """A recipe that cannot run."""
+
+
+class DataError(UserError):
+    """Rows that cannot be trained on or evaluated."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, or not be continued from."""
+
+
+class StackError(UserError):
+    """Installed packages, or a device, with which the run would fail or train on the wrong thing."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`` (did you mean ...?)`` with the closest of ``names``, or nothing if none is close.
+
+    >>> nearest("learning_rat", ["learning_rate", "beta"])
+    ' (did you mean learning_rate?)'
+    """
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def at_most(problems: Sequence[str], shown: int = 20) -> list[str]:
+    """The first problems, and how many more there are."""
+    more = len(problems) - shown
+    return [*problems[:shown], f"... and {more} more"] if more > 0 else list(problems)

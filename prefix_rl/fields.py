@@ -1,0 +1,198 @@
+"""Checking what a person wrote against typed fields: every problem at once, each with what is allowed."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval
+from pydantic import TypeAdapter, ValidationError
+
+from .errors import nearest
+
+REQUIRED = dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class Field:
+    """One key that a block of a recipe may hold."""
+
+    type: Any
+    default: Any = REQUIRED
+
+
+def fields_of(cls: type) -> dict[str, Field]:
+    """The fields of a dataclass."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: Field(hints[f.name], f.default) for f in dataclasses.fields(cls)}
+
+
+def check(
+    where: str, given: object, fields: Mapping[str, Field], hints: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """``given`` with its types checked, and every problem found.
+
+    Args:
+        where: the name of the block, for the messages.
+        given: what the recipe holds for it; null is an empty block.
+        fields: the keys that it may hold.
+        hints: what to say of keys that people write and that do not exist.
+
+    Returns:
+        The values, with the default wherever nothing or something wrong is given; and the problems by the full name
+        of the key. A key that is required and missing or wrong has no value.
+    """
+    if given is None:
+        given = {}
+    if not isinstance(given, Mapping):
+        return {}, {where: f"must be a block of keys and values, given {_shown(given)}"}
+    values = {key: field.default for key, field in fields.items() if field.default is not REQUIRED}
+    problems = {}
+    for key in sorted(given.keys() - fields.keys(), key=str):
+        listing = f"; there are {', '.join(fields) or 'none'}" if len(fields) <= 20 else ""
+        problems[f"{where}.{key}"] = (hints or {}).get(key) or f"no such key{nearest(key, fields)}{listing}"
+    for key, field in fields.items():
+        name = f"{where}.{key}"
+        if key not in given:
+            if field.default is REQUIRED:
+                problems[name] = f"is missing: give {describe(field.type)}"
+            continue
+        nested = _dataclass_in(field.type)
+        if nested and given[key] is not None:
+            inner, found = check(name, given[key], fields_of(nested))
+            problems |= found
+            values[key] = nested(**inner)
+            continue
+        try:
+            values[key] = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
+        except (ValidationError, TypeError, ValueError):
+            problems[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
+    return values, problems
+
+
+def describe(kind: Any) -> str:
+    """What a field takes, in words.
+
+    >>> describe(Annotated[float, Interval(ge=0, le=1)] | None)
+    'a number in [0, 1], or null'
+    >>> describe(Literal["pooled", "unprefixed"])
+    'one of pooled, unprefixed'
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return describe(args[0]) + "".join(_bound(m) for m in args[1:])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (types.UnionType, typing.Union):
+        return ", or ".join(dict.fromkeys(describe(a) for a in sorted(args, key=lambda a: a is type(None))))
+    if origin in (list, tuple):
+        return f"a list, each {describe(args[0])}"
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        dict: "a block",
+        list: "a list",
+    }
+    return words.get(origin or kind, "null" if kind is type(None) else "a value that TRL takes")
+
+
+def _bound(m: object) -> str:
+    if isinstance(m, Interval):
+        return f" in [{m.ge}, {m.le}]"
+    return f" of at least {m.ge}" if isinstance(m, Ge) else f" above {m.gt}" if isinstance(m, Gt) else ""
+
+
+def _dataclass_in(kind: Any) -> type | None:
+    return next(
+        (k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)), None
+    )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+# --- the fields of a class that is too heavy to import ----------------------------------------------------------------
+
+
+@cache
+def fields_from_source(module: str, cls: str) -> dict[str, Field]:
+    """The fields of a dataclass, read from its source and its bases' sources without importing them.
+
+    Importing TRL takes seconds; a misspelt key should not. A default that is no literal counts as None.
+    """
+    tree = ast.parse(_source(module).read_text(encoding="utf-8"))
+    definition = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls)
+    found: dict[str, Field] = {}
+    for base in definition.bases:
+        if isinstance(base, ast.Name) and (home := _home(tree, module, base.id)):
+            found |= fields_from_source(home, base.id)
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            settable, default = _default(node.value)
+            if settable and not node.target.id.startswith("_"):
+                found[node.target.id] = Field(_type(ast.unparse(node.annotation)), default)
+    return found
+
+
+def _source(module: str) -> Path:
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)  # of the package alone: a finder of submodules would import it
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{package} is not installed", name=package)
+    return Path(spec.origin).parent.joinpath(*rest).with_suffix(".py")
+
+
+def _home(tree: ast.Module, module: str, name: str) -> str | None:
+    """The module that ``name`` is imported from."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            if node.level:
+                return ".".join([*module.split(".")[: -node.level], node.module])
+            # `from transformers import TrainingArguments` names the package; its module is named after the class
+            return {"TrainingArguments": "transformers.training_args"}.get(name, node.module)
+    return None
+
+
+def _default(value: ast.expr | None) -> tuple[bool, object]:
+    """Whether the field can be set, and its default."""
+    if isinstance(value, ast.Call):
+        keywords = {k.arg: k.value for k in value.keywords}
+        if "init" in keywords and ast.unparse(keywords["init"]) == "False":
+            return False, None
+        value = keywords.get("default")
+    try:
+        return True, None if value is None else ast.literal_eval(value)
+    except ValueError:
+        return True, None
+
+
+class _AnyName(dict):
+    def __missing__(self, name: str) -> object:
+        return Any
+
+
+def _type(annotation: str) -> object:
+    """The type that an annotation names; names that only the heavy module knows stand for anything."""
+    scope = _AnyName(
+        int=int, float=float, str=str, bool=bool, dict=dict, list=list, tuple=tuple, Union=typing.Union,
+        Optional=typing.Optional, Literal=Literal, Any=Any,
+    )  # fmt: skip
+    return eval(annotation, {"__builtins__": {}}, scope)  # noqa: S307  our own dependency's source

@@ -1,0 +1,112 @@
+"""The quickstart: two arms side by side on two cores, evaluated and reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import RecipeError, UserError
+from ..progress import say
+from ..recipe import load_recipe
+from ..train import model_path
+
+ARMS = ("dr_grpo", "prefix_rft")
+
+
+def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None) -> Path:
+    """Trains the arms with equal rollouts from the same base policy; returns the folder of the report.
+
+    Raises:
+        UserError: if the recipes are not there or an arm fails; its log is named.
+    """
+    from tqdm import tqdm
+
+    from ..reports.report import report, text_table
+
+    missing = [arm for arm in ARMS if not (recipes / f"{arm}.yaml").is_file()]
+    if missing:
+        raise RecipeError(
+            f"there is no {recipes / missing[0]}.yaml (from {Path.cwd()}); run this in the checkout, or give --recipes"
+        )
+    began = time.monotonic()
+    overrides = [f"training.seed={seed}", f"data.lab.seed={seed}", "output.resume=never"]
+    overrides += [f"training.max_steps={steps}"] if steps else []
+    loaded = {arm: load_recipe(recipes / f"{arm}.yaml", overrides) for arm in ARMS}
+    folders = {arm: output / arm for arm in ARMS}
+    taken = [str(folder) for folder in folders.values() if (folder / "run.json").exists()]
+    if taken:
+        raise UserError(f"there are runs already in {' and '.join(taken)}; give another --output, or remove them")
+    base = model_path(loaded["prefix_rft"])
+    say(f"the base policy is in {base}; training {' and '.join(ARMS)} side by side")
+
+    processes = {
+        arm: _start(
+            [
+                "-m",
+                "prefix_rl.train",
+                "--config",
+                str(recipes / f"{arm}.yaml"),
+                f"output.dir={folders[arm]}",
+                *overrides,
+            ],
+            folders[arm] / "train.log",
+        )
+        for arm in ARMS
+    }
+    bars = {
+        arm: tqdm(desc=f"{arm:<10}", total=loaded[arm].training["max_steps"], position=i, leave=True)
+        for i, arm in enumerate(ARMS)
+    }
+    while any(process.poll() is None for process in processes.values()):
+        time.sleep(1)
+        for arm, shown in bars.items():
+            last = _last_metrics(folders[arm])
+            shown.update(last.get("step", 0) - shown.n)
+            shown.set_postfix_str(f"training reward {last['reward']:.2f}" if "reward" in last else "starting")
+    for shown in bars.values():
+        shown.close()
+    _finish(processes, folders, "train.log")
+
+    say("evaluating the base policy and both arms, without any prefix, on the same held-out problems")
+    common = ["evaluation.samples=2"]
+    jobs = {arm: ["evaluate", str(folders[arm]), *common] for arm in ARMS}
+    folders["base"] = output / "base"
+    recipe = str(recipes / "dr_grpo.yaml")
+    jobs["base"] = ["evaluate", "lab", "--config", recipe, "--output", str(folders["base"]), *common]
+    run = "import sys; from prefix_rl.cli import main; sys.argv = ['prefix-rl', *sys.argv[1:]]; main()"
+    _finish(
+        {name: _start(["-c", run, *job], folders[name] / "evaluate.log") for name, job in jobs.items()},
+        folders,
+        "evaluate.log",
+    )
+    paths = report([folders["base"], *(folders[arm] for arm in ARMS)], output / "report")
+    print(text_table(json.loads(paths["results.json"].read_text(encoding="utf-8"))))
+    say(f"all of it took {(time.monotonic() - began) / 60:.1f} minutes; look at {paths['report.html']}")
+    return output / "report"
+
+
+def _start(arguments: Sequence[str], log: Path) -> subprocess.Popen:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # one thread each: the model is too small for more, and two arms share two cores
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("w", encoding="utf-8") as file:
+        return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment)
+
+
+def _finish(processes: dict[str, subprocess.Popen], folders: dict[str, Path], log: str) -> None:
+    failed = [name for name, process in processes.items() if process.wait()]
+    if failed:
+        tail = (folders[failed[0]] / log).read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+        raise UserError(f"{failed[0]} failed; the end of {folders[failed[0]] / log}:", tail)
+
+
+def _last_metrics(folder: Path) -> dict:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return next((m for m in map(json.loads, reversed(whole)) if "reward" in m), {})

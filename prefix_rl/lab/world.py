@@ -1,0 +1,148 @@
+r"""The world: chains of additions, their demonstrations, and the slips that the base policy learns.
+
+A problem gives a number and ``slots`` additions modulo ``modulus``; the solution writes every running total, and boxes
+the totals after each third of the way::
+
+    problem         12 -1 -9 -7 -8 -4 +5 +2 ... -6 +6 ?
+    demonstration   11 2 15 7 3 8 10 ... 15 1 \boxed{( 10 , 9 , 1 )}
+
+``operations`` of the additions are hard (1 to 9 up or down); the others are ``+0``. So the number of hard additions is
+the difficulty, and every problem has the same layout. Since the answer takes three totals, a wrong chain cannot box it
+by luck: guessing wins one time in 8,000.
+
+The base policy is trained on a corpus in which each hard addition slips upwards by one with probability ``slip_small``
+(steps of 1 to 5) or ``slip_large`` (6 to 9). Slips never cancel out, and a large step is wrong more often than right,
+so neither sampling nor greedy decoding solves a long problem, though every single step is within reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Interval
+from jaxtyping import Int
+from torch import Tensor
+
+from ..data.problems import Problem
+
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+_HELD_OUT = 10**6  # seeds of held-out problems start here
+
+
+@dataclass(frozen=True)
+class World:
+    """Settings of the world. ``slots``, ``modulus``, the slips and the ``base_*`` fields decide the base policy."""
+
+    slots: Annotated[int, Ge(3)] = 20
+    """Additions in a problem."""
+    modulus: Annotated[int, Ge(2)] = 20
+    """Totals are 0 ... modulus - 1."""
+    slip_small: Fraction = 0.3
+    """Probability of a slip at a step of 1 to 5, in the base policy's corpus."""
+    slip_large: Fraction = 0.7
+    """Probability of a slip at a step of 6 to 9."""
+    base_steps: Annotated[int, Ge(1)] = 4000
+    """Training steps of the base policy, 32 fresh problems each."""
+    base_seed: Annotated[int, Ge(0)] = 0
+    """Seed of the base policy."""
+    operations: Annotated[int, Ge(1)] = 20
+    """Hard additions in a problem: its difficulty."""
+    problems: Annotated[int, Ge(1)] = 64
+    """Training problems."""
+    held_out: Annotated[int, Ge(1)] = 256
+    """Problems to evaluate on."""
+    demonstrations: Literal["clean", "garbled"] = "clean"
+    """garbled: some totals of a demonstration are replaced by random numbers; chain and answer stay right."""
+    garbled: Fraction = 0.3
+    """The share of totals that garbled demonstrations get wrong."""
+    demonstrated: Annotated[int, Ge(0)] | None = None
+    """How many of the training problems have a demonstration; null: all."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the training problems. The held-out problems are the same for every seed."""
+
+    def problems_found(self) -> list[str]:
+        """What cannot be in these settings together."""
+        if self.operations > self.slots:
+            return [f"data.lab.operations = {self.operations} does not fit into data.lab.slots = {self.slots}"]
+        return []
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Every word; its place is its token id."""
+        numbers = [str(n) for n in range(self.modulus)]
+        steps = [f"+{d}" for d in range(10)] + [f"-{d}" for d in range(1, 10)]
+        return ["<pad>", "<eos>", "<unk>", "?", r"\boxed{(", ",", ")}", *numbers, *steps]
+
+    @property
+    def marked(self) -> tuple[int, int, int]:
+        """The totals (counted from 0) that the answer takes: after a third, two thirds and all of the way."""
+        return tuple(round(self.slots * third / 3) - 1 for third in (1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Chains of additions in vectorized form."""
+
+    start: Int[Tensor, " N"]
+    steps: Int[Tensor, "N slots"]
+    totals: Int[Tensor, "N slots"]  # as they are
+    slipped: Int[Tensor, "N slots"]  # as the corpus has them
+
+
+def chains(world: World, operations: Int[Tensor, " N"], generator: torch.Generator) -> Chains:
+    """One random chain for each entry of ``operations``, with that many hard additions at random places."""
+    shape = (len(operations), world.slots)
+    start = torch.randint(0, world.modulus, shape[:1], generator=generator)
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    size = torch.randint(1, 10, shape, generator=generator)
+    place = torch.rand(shape, generator=generator).argsort(dim=1).argsort(dim=1)
+    size = size * (place < operations.unsqueeze(1))
+    steps = sign * size
+    chance = torch.where(size > 5, world.slip_large, world.slip_small) * (size > 0)
+    slips = (torch.rand(shape, generator=generator) < chance).long()
+    return Chains(
+        start=start,
+        steps=steps,
+        totals=(start.unsqueeze(1) + steps.cumsum(dim=1)) % world.modulus,
+        slipped=(start.unsqueeze(1) + (steps + slips).cumsum(dim=1)) % world.modulus,
+    )
+
+
+def held_out_problems(world: World) -> list[Problem]:
+    """The problems to evaluate on, each with a clean demonstration. Training never sees them."""
+    return _problems(world, world.held_out, _HELD_OUT, "held-out", "clean", world.held_out)
+
+
+def training_problems(world: World) -> list[Problem]:
+    """The problems to train on."""
+    demonstrated = world.problems if world.demonstrated is None else world.demonstrated
+    return _problems(world, world.problems, world.seed, "train", world.demonstrations, demonstrated)
+
+
+def _problems(world: World, count: int, seed: int, name: str, kind: str, demonstrated: int) -> list[Problem]:
+    generator = torch.Generator().manual_seed(seed)
+    made = chains(world, torch.full((count,), world.operations), generator)
+    wrong = torch.rand(made.totals.shape, generator=generator) < (world.garbled if kind == "garbled" else 0.0)
+    wrong[:, -1] = False
+    noise = torch.randint(0, world.modulus, made.totals.shape, generator=generator)
+    written = torch.where(wrong, noise, made.totals)
+    found = []
+    for i in range(count):
+        answer = [int(made.totals[i, j]) for j in world.marked]
+        totals = [str(int(t)) for t in written[i]]
+        box = rf"\boxed{{( {' , '.join(map(str, answer))} )}}"
+        text = " ".join([*totals, box])
+        # the answer can be read as soon as the last total stands there
+        demonstration = {"text": text, "readable_from": len(" ".join(totals[:-1])) + 1}
+        found.append(
+            Problem(
+                id=f"{name}/{i}",
+                text=" ".join([str(int(made.start[i])), *(f"{int(s):+d}" for s in made.steps[i]), "?"]),
+                answer=f"({', '.join(map(str, answer))})",
+                demonstrations=(demonstration,) if i < demonstrated else (),
+                place=f"the lab's {name} problem {i}",
+            )
+        )
+    return found

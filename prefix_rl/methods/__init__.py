@@ -1,0 +1,40 @@
+"""Methods, found by the name of their module: ``method: {name: prefix_rft}`` is ``methods/prefix_rft.py``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+from .base import Method
+
+
+def names() -> list[str]:
+    """The methods that this package brings."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+
+
+def find(name: str) -> type[Method]:
+    """The method class of module ``name``: one of :func:`names`, or a dotted module path of your own.
+
+    Raises:
+        LookupError: if there is no such module, or not exactly one method in it.
+
+    >>> find("dr_grpo").__name__
+    'DrGRPO'
+    """
+    path = name if "." in name else f"{__name__}.{name}"
+    if "." not in name and name not in names():
+        raise LookupError(f"no method {name!r}; there are {', '.join(names())}, or give your own module's dotted path")
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise LookupError(f"no module {name!r} to take a method from ({error})") from error
+    found = [
+        cls for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, Method) and cls.__module__ == module.__name__
+    ]  # fmt: skip
+    if len(found) != 1:
+        listing = ", ".join(cls.__name__ for cls in found) or "none"
+        raise LookupError(f"module {name!r} must define one subclass of Method, it defines {listing}")
+    return found[0]

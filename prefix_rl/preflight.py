@@ -1,0 +1,126 @@
+"""Refuses what is known to fail or to train on the wrong thing, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+
+from .errors import StackError
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+STACK = (
+    "torch", "transformers", "trl", "accelerate", "datasets", "deepspeed", "math-verify", "latex2sympy2_extended",
+    "sympy", "peft", "vllm", "wandb",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str | None]:
+    """The installed version of each package that results depend on; None if it is not installed."""
+    return {name: installed(name) for name in STACK}
+
+
+def installed(name: str) -> str | None:
+    """The installed version of one package."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, with ``+changes`` if its tracked files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def stack_problems(found: dict[str, str | None]) -> list[str]:
+    """What is wrong with the installed versions themselves."""
+    problems = []
+
+    def refuse(name: str, wrong, reason: str) -> None:
+        if found.get(name) and wrong(Version(found[name])):
+            problems.append(f"{name} {found[name]}: {reason}")
+
+    refuse(
+        "trl",
+        lambda v: not Version("1.16") <= v < Version("1.17"),
+        "the trainer wraps members of TRL 1.16; install trl>=1.16,<1.17",
+    )
+    refuse(
+        "deepspeed",
+        lambda v: v < Version("0.19.0"),
+        "before 0.19.0, ZeRO-1/2 with a CPU-offloaded optimizer and gradient accumulation loses the gradients of all "
+        "micro-batches but the first (DeepSpeed pull requests 7967 and 7981); install deepspeed>=0.19.0",
+    )
+    refuse("transformers", lambda v: v < Version("5.8"), "TRL 1.16 is tested here with 5.8 and newer")
+    refuse("math-verify", lambda v: v < Version("0.9"), "grading is tested with 0.9; older versions differ in verdicts")
+    return problems
+
+
+def recipe_problems(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[str]:
+    """What this recipe needs and this machine does not have."""
+    value, problems = recipe.training_value, []
+    if value("use_vllm"):
+        if not found["vllm"]:
+            problems.append("training.use_vllm = true, but vLLM is not installed: pip install 'prefix_rl[vllm]'")
+        elif not Version("0.22") <= Version(found["vllm"]) < Version("0.32"):
+            problems.append(f"vllm {found['vllm']}: TRL 1.16 works with 0.22 to 0.31")
+    if recipe.model.lora and not found["peft"]:
+        problems.append("model.lora needs peft: pip install 'prefix_rl[lora]'")
+    bf16 = value("bf16") is not False and not value("fp16")
+    if value("use_transformers_continuous_batching") and bf16 and recipe.model.dtype != "bfloat16":
+        problems.append(
+            "training.use_transformers_continuous_batching with bf16 and float32 weights: TRL 1.16 casts the weights "
+            "to bfloat16 in place at the first generation, for good; set model.dtype = bfloat16 or training.bf16 = false"
+        )
+    if not cuda and not value("use_cpu"):
+        problems.append("no GPU was found; to train on the CPU set training.use_cpu=true training.bf16=false")
+    reporters = value("report_to")
+    if "tensorboard" in (reporters or "") and not installed("tensorboard"):
+        problems.append("training.report_to = tensorboard needs tensorboard: pip install tensorboard")
+    return problems
+
+
+def check(recipe: Recipe) -> None:
+    """Checks stack and recipe together.
+
+    Raises:
+        StackError: with every problem found.
+    """
+    import torch
+
+    found = versions()
+    problems = stack_problems(found) + recipe_problems(recipe, found, torch.cuda.is_available())
+    if problems:
+        raise StackError("this run would fail, or train on the wrong thing:", problems)
+
+
+def quiet() -> None:
+    """Keeps libraries from telling what does not help: telemetry, deprecations inside TRL, a missing GPU."""
+    import warnings
+
+    import torch
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*|trl\..*")

@@ -1,0 +1,103 @@
+"""What prefixes a recipe will draw on its data, before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, quantiles
+
+from ..data.tokenizer import DemonstrationTable
+from ..errors import RecipeError
+from ..recipe import Recipe, batches, world_size
+from ..rollouts import Row, Step
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The prefixes of one step: lengths in tokens over all problems that have a demonstration."""
+
+    step: int
+    tokens: list[int]
+    fractions: list[float]  # of the demonstration
+    shortened: float  # share of the prefixes that the answer guard or the budget cut shorter than drawn
+
+    @property
+    def deciles(self) -> tuple[float, float, float]:
+        """The 10th, 50th and 90th percentile of the lengths."""
+        if len(self.tokens) < 2:
+            return (float(self.tokens[0]),) * 3
+        cuts = quantiles(self.tokens, n=10, method="inclusive")
+        return cuts[0], cuts[4], cuts[8]
+
+
+def total_steps(recipe: Recipe, problems: int) -> int:
+    """The optimizer steps that a recipe makes on so many problems."""
+    if recipe.training_value("max_steps") > 0:
+        return recipe.training_value("max_steps")
+    found = batches(recipe, world_size())
+    return int(recipe.training_value("num_train_epochs") * (problems // found.prompts) * found.steps)
+
+
+def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list[Lengths]:
+    """The prefixes that the method draws at ``points`` steps from the first to the last.
+
+    Raises:
+        RecipeError: if the method draws none.
+    """
+    total = total_steps(recipe, len(table))
+    group_size = recipe.training_value("num_generations")
+    if not recipe.method.injects:
+        raise RecipeError(f"method {recipe.method_name} with these settings starts no rollout from a prefix")
+    rows = [
+        Row(problem * group_size + member, problem, table[problem])
+        for problem in range(len(table)) if table[problem] for member in range(group_size)
+    ]  # fmt: skip
+    found = []
+    for step in sorted({round(i * max(total - 1, 0) / max(points - 1, 1)) for i in range(points)}):
+        now = Step(step, total, recipe.training_value("seed"), recipe.training_value("max_completion_length"))
+        drawn = [p for p in recipe.method.prefixes(rows, group_size, now) if p.drawn]
+        if not drawn:
+            raise RecipeError(f"no demonstration of {recipe.data.train} can be cut into a prefix")
+        found.append(
+            Lengths(
+                step,
+                [len(p.ids) for p in drawn],
+                [len(p.ids) / p.of for p in drawn],
+                mean(len(p.ids) < p.drawn for p in drawn),
+            )
+        )
+    return found
+
+
+def table_of(preview: Sequence[Lengths]) -> str:
+    """The preview as text."""
+    lines = [
+        f"{'step':>6}  {'tokens: 10 %':>12}  {'median':>6}  {'90 %':>6}  {'longest':>7}  {'mean share':>10}  {'shortened':>9}"
+    ]
+    for at in preview:
+        low, middle, high = at.deciles
+        lines.append(
+            f"{at.step:>6}  {low:>12.0f}  {middle:>6.0f}  {high:>6.0f}  {max(at.tokens):>7}  "
+            f"{mean(at.fractions):>10.2f}  {at.shortened:>9.0%}"
+        )
+    return "\n".join(lines)
+
+
+def plot(preview: Sequence[Lengths], title: str, path: Path) -> None:
+    """Lengths and fractions over the run."""
+    from .plots import COLORS, figure, save
+
+    fig, (left, right) = figure(1, 2, width=9, height=3.4)
+    steps = [at.step for at in preview]
+    low, middle, high = zip(*(at.deciles for at in preview), strict=True)
+    left.fill_between(steps, low, high, color=COLORS[0], alpha=0.2, label="80 % of the prefixes")
+    left.plot(steps, middle, color=COLORS[0], label="median")
+    left.set(xlabel="step", ylabel="prefix length (tokens)", ylim=(0, None))
+    left.legend()
+    right.plot(steps, [mean(at.fractions) for at in preview], color=COLORS[0], label="mean share of the demonstration")
+    right.plot(steps, [at.shortened for at in preview], color=COLORS[1], label="share of prefixes shortened")
+    right.set(xlabel="step", ylabel="fraction", ylim=(0, 1))
+    right.legend()
+    fig.suptitle(title)
+    save(fig, path)

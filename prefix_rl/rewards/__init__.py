@@ -1,0 +1,50 @@
+"""Rewards: a verifiable answer, graded by math-verify in processes that can be killed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from .grading import Outcome
+from .workers import Grader
+
+
+class MathReward:
+    """1 for a right final answer, 0 for any other outcome, None where the gold answer cannot be parsed.
+
+    A reward function as TRL calls it. The completion counts as a whole: prefix and continuation.
+
+    Args:
+        workers, deadline, memory_mb: see :class:`~prefix_rl.rewards.workers.Grader`.
+    """
+
+    __name__ = "math_reward"
+
+    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048):
+        self.grader = Grader(workers, deadline, memory_mb)
+
+    def __call__(
+        self,
+        completions: Sequence[str] | Sequence[list[dict[str, str]]],
+        answer: Sequence[str],
+        log_extra: Callable[[str, list], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: object,
+    ) -> list[float | None]:
+        """Grades plain or conversational completions against the data set's ``answer`` column.
+
+        ``log_metric`` gets the share of each outcome (``outcome/right`` and so on), ``log_extra`` the outcomes.
+        """
+        texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
+        outcomes = self.grader.grade(list(zip(texts, answer, strict=True)))
+        if log_extra:
+            log_extra("outcome", [str(outcome) for outcome in outcomes])
+        if log_metric:
+            counts = Counter(outcomes)
+            for outcome in Outcome:
+                log_metric(f"outcome/{outcome}", counts[outcome] / max(len(outcomes), 1))
+        return [None if outcome is Outcome.BAD_GOLD else float(outcome is Outcome.RIGHT) for outcome in outcomes]
+
+
+math_reward = MathReward()
+"""The reward with its default settings; its workers start at the first call."""

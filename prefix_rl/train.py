@@ -1,0 +1,296 @@
+"""Training: ``accelerate launch -m prefix_rl.train --config RECIPE [key=value ...]``.
+
+Everything that a person can get wrong is checked before TRL is imported; so this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import preflight
+from .checkpoints import check_continues, facts_of, last_whole, set_aside_incomplete
+from .data.prepare import is_verified
+from .data.problems import Problem, verify
+from .errors import CheckpointError, DataError, RecipeError, UserError
+from .progress import bar, say
+from .recipe import LAB, Recipe, batches, load_run, prompt_of, world_size
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .trainer import PrefixTrainer
+
+
+def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
+    """Trains as the recipe says; returns the run's folder.
+
+    Raises:
+        UserError: for whatever a person can mend: the recipe, the data, the stack, the run's folder.
+        KeyboardInterrupt: after saying where the last whole checkpoint lies.
+    """
+    recipe, problems, held_out = load_run(path, overrides)
+    preflight.check(recipe)
+    run = Path(recipe.output.dir)
+    _open_folder(run, recipe)
+    trainer = build(recipe, problems, held_out)
+    resume = _checkpoint_to_resume(trainer, run, recipe)
+    if resume and facts_of(resume)["step"] >= trainer.args.max_steps > 0:
+        say(f"{run} has already finished its {trainer.args.max_steps} steps; nothing was trained. "
+            "To train again, give another output.dir.")  # fmt: skip
+        return run
+    if is_main():
+        _record(run, recipe, trainer)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except KeyboardInterrupt:
+        whole = last_whole(run)
+        place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
+        say(f"stopped at step {trainer.state.global_step}; {place}. The same command goes on from there.")
+        raise
+    trainer.save_model(str(run / "final"))
+    if is_main():
+        say(f"trained {trainer.state.global_step} steps; the policy is in {run / 'final'}")
+    return run
+
+
+def build(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem] = ()) -> PrefixTrainer:
+    """The trainer that a recipe describes, on these problems."""
+    preflight.quiet()
+    from .rewards import MathReward
+    from .trainer import PrefixTrainer
+
+    args = _arguments(recipe)
+    reward = MathReward(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+    problems = _verified(recipe, problems, reward)
+    facts = {"recipe": recipe.resolved(), "data": _hash_of(problems), "versions": preflight.versions()}
+    model, tokenizer = _policy(recipe)
+    return PrefixTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=_dataset(recipe, problems),
+        eval_dataset=_dataset(recipe, held_out) if held_out else None,
+        processing_class=tokenizer,
+        method=recipe.method,
+        answer_guard=recipe.data.answer_guard,
+        rollouts_every=recipe.output.rollouts_every,
+        facts=facts,
+        **_adapters(recipe),
+    )
+
+
+def _arguments(recipe: Recipe):
+    """TRL's arguments; what only TRL can judge is reported as a problem of the recipe."""
+    from trl import GRPOConfig
+
+    loading = {
+        "dtype": recipe.model.dtype,
+        "attn_implementation": recipe.model.attn_implementation,
+        "revision": recipe.model.revision,
+    }
+    loading = {key: value for key, value in loading.items() if value is not None}
+    training = {k: int(v) if isinstance(v, float) and v.is_integer() and k.endswith("steps") else v
+                for k, v in recipe.training.items()}  # fmt: skip
+    try:
+        return GRPOConfig(
+            output_dir=recipe.output.dir, remove_unused_columns=False, model_init_kwargs=loading or None, **training
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"TRL does not accept the training block: {error}") from error
+
+
+def _policy(recipe: Recipe):
+    """What to load the model from, and its tokenizer."""
+    from .data.tokenizer import load_tokenizer
+
+    path = model_path(recipe)
+    tokenizer = load_tokenizer(path, **({"revision": recipe.model.revision} if recipe.model.revision else {}))
+    if recipe.model.chat_template:
+        tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
+    if recipe.data.prompt == "chat" and not tokenizer.chat_template:
+        raise RecipeError(
+            f"data.prompt = chat, but the tokenizer of {path} has no chat template; set model.chat_template to a Jinja "
+            "file, or data.prompt = plain"
+        )
+    return path, tokenizer
+
+
+def model_path(recipe: Recipe) -> str:
+    """Where the model is; the lab's base policy is trained first if need be."""
+    if recipe.model.name_or_path != LAB:
+        return recipe.model.name_or_path
+    from .lab.base import base_policy
+
+    with bar("training the lab's base policy", recipe.world.base_steps) as advance:
+        return str(base_policy(recipe.world, advance))
+
+
+def _adapters(recipe: Recipe) -> dict[str, Any]:
+    if recipe.model.lora is None:
+        return {}
+    from peft import LoraConfig
+
+    lora = recipe.model.lora
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return {
+        "peft_config": LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+    }
+
+
+def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [
+            {
+                "prompt": prompt_of(problem, recipe.data),
+                "answer": problem.answer,
+                "problem_id": problem.id,
+                "demonstrations": list(problem.demonstrations),
+            }
+            for problem in problems
+        ]
+    )
+
+
+def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Problem]:
+    """The problems with the demonstrations that earn the training reward, decided once for all ranks.
+
+    ``prefix-rl prepare`` has done this already for its own files.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    if recipe.data.train != LAB and is_verified(recipe.data.train):
+        return list(problems)
+    decided: list[Any] = [None]
+    if is_main():
+        count = sum(max(len(p.demonstrations), 1) for p in problems)
+        with bar("grading the demonstrations", count) as advance:
+            kept, bad_gold, outcomes = verify(problems, reward.grader, advance)
+        decided = [(kept, [f"{p.place}: the gold answer {p.answer[:60]!r} cannot be parsed" for p in bad_gold])]
+        dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != "right"}
+        if dropped:
+            say(
+                f"dropped {sum(dropped.values())} of {outcomes.total()} demonstrations that do not earn the reward: {dropped}"
+            )
+    broadcast_object_list(decided)
+    kept, unparsable = decided[0]
+    if unparsable:
+        raise DataError(
+            f"{recipe.data.train} has gold answers that no completion could be graded against; nothing was trained. "
+            "`prefix-rl prepare` drops such rows:",
+            unparsable[:20],
+        )
+    if recipe.method.injects and not any(p.demonstrations for p in kept):
+        raise DataError(f"no demonstration of {recipe.data.train} earns the training reward; nothing was trained")
+    return kept
+
+
+def _hash_of(problems: Sequence[Problem]) -> str:
+    digest = hashlib.sha256()
+    for p in problems:
+        digest.update(repr((p.id, p.text, p.answer, [d["text"] for d in p.demonstrations])).encode())
+    return digest.hexdigest()
+
+
+# --- the run's folder -------------------------------------------------------------------------------------------------
+
+
+def is_main() -> bool:
+    """Whether this process writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _open_folder(run: Path, recipe: Recipe) -> None:
+    """Makes the run's folder and sees that it can be written."""
+    probe = run / f".writable-{os.getpid()}"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe.write_text("x" * 4096, encoding="utf-8")
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(f"the run's folder {run} cannot be written: {error.strerror or error}") from error
+    if recipe.output.resume == "never" and (run / "run.json").exists():
+        raise CheckpointError(f"{run} holds a run already, and output.resume = never; give another output.dir")
+
+
+def _checkpoint_to_resume(trainer: PrefixTrainer, run: Path, recipe: Recipe) -> Path | None:
+    if is_main():
+        for moved in set_aside_incomplete(run):
+            say(f"set aside a checkpoint that was cut off: {moved}")
+    trainer.accelerator.wait_for_everyone()
+    folder = last_whole(run)
+    if folder is None:
+        return None
+    check_continues(folder, {**trainer.facts, "world_size": trainer.args.world_size})
+    if is_main():
+        say(f"continuing from {folder}")
+    return folder
+
+
+def _record(run: Path, recipe: Recipe, trainer: PrefixTrainer) -> None:
+    """The resolved recipe and what it ran on, beside the results."""
+    (run / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    (run / "training_arguments.json").write_text(trainer.args.to_json_string() + "\n", encoding="utf-8")
+    facts = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git_commit": preflight.git_commit(),
+        "python": sys.version.split()[0],
+        "versions": preflight.versions(),
+        "world_size": trainer.args.world_size,
+        "data_sha256": trainer.facts["data"],
+    }
+    (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    found = batches(recipe, world_size())
+    say(
+        f"{recipe.method_name}: {trainer.args.max_steps if trainer.args.max_steps > 0 else trainer.args.num_train_epochs} "
+        f"{'steps' if trainer.args.max_steps > 0 else 'epochs'} on {len(trainer.train_dataset)} problems; a generation "
+        f"batch has {found.prompts} prompts x {trainer.args.num_generations} rollouts and serves {found.steps:g} steps"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of ``python -m prefix_rl.train``."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="python -m prefix_rl.train",
+        description="Train as a recipe says.",
+        epilog="example: accelerate launch --config_file recipes/accelerate/zero2.yaml -m prefix_rl.train "
+        "--config recipes/qwen2.5-math-7b/prefix_rft.yaml training.learning_rate=2e-6",
+    )
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="the recipe, a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="block.key=value", help="values that replace the recipe's")
+    given, more = parser.parse_known_args(arguments)
+    return run_or_explain(lambda: train(given.config, [*given.overrides, *more]))
+
+
+def run_or_explain(command) -> int:
+    """Runs a command; prints what a person can mend instead of a traceback. Returns the exit status."""
+    try:
+        command()
+    except UserError as error:
+        if is_main():
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,467 @@
+"""The trainer: TRL's GRPOTrainer with the four questions of a :class:`~prefix_rl.methods.base.Method` asked.
+
+This is the only file that knows TRL's private names. It wraps eight members of ``GRPOTrainer`` 1.16; each wrapper calls
+``super()`` once, and no body of TRL is copied. What the wrappers add:
+
+- before generation, the prefixes: they travel as token ids behind the prompt, and come back glued to the continuation,
+  so that rewards, truncation and logging see one completion;
+- after generation, the credit of each token and the mask of the tokens that move, both decided once, on the whole
+  generation batch over all ranks. How the batch is then cut into micro-batches changes neither;
+- in the loss, that mask and the method's extra term;
+- around it: rewards with and without prefix, the saved rollouts, an order of the data that survives a resume, and
+  checkpoints that are whole or not there.
+
+What it leaves to TRL: the clipped surrogate, KL, LoRA, vLLM and its importance correction, every other metric.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from safetensors import SafetensorError
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+from trl import GRPOConfig, GRPOTrainer
+
+from .checkpoints import mark_whole
+from .data.tokenizer import DemonstrationTable, load_tokenizer
+from .errors import CheckpointError, DataError, RecipeError
+from .methods.base import Method
+from .prefixes import AnswerGuard, Prefix, join
+from .reports.rollouts import segments, write_rollouts
+from .rollouts import Rollouts, Row, Step
+
+_ROW = "dataset_row"  # the column that tells a row's place in the data set, and so its demonstrations
+
+
+class PrefixTrainer(GRPOTrainer):
+    """GRPO in which rollouts may start from a prefix of a demonstration.
+
+    Args:
+        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``.
+            ``args`` needs ``loss_type="dr_grpo"`` for Dr.GRPO, and ``scale_rewards="none"``. ``train_dataset`` may
+            have a column ``demonstrations`` (for each row a list of texts) beside ``prompt`` and ``answer``.
+        method: answers the four questions.
+        answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.prefixes.safe_cuts`.
+        rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
+        facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
+
+    Raises:
+        RecipeError: for settings that contradict the method.
+        DataError: if the method injects prefixes and no row has a usable demonstration.
+    """
+
+    def __init__(
+        self,
+        model,
+        reward_funcs,
+        args: GRPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class=None,
+        *,
+        method: Method,
+        answer_guard: AnswerGuard = "mention",
+        rollouts_every: int = 0,
+        facts: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
+        problems = method.problems({name: getattr(args, name) for name in ("num_generations", "max_completion_length")})
+        if args.scale_rewards != "none":
+            problems.append(f"scale_rewards = {args.scale_rewards}: the method gives the advantages, set it to none")
+        if args.multi_objective_aggregation != "sum_then_normalize":
+            problems.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
+        if method.injects and (kwargs.get("rollout_func") or kwargs.get("environment_factory")):
+            problems.append("rollout_func and environment_factory generate past the place where prefixes are injected")
+        if problems:
+            raise RecipeError("these settings contradict the method:", problems)
+
+        if processing_class is None and isinstance(model, str):
+            processing_class = load_tokenizer(model)
+        demonstrations = [[] for _ in range(len(train_dataset))]
+        if "demonstrations" in train_dataset.column_names:
+            demonstrations = train_dataset["demonstrations"][:]
+            train_dataset = train_dataset.remove_columns("demonstrations")
+        answers = train_dataset["answer"][:] if "answer" in train_dataset.column_names else [""] * len(demonstrations)
+        train_dataset = train_dataset.add_column(_ROW, list(range(len(demonstrations))))
+
+        self._plan: list[Prefix] | None = None
+        self._planned: list[Prefix] = []
+        self._micro_batch: dict[str, Any] | None = None
+        self._forward: tuple[torch.Tensor, torch.Tensor] | None = None
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if self._is_vlm and method.injects:
+            raise RecipeError("prefixes are token ids behind a text prompt; this model takes images too")
+        self.method = method
+        self.rollouts_every, self.facts = rollouts_every, dict(facts or {})
+        self.demonstrations = DemonstrationTable(
+            demonstrations,
+            answers,
+            self._tokenizer,
+            answer_guard,
+            min_tokens=1,
+            stop_ids=self.eos_token_ids,
+            opening=self._opening_of(train_dataset),
+        )
+        if method.injects and not any(self.demonstrations[row] for row in range(len(self.demonstrations))):
+            raise DataError(
+                f"{type(method).__name__} starts rollouts from demonstrations, but no demonstration can be used: every "
+                "one is missing, shorter than two tokens, or shows its answer from the first token on "
+                "(answer_guard = none would allow that)"
+            )
+        self.top_entropy_quantile = 0.0  # any value below 1 makes TRL ask get_high_entropy_mask, which knows better
+        self._generations = 0
+        self.add_callback(MetricsFile(Path(args.output_dir)))
+
+    def _opening_of(self, dataset: Dataset) -> str:
+        """``<think>`` (and what follows it) if the chat template opens a thought for the policy."""
+        if not len(dataset):
+            return ""
+        prompt_ids, *_ = self._tokenize_prompts([dataset[0]["prompt"]])
+        text = self._tokenizer.decode(prompt_ids[0], skip_special_tokens=False)
+        _, found, rest = text.rpartition("<think>")
+        return found + rest if found and not rest.strip() else ""
+
+    # --- 1 what is injected? ------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs):
+        if not self.model.training:  # evaluation never sees a prefix
+            return super()._generate_and_score_completions(inputs)
+        self._plan = self._planned = self._plan_prefixes(inputs)
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self._plan = None
+        return self._with_credit_and_mask(inputs, output)
+
+    def _step_now(self) -> Step:
+        return Step(self.state.global_step, self.state.max_steps, self.args.seed, self.max_completion_length)
+
+    def _plan_prefixes(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prefix]:
+        first = self.accelerator.process_index * len(inputs)
+        rows = [Row(first + i, given[_ROW], self.demonstrations[given[_ROW]]) for i, given in enumerate(inputs)]
+        plan = self.method.prefixes(rows, self.num_generations, self._step_now())
+        offered = any(row.demonstrations for row in rows)
+        # TRL's gather_object keeps the order of the ranks, so every rank sees the same and all fail together
+        seen = gather_object([(offered, any(prefix.ids for prefix in plan))])
+        if self.method.injects and any(o for o, _ in seen) and not any(injected for _, injected in seen):
+            raise DataError(
+                f"step {self.state.global_step}: {type(self.method).__name__} injected no prefix although the batch has "
+                "demonstrations; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
+                "max_prefix_tokens and the answer guard"
+            )
+        return plan
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
+        plan, self._plan = self._plan, None  # with tools, TRL comes back for the rest of a turn: that has no prefix
+        if plan is None:
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+            )
+        continued = [list(prompt) + prefix.ids for prompt, prefix in zip(prompt_ids, plan, strict=True)]
+        # One generation a prompt: a vLLM server would otherwise keep every num_generations-th prompt only
+        continuations, logps = super()._generate_single_turn(continued, images, multimodal_fields, 1, *args, **kwargs)
+        budget = self.max_completion_length
+        completions = [join(p.ids, c, budget) for p, c in zip(plan, continuations, strict=True)]
+        if logps is not None:  # nobody sampled the prefix: TRL takes None as "no importance correction here"
+            logps = [join([None] * len(p.ids), list(row), budget) for p, row in zip(plan, logps, strict=True)]
+        return completions, logps
+
+    # --- 2 who gets credit? 3 which tokens move? ----------------------------------------------------------------------
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._outcomes = None
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        unscored = torch.isnan(rewards_per_func).all(dim=1)
+        weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
+        self._rewards = weighted.nansum(dim=1).masked_fill(unscored, torch.nan)
+        if bool(torch.isinf(self._rewards).any()):
+            raise DataError(f"step {self.state.global_step}: a reward function returned an infinite reward")
+        if bool(unscored.all()):
+            raise DataError(
+                f"step {self.state.global_step}: no rollout could be scored, every reward is None or NaN. Look at the "
+                "gold answers (`prefix-rl prepare` drops those that cannot be parsed) and at the reward function"
+            )
+        if self.model.training:
+            self._log("reward_unscored_share", unscored.float().mean())
+            prefixed = self._gather_flags([bool(prefix.ids) for prefix in self._planned])
+            for name, rows in (("reward_with_prefix", prefixed), ("reward_without_prefix", ~prefixed)):
+                self._log(name, torch.nanmean(self._rewards[rows]))
+        self._outcomes = list(self._pending_extra_logs.get("outcome", [])) or None
+        return rewards_per_func
+
+    def _with_credit_and_mask(self, inputs, output: dict[str, Any]) -> dict[str, Any]:
+        """TRL's batch with ``(B, T)`` advantages, the prefix mask, the update mask and the rewards."""
+        completion_ids, completion_mask = output["completion_ids"], output["completion_mask"].bool()
+        lengths = torch.tensor([len(prefix.ids) for prefix in self._planned], device=completion_ids.device)
+        positions = torch.arange(completion_ids.size(1), device=completion_ids.device)
+        prefix_mask = (positions < lengths.unsqueeze(1)) & completion_mask
+        self._check_tokens(completion_ids)
+        entropies = self._prefix_entropies(output, prefix_mask) if self.method.needs_entropies else None
+
+        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        rollouts = self._gather_rollouts(completion_ids, completion_mask, prefix_mask)
+        if entropies is not None:
+            entropies = self._gather_rows(entropies, fill=torch.nan)
+        advantages = self.method.advantages(rollouts)
+        moving = self.method.update_mask(rollouts, entropies) & rollouts.completion_mask
+        self._log_prefixes(rollouts, entropies, advantages, moving)
+
+        width = completion_ids.size(1)
+        output |= {
+            "advantages": advantages[own, :width],
+            "prefix_mask": prefix_mask,
+            "update_mask": moving[own, :width],
+            "rewards": self._rewards[own],
+        }
+        if self.rollouts_every and self._generations % self.rollouts_every == 0:
+            self._save_rollouts(inputs, output)
+        self._generations += 1
+        return output
+
+    def _check_tokens(self, completion_ids: torch.Tensor) -> None:
+        """The prefixes stand in the batch token by token as they were planned."""
+        for row, prefix in enumerate(self._planned):
+            if prefix.ids and completion_ids[row, : len(prefix.ids)].tolist() != prefix.ids:
+                raise RuntimeError(
+                    f"row {row} should start with a prefix of {len(prefix.ids)} tokens and does not: the generation "
+                    "back-end dropped or changed it"
+                )
+
+    @torch.no_grad()
+    def _prefix_entropies(self, output: Mapping[str, torch.Tensor], prefix_mask: torch.Tensor) -> torch.Tensor:
+        """The policy's entropy at each prefix token ``(B, T)``, NaN elsewhere.
+
+        A causal model gives them from prompt and prefix alone, so only the prefixed rows are encoded, without their
+        continuation. All ranks make the same number of passes: sharded parameters are gathered in each.
+        """
+        entropies = torch.full(prefix_mask.shape, torch.nan, device=prefix_mask.device)
+        rows = prefix_mask.any(dim=1).nonzero().flatten()
+        at_once, width = self.args.per_device_train_batch_size, max(int(prefix_mask.sum(dim=1).max()), 1)
+        for start in range(0, self._gather_max(len(rows)), at_once):
+            chunk = rows[start : start + at_once]
+            given = (
+                chunk if len(chunk) else torch.zeros(1, dtype=torch.long, device=rows.device)
+            )  # a pass for the others
+            mask = prefix_mask[given, :width]
+            _, found, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([output["prompt_ids"][given], output["completion_ids"][given, :width]], dim=1),
+                torch.cat([output["prompt_mask"][given], mask.long()], dim=1),
+                width,
+                compute_entropy=True,
+            )
+            for row, values, chosen in zip(chunk.tolist(), found.float(), mask, strict=False):
+                entropies[row, : int(chosen.sum())] = values[chosen]
+        return entropies
+
+    def _gather_rollouts(self, completion_ids, completion_mask, prefix_mask) -> Rollouts:
+        packed = torch.stack([completion_ids, completion_mask.long(), prefix_mask.long()], dim=2)
+        ids, completion, prefix = self._gather_rows(packed, fill=0).unbind(dim=2)
+        return Rollouts(
+            completion_ids=ids,
+            completion_mask=completion.bool(),
+            prefix_mask=prefix.bool(),
+            rewards=self._rewards,
+            group_size=self.num_generations,
+            step=self._step_now(),
+        )
+
+    def _gather_rows(self, rows: torch.Tensor, fill: float) -> torch.Tensor:
+        """The rows of all ranks in order, padded to the longest."""
+        return self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1, pad_index=fill))
+
+    def _gather_flags(self, flags: Sequence[bool]) -> torch.Tensor:
+        return self.accelerator.gather(torch.tensor(flags, dtype=torch.long, device=self.accelerator.device)).bool()
+
+    def _gather_max(self, number: int) -> int:
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    def get_high_entropy_mask(self, entropies, mask, threshold):
+        chosen = mask.bool()
+        if self._micro_batch is not None:
+            chosen = chosen & self._micro_batch["update_mask"]
+            self._log_entropies(entropies.detach(), mask.bool(), self._micro_batch["prefix_mask"])
+        if self.args.top_entropy_quantile < 1.0:  # TRL's own mask over all tokens was asked for as well
+            of_trl = super().get_high_entropy_mask(entropies, mask, 1 - self.args.top_entropy_quantile)
+            chosen = chosen & of_trl
+        return chosen
+
+    # --- 4 by what extra objective? -----------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._micro_batch = inputs if "update_mask" in inputs else None
+        try:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self._micro_batch is not None:
+                extra = self.method.extra_loss(self._micro_rollouts(inputs), *self._forward)
+                if extra is not None:
+                    loss = loss + extra / self.current_gradient_accumulation_steps
+        finally:
+            self._micro_batch = self._forward = None
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._micro_batch is not None:
+            self._forward = (logps, entropies)
+        return logps, entropies, aux_loss
+
+    def _micro_rollouts(self, inputs: Mapping[str, torch.Tensor]) -> Rollouts:
+        return Rollouts(
+            completion_ids=inputs["completion_ids"],
+            completion_mask=inputs["completion_mask"].bool(),
+            prefix_mask=inputs["prefix_mask"],
+            rewards=inputs["rewards"],
+            group_size=self.num_generations,
+            step=self._step_now(),
+        )
+
+    # --- metrics and saved rollouts -----------------------------------------------------------------------------------
+
+    def _log(self, name: str, value: torch.Tensor | float) -> None:
+        """Adds a value that is the same on every rank to the metrics of this step."""
+        self._metrics["train" if self.model.training else "eval"][name].append(float(value))
+
+    def _log_prefixes(self, rollouts: Rollouts, entropies, advantages: torch.Tensor, moving: torch.Tensor) -> None:
+        if not self.method.injects:
+            return
+        shortened = self._gather_flags([len(prefix.ids) < prefix.drawn for prefix in self._planned])
+        lengths = rollouts.prefix_mask.sum(dim=1).float()
+        of = torch.tensor([float(prefix.of) for prefix in self._planned], device=lengths.device)
+        of = self.accelerator.gather(of)
+        here = rollouts.prefixed
+        tokens = rollouts.prefix_mask.sum()
+        self._log("prefix/rollouts", here.sum())
+        self._log("prefix/shortened_share", shortened[here].float().mean() if here.any() else torch.nan)
+        self._log("prefix/token_share", tokens / rollouts.completion_mask.sum().clamp(min=1))
+        if not here.any():
+            return
+        self._log("prefix/length", lengths[here].mean())
+        self._log("prefix/fraction", (lengths[here] / of[here]).mean())
+        self._log("prefix/kept_share", (moving & rollouts.prefix_mask).sum() / tokens)
+        continuation = rollouts.continuation_mask & here.unsqueeze(1)
+        if continuation.any():
+            self._log("prefix/continuation_advantage", advantages[continuation].mean())
+
+    def _log_entropies(self, entropies: torch.Tensor, mask: torch.Tensor, prefix_mask: torch.Tensor) -> None:
+        """The mean entropy of prefix and continuation tokens of this micro-batch, over all ranks."""
+        if not self.method.injects:
+            return
+        parts = (mask & prefix_mask, mask & ~prefix_mask)
+        sums = torch.stack([part_sum for part in parts for part_sum in ((entropies * part).sum(), part.sum())])
+        prefix_sum, prefix_count, continuation_sum, continuation_count = self.accelerator.reduce(sums, "sum").tolist()
+        if prefix_count:
+            self._log("entropy_prefix", prefix_sum / prefix_count)
+        if continuation_count:
+            self._log("entropy_continuation", continuation_sum / continuation_count)
+
+    def _save_rollouts(self, inputs, output: Mapping[str, torch.Tensor]) -> None:
+        outcomes = self._outcomes or [None] * len(inputs)
+        records = []
+        for i, given in enumerate(inputs):
+            mask = output["completion_mask"][i].bool()
+            records.append(
+                {
+                    "step": self.state.global_step,
+                    "row": given[_ROW],
+                    "prompt": json.dumps(given["prompt"], ensure_ascii=False),
+                    "answer": str(given.get("answer", "")),
+                    "prefix_tokens": len(self._planned[i].ids),
+                    "demonstration_tokens": self._planned[i].of,
+                    "completion_ids": output["completion_ids"][i][mask].tolist(),
+                    "segments": segments(
+                        output["completion_ids"][i][mask].tolist(),
+                        output["prefix_mask"][i][mask].tolist(),
+                        output["update_mask"][i][mask].tolist(),
+                        self._tokenizer.decode,
+                    ),
+                    "reward": float(output["rewards"][i]),
+                    "outcome": outcomes[i],
+                    "advantage": float(output["advantages"][i][mask][-1]) if bool(mask.any()) else 0.0,
+                }
+            )
+        records = gather_object(records)
+        if self.accelerator.is_main_process:
+            write_rollouts(
+                Path(self.args.output_dir, "rollouts", f"step_{self.state.global_step:06d}.parquet"), records
+            )
+
+    # --- resume -------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset=None) -> Sampler:
+        return _OrderOfEpoch(super()._get_train_sampler(dataset), lambda: self.state.epoch or 0.0)
+
+    def _save_checkpoint(self, model, trial):
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # older ones stay until this one is whole
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the checkpoint of step {self.state.global_step} could not be written under {self.args.output_dir}: "
+                f"{error}\n  The last whole checkpoint is untouched; make room and run the same command to go on from it."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run = self._get_output_dir(trial=trial)
+            folder = Path(run, f"checkpoint-{self.state.global_step}")
+            mark_whole(folder, {**self.facts, "step": self.state.global_step, "world_size": self.args.world_size})
+            rotate_checkpoints(output_dir=run, save_total_limit=limit)
+
+
+class _OrderOfEpoch(Sampler):
+    """TRL's sampler, in the order that an uninterrupted run would see in this epoch.
+
+    The sampler shuffles with a generator that is seeded once. A resumed run builds it anew and would see epoch 0 again;
+    here the generator is moved to where the epoch begins. (``set_epoch`` would not do: accelerate does not pass it on
+    to a sampler behind its shards.)
+    """
+
+    def __init__(self, sampler, epoch):
+        self.sampler, self.epoch = sampler, epoch
+
+    def __iter__(self):
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed)
+            for _ in range(int(self.epoch() + 1e-6)):
+                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class MetricsFile(TrainerCallback):
+    """Every log as a line of ``metrics.jsonl`` in the run's folder. A resumed run rewrites what it repeats."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.jsonl"
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
