@@ -145,8 +145,8 @@ def report(
     output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report"),
 ) -> None:
     """Put runs side by side: a table, their curves, and a page with their rollouts."""
+    from .reports.report import read_run, row, text_table
     from .reports.report import report as run
-    from .reports.report import row, read_run, text_table
 
     paths = run(runs, output)
     print(text_table([row(read_run(folder)) for folder in runs]))
@@ -164,6 +164,18 @@ def quickstart(
     from .lab.quickstart import quickstart as run
 
     run(seed, output, recipes, steps)
+
+
+@app.command(epilog="Example: prefix-rl tiny runs/tiny")
+def tiny(
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    hidden: Annotated[int, typer.Option(help="Hidden size.")] = 64,
+    layers: Annotated[int, typer.Option(help="Layers.")] = 2,
+) -> None:
+    """Make a small untrained model that reads any text, to try a recipe on real data without a GPU."""
+    from .lab.tiny import make_tiny
+
+    say(f"wrote {make_tiny(folder, hidden, layers)}")
 
 
 @app.command(epilog="Example: prefix-rl check recipes/qwen2.5-math-7b/prefix_rft.yaml")

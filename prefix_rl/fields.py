@@ -73,7 +73,8 @@ def check(
             values[key] = nested(**inner)
             continue
         try:
-            values[key] = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
+            value = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
+            values[key] = given[key] if value == given[key] else value  # 100 stays 100 where a float is allowed too
         except (ValidationError, TypeError, ValueError):
             problems[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
     return values, problems
@@ -195,4 +196,4 @@ def _type(annotation: str) -> object:
         int=int, float=float, str=str, bool=bool, dict=dict, list=list, tuple=tuple, Union=typing.Union,
         Optional=typing.Optional, Literal=Literal, Any=Any,
     )  # fmt: skip
-    return eval(annotation, {"__builtins__": {}}, scope)  # noqa: S307  our own dependency's source
+    return eval(annotation, {"__builtins__": {}}, scope)

@@ -18,9 +18,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 AnswerGuard = Literal["mention", "statement", "none"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def cut(demonstration: Demonstration, fraction: float, *, min_tokens: int = 1, m
     return Prefix(list(demonstration.ids[: max(kept, 0)]), max(drawn, 0), length)
 
 
-def join(prefix: Sequence[int], continuation: Sequence[int], max_length: int) -> list[int]:
-    """``prefix | continuation`` cut to ``max_length`` tokens: the budget counts both.
+def join(prefix: Sequence[T], continuation: Sequence[T], max_length: int) -> list[T]:
+    """``prefix | continuation`` (ids, or what belongs to them) cut to ``max_length``: the budget counts both.
 
     >>> join([1, 2], [3, 4, 5], max_length=4)
     [1, 2, 3, 4]
@@ -177,8 +178,9 @@ def _single_value(answer: str) -> Fraction | None:
 
 
 def _first_value(text: str, value: Fraction, ends: Sequence[int], limit: int) -> tuple[int, set[int]]:
-    """The offset of the first number equal to ``value`` before ``limit``, and the cuts that end inside a longer number
-    and show ``value``. The sign is ignored: ``5 - 3`` and ``-3`` cannot be told apart without reading the mathematics."""
+    """The offset of the first number equal to ``value`` before ``limit``; the cuts that end inside a longer number and
+    show ``value``. The sign is ignored: ``5 - 3`` and ``-3`` are told apart only by reading the mathematics.
+    """
     misread: set[int] = set()
     for match in _NUMBER.finditer(text, 0, limit):
         first = bisect_right(ends, match.start())
@@ -196,11 +198,13 @@ def _first_expression(text: str, answer: str, limit: int) -> int:
     wanted = _TYPESETTING.sub("", answer)
     if len(wanted) < 2:
         return limit
-    kept = [i for i in _kept_offsets(text[:limit])]
+    kept = list(_kept_offsets(text[:limit]))
     plain = "".join(text[i] for i in kept)
-    begin = r"(?<![^\W_])" if wanted[0].isalnum() else ""
-    match = re.search(begin + re.escape(wanted), plain, re.IGNORECASE)
-    return kept[match.start()] if match else limit
+    for match in re.finditer(re.escape(wanted), plain, re.IGNORECASE):
+        start = kept[match.start()]
+        if not (wanted[0].isalnum() and text[start - 1 : start].isalnum()):  # not from inside a word
+            return start
+    return limit
 
 
 def _kept_offsets(text: str):

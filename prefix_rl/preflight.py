@@ -89,7 +89,8 @@ def recipe_problems(recipe: Recipe, found: dict[str, str | None], cuda: bool) ->
     if value("use_transformers_continuous_batching") and bf16 and recipe.model.dtype != "bfloat16":
         problems.append(
             "training.use_transformers_continuous_batching with bf16 and float32 weights: TRL 1.16 casts the weights "
-            "to bfloat16 in place at the first generation, for good; set model.dtype = bfloat16 or training.bf16 = false"
+            "to bfloat16 in place at the first generation, for good; set model.dtype = bfloat16, or "
+            "training.bf16 = false"
         )
     if not cuda and not value("use_cpu"):
         problems.append("no GPU was found; to train on the CPU set training.use_cpu=true training.bf16=false")
@@ -97,6 +98,11 @@ def recipe_problems(recipe: Recipe, found: dict[str, str | None], cuda: bool) ->
     if "tensorboard" in (reporters or "") and not installed("tensorboard"):
         problems.append("training.report_to = tensorboard needs tensorboard: pip install tensorboard")
     return problems
+
+
+def launched_with_deepspeed() -> bool:
+    """Whether ``accelerate launch`` was given a DeepSpeed configuration."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def check(recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Interval
@@ -51,7 +51,7 @@ class Model:
     revision: str | None = None
     """A branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the loaded weights; null: TRL's choice, float32. bfloat16 belongs to DeepSpeed, which keeps float32 masters."""
+    """Of the loaded weights; null: float32. bfloat16 belongs to DeepSpeed, whose optimizer keeps float32 masters."""
     attn_implementation: str | None = None
     """As transformers names it: sdpa, flash_attention_2, ..."""
     chat_template: str | None = None
@@ -429,7 +429,7 @@ def _apply(recipe: dict, overrides: Sequence[str]) -> list[str]:
             problems.append(f"{override!r}: an override is block.key=value, for example training.learning_rate=1e-6")
             continue
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+            value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             problems.append(f"{override!r}: the value is not YAML ({_first_line(error)})")
             continue
@@ -448,7 +448,7 @@ def _apply(recipe: dict, overrides: Sequence[str]) -> list[str]:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema, in which 1e-6 is a number and ``off`` a word, and in which no key stands twice."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -487,7 +487,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {os.fspath(path)}: {error}") from error
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+        content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         tab = next((n for n, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)), None)
         hint = f"\n  Line {tab} is indented with a tab; YAML wants blanks." if tab else ""
@@ -495,8 +495,9 @@ def read_yaml(path: str | os.PathLike) -> dict:
     if content is None:
         raise RecipeError(f"{os.fspath(path)} is empty; a recipe has the blocks {', '.join(BLOCKS)}")
     if not isinstance(content, dict):
+        blocks = ", ".join(BLOCKS)
         raise RecipeError(
-            f"{os.fspath(path)} holds a {type(content).__name__}; a recipe is a mapping with the blocks {', '.join(BLOCKS)}"
+            f"{os.fspath(path)} holds a {type(content).__name__}; a recipe is a mapping with the blocks {blocks}"
         )
     return content
 

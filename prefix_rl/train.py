@@ -18,7 +18,7 @@ from . import preflight
 from .checkpoints import check_continues, facts_of, last_whole, set_aside_incomplete
 from .data.prepare import is_verified
 from .data.problems import Problem, verify
-from .errors import CheckpointError, DataError, RecipeError, UserError
+from .errors import CheckpointError, DataError, RecipeError, StackError, UserError
 from .progress import bar, say
 from .recipe import LAB, Recipe, batches, load_run, prompt_of, world_size
 
@@ -71,7 +71,7 @@ def build(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Proble
     problems = _verified(recipe, problems, reward)
     facts = {"recipe": recipe.resolved(), "data": _hash_of(problems), "versions": preflight.versions()}
     model, tokenizer = _policy(recipe)
-    return PrefixTrainer(
+    trainer = PrefixTrainer(
         model=model,
         reward_funcs=reward,
         args=args,
@@ -84,6 +84,12 @@ def build(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Proble
         facts=facts,
         **_adapters(recipe),
     )
+    if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:
+        raise StackError(
+            "accelerate was given a DeepSpeed configuration and left DeepSpeed out; do not combine it with --cpu or "
+            "ACCELERATE_USE_CPU (on a machine without a GPU DeepSpeed takes the CPU by itself)"
+        )
+    return trainer
 
 
 def _arguments(recipe: Recipe):
@@ -96,11 +102,12 @@ def _arguments(recipe: Recipe):
         "revision": recipe.model.revision,
     }
     loading = {key: value for key, value in loading.items() if value is not None}
-    training = {k: int(v) if isinstance(v, float) and v.is_integer() and k.endswith("steps") else v
-                for k, v in recipe.training.items()}  # fmt: skip
     try:
         return GRPOConfig(
-            output_dir=recipe.output.dir, remove_unused_columns=False, model_init_kwargs=loading or None, **training
+            output_dir=recipe.output.dir,
+            remove_unused_columns=False,
+            model_init_kwargs=loading or None,
+            **recipe.training,
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"TRL does not accept the training block: {error}") from error
@@ -183,9 +190,8 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
         decided = [(kept, [f"{p.place}: the gold answer {p.answer[:60]!r} cannot be parsed" for p in bad_gold])]
         dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != "right"}
         if dropped:
-            say(
-                f"dropped {sum(dropped.values())} of {outcomes.total()} demonstrations that do not earn the reward: {dropped}"
-            )
+            count = f"{sum(dropped.values())} of {outcomes.total()}"
+            say(f"dropped {count} demonstrations that do not earn the reward: {dropped}")
     broadcast_object_list(decided)
     kept, unparsable = decided[0]
     if unparsable:
@@ -255,11 +261,12 @@ def _record(run: Path, recipe: Recipe, trainer: PrefixTrainer) -> None:
         "data_sha256": trainer.facts["data"],
     }
     (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    found = batches(recipe, world_size())
+    found, args = batches(recipe, world_size()), trainer.args
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     say(
-        f"{recipe.method_name}: {trainer.args.max_steps if trainer.args.max_steps > 0 else trainer.args.num_train_epochs} "
-        f"{'steps' if trainer.args.max_steps > 0 else 'epochs'} on {len(trainer.train_dataset)} problems; a generation "
-        f"batch has {found.prompts} prompts x {trainer.args.num_generations} rollouts and serves {found.steps:g} steps"
+        f"{recipe.method_name}: {length} on {len(trainer.train_dataset)} problems; a generation batch has "
+        f"{found.prompts} prompts x {args.num_generations} rollouts and serves {found.steps:g} steps; "
+        f"{args.world_size} process(es), {trainer.accelerator.distributed_type.value}"
     )
 
 

@@ -161,8 +161,8 @@ class PrefixTrainer(GRPOTrainer):
         seen = gather_object([(offered, any(prefix.ids for prefix in plan))])
         if self.method.injects and any(o for o, _ in seen) and not any(injected for _, injected in seen):
             raise DataError(
-                f"step {self.state.global_step}: {type(self.method).__name__} injected no prefix although the batch has "
-                "demonstrations; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
+                f"step {self.state.global_step}: {type(self.method).__name__} injected no prefix although the batch "
+                "has demonstrations; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
                 "max_prefix_tokens and the answer guard"
             )
         return plan
@@ -413,8 +413,9 @@ class PrefixTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"the checkpoint of step {self.state.global_step} could not be written under {self.args.output_dir}: "
-                f"{error}\n  The last whole checkpoint is untouched; make room and run the same command to go on from it."
+                f"the checkpoint of step {self.state.global_step} could not be written under "
+                f"{self.args.output_dir}: {error}\n"
+                "  The last whole checkpoint is untouched; make room, and the same command goes on from it."
             ) from error
         finally:
             self.args.save_total_limit = limit

@@ -31,7 +31,7 @@ class Method:
 
     @property
     def injects(self) -> bool:
-        """Whether this method, with these settings, starts rollouts from prefixes. A run that injects none then fails."""
+        """Whether this method, with these settings, starts rollouts from prefixes. If so, a run without any fails."""
         return False
 
     @property

@@ -135,7 +135,7 @@ class PrefixRFT(Method):
         return credit
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        if self.tokens == "all":
+        if self.tokens == "all" or not self.injects:
             return rollouts.completion_mask
         if self.tokens == "none":
             return rollouts.continuation_mask

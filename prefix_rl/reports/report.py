@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +11,8 @@ from statistics import fmean
 import yaml
 
 from ..errors import DataError
+from .page import page
 from .plots import COLORS, figure, save
-from .rollouts import read_rollouts
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ def report(folders: Sequence[Path], output: Path) -> dict[str, Path]:
     rows = [row(run) for run in runs]
     paths["results.json"].write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     paths["report.md"].write_text(f"# Runs\n\n{markdown(rows)}\n\n![curves](curves.png)\n", encoding="utf-8")
-    paths["report.html"].write_text(_page(runs, rows, paths["curves.png"]), encoding="utf-8")
+    titles = [title for title, _ in _COLUMNS.values()]
+    made = page([(run.name, run.folder) for run in runs], titles, [_cells(r) for r in rows], paths["curves.png"])
+    paths["report.html"].write_text(made, encoding="utf-8")
     return paths
 
 
@@ -138,12 +138,22 @@ _PANELS = (  # title, upper limit, (metric, line style, what it is)
     ("held-out accuracy, never with a prefix", 1, [("eval_reward", "-", "")]),
     ("mean prefix length (tokens)", None, [("prefix/length", "-", "")]),
     ("share of prefix tokens with gradient", 1, [("prefix/kept_share", "-", "")]),
-    ("policy entropy (nats)", None, [("entropy_prefix", "--", "prefix"), ("entropy_continuation", "-", "continuation"),
-                                         ("entropy", ":", "all tokens")]),
+    (
+        "policy entropy (nats)",
+        None,
+        [("entropy_prefix", "--", "prefix"), ("entropy_continuation", "-", "continuation"), ("entropy", ":", "all")],
+    ),
     ("mean completion length (tokens)", None, [("completions/mean_length", "-", "")]),
-    ("outcomes other than right or wrong", None, [("outcome/no_answer", "-", "no answer"),
-                                                        ("outcome/timeout", "--", "timeout"), ("outcome/crash", ":", "crash")]),
-)  # fmt: skip
+    (
+        "outcomes other than right or wrong",
+        None,
+        [
+            ("outcome/no_answer", "-", "no answer"),
+            ("outcome/timeout", "--", "timeout"),
+            ("outcome/crash", ":", "crash"),
+        ],
+    ),
+)
 
 
 def curves(runs: Sequence[Run], path: Path) -> None:
@@ -166,58 +176,3 @@ def curves(runs: Sequence[Run], path: Path) -> None:
         for line in ax.lines:
             line.set_clip_on(False)  # a line along the axis is to be seen too
     save(fig, path)
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse } th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid #ddd }
-img { max-width: 100% } details { margin: .5rem 0 } summary { cursor: pointer }
-.rollout { font: 13px/1.6 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; border-left: 4px solid #bbb;
-  padding: .2rem .6rem; margin: .3rem 0; background: #fafafa }
-.right { border-color: #2f9e44 } .verdict { color: #666; font: 12px system-ui, sans-serif; display: block }
-.prefix { background: #d0ebff } .kept { background: #4dabf7; border-radius: 2px }
-"""
-_SHOWN_GROUPS = 4
-
-
-def _page(runs: Sequence[Run], rows: Sequence[dict[str, object]], figure_path: Path) -> str:
-    head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in _COLUMNS.values())
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in _cells(r)) + "</tr>" for r in rows)
-    picture = base64.b64encode(figure_path.read_bytes()).decode()
-    return (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>prefix_rl runs</title><style>{_STYLE}</style>"
-        f"<h1>Runs</h1><table><tr>{head}</tr>{body}</table>"
-        f"<p><img alt='curves of all runs' src='data:image/png;base64,{picture}'></p>"
-        "<h2>Rollouts</h2><p>The last saved generation of each run. <span class='prefix'>Prefix of a demonstration</span>, "
-        "<span class='kept'>prefix tokens that get gradient</span>, and what the policy wrote.</p>"
-        + "".join(_rollouts(run) for run in runs)
-        + "</html>\n"
-    )
-
-
-def _rollouts(run: Run) -> str:
-    records = read_rollouts(run.folder)
-    if not records:
-        return ""
-    groups: dict[str, list[dict]] = {}
-    for record in records:
-        groups.setdefault(f"{record['row']}", []).append(record)
-    shown = sorted(groups.values(), key=lambda group: -max(r["prefix_tokens"] for r in group))[:_SHOWN_GROUPS]
-    return f"<h3>{html.escape(run.name)}, step {records[0]['step']}</h3>" + "".join(map(_group, shown))
-
-
-def _group(records: Sequence[dict]) -> str:
-    prompt = json.loads(records[0]["prompt"])
-    text = prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-    title = f"{sum(r['reward'] > 0 for r in records)} of {len(records)} right; answer {records[0]['answer']}"
-    rollouts = "".join(map(_rollout, records))
-    return f"<details open><summary>{html.escape(title)}</summary><div class='rollout'>{html.escape(text)}</div>{rollouts}</details>"
-
-
-def _rollout(r: dict) -> str:
-    verdict = r["outcome"] or f"reward {r['reward']:g}"
-    text = "".join(f"<span class='{s['kind']}'>{html.escape(s['text'])}</span>" for s in r["segments"])
-    counts = f"advantage {r['advantage']:+.3f}, {len(r['completion_ids'])} tokens, {r['prefix_tokens']} of them prefix"
-    return f"<div class='rollout {html.escape(verdict)}'>{text}<span class='verdict'>{html.escape(verdict)}, {counts}</span></div>"

@@ -72,9 +72,9 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
 
 def table_of(preview: Sequence[Lengths]) -> str:
     """The preview as text."""
-    lines = [
-        f"{'step':>6}  {'tokens: 10 %':>12}  {'median':>6}  {'90 %':>6}  {'longest':>7}  {'mean share':>10}  {'shortened':>9}"
-    ]
+    titles = ("step", "tokens: 10 %", "median", "90 %", "longest", "mean share", "shortened")
+    widths = (6, 12, 6, 6, 7, 10, 9)
+    lines = ["  ".join(title.rjust(width) for title, width in zip(titles, widths, strict=True))]
     for at in preview:
         low, middle, high = at.deciles
         lines.append(

@@ -99,7 +99,7 @@ class _Worker:
         self.connection, theirs = Pipe()
         code = f"from prefix_rl.rewards.workers import _serve; _serve({theirs.fileno()}, {deadline}, {memory_mb})"
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self.errors = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up and block the worker
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads would fill up and block
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             pass_fds=[theirs.fileno()],
@@ -168,7 +168,7 @@ def _serve(handle: int, deadline: float, memory_mb: int) -> None:
             text, gold = connection.recv()
         except EOFError:
             return
-        # If the trainer is killed while this hangs, nobody is left to kill it: then the kernel's default for SIGALRM does.
+        # If the trainer is killed while this hangs, nobody is left to kill it but the kernel: SIGALRM's default does.
         signal.setitimer(signal.ITIMER_REAL, 2 * deadline + 1)
         outcome = grade(text, gold)  # whatever it raises ends this process: the outcome is a crash
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,33 @@
+"""What the tests share: shapes checked at run time, small tokenizers and policies made in memory, the shared data."""
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+CHECKED = ["schedules", "prefixes", "masks", "advantages", "rollouts", "methods", "lab.world", "lab.base"]
+install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "beartype.beartype")
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data():
+    """Real problems and grading cases beside the checkout; the test is skipped where there are none."""
+    if not SHARED.is_dir():
+        pytest.skip("no shared data beside this checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lab_cache(tmp_path_factory):
+    """Base policies of the lab are cached in a folder of this test run, unless one is named."""
+    if "PREFIX_RL_CACHE" not in os.environ:
+        os.environ["PREFIX_RL_CACHE"] = str(tmp_path_factory.mktemp("lab"))
+    return os.environ["PREFIX_RL_CACHE"]

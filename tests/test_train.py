@@ -1,0 +1,280 @@
+"""Runs through the real entry point: what is written, what is continued, what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from prefix_rl import checkpoints
+from prefix_rl.errors import CheckpointError, DataError, RecipeError, StackError
+from prefix_rl.recipe import load_recipe
+from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.train import main, train
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "data.lab.base_steps=30", "data.lab.problems=8", "data.lab.held_out=8", "training.per_device_train_batch_size=16",
+    "training.num_generations=4", "training.logging_steps=1", "training.eval_strategy=no", "training.max_steps=6",
+    "output.rollouts_every=1",
+]  # fmt: skip
+PREFIX_RFT = str(ROOT / "recipes" / "lab" / "prefix_rft.yaml")
+
+
+def run(folder, *overrides, recipe=PREFIX_RFT):
+    return train(recipe, [*SMALL, f"output.dir={folder}", *overrides])
+
+
+def same_run(one, other):
+    """The same prompts, prefixes, completions, kept tokens and rewards at every step, and the same parameters."""
+    for step in range(6):
+        assert read_rollouts(one, step) == read_rollouts(other, step), f"step {step}"
+    left, right = (load_file(folder / "final" / "model.safetensors") for folder in (one, other))
+    assert left.keys() == right.keys()
+    assert all(left[name].equal(right[name]) for name in left)
+
+
+@pytest.mark.parametrize(("save_steps", "resumed_from"), [(3, 3), (2, 4)], ids=["within an epoch", "at its end"])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, save_steps, resumed_from):
+    # 8 problems, 4 prompts a step: an epoch has 2 steps, so step 3 lies in the second epoch and step 4 ends it
+    whole = run(tmp_path / "whole", f"training.save_steps={save_steps}")
+    assert checkpoints.last_whole(whole).name == "checkpoint-6"
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for folder in (cut / "checkpoint-6", cut / "final"):
+        shutil.rmtree(folder)
+    for file in (cut / "rollouts").glob("*"):
+        if int(file.stem.removeprefix("step_")) >= resumed_from:
+            file.unlink()
+    run(cut, f"training.save_steps={save_steps}")
+    same_run(whole, cut)
+    steps = [json.loads(line)["step"] for line in (cut / "metrics.jsonl").read_text().splitlines() if "reward" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_epochs_of_a_run_differ_in_their_order(tmp_path):
+    whole = run(tmp_path / "run", "training.save_strategy=no")
+    orders = [[r["row"] for step in (2 * epoch, 2 * epoch + 1) for r in read_rollouts(whole, step)] for epoch in range(3)]
+    assert all(set(order) == set(range(8)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    folder = run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    resolved = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert resolved["method"]["share"] == 0.2  # a default, written out
+    assert resolved["training"]["loss_type"] == "dr_grpo"
+    assert load_recipe(folder / "recipe.yaml").resolved() == load_recipe(
+        PREFIX_RFT, [*SMALL, f"output.dir={folder}", "training.max_steps=2", "training.save_steps=2"]
+    ).resolved()
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["versions"]["trl"].startswith("1.16.")
+    assert facts["world_size"] == 1
+    assert len(facts["git_commit"]) >= 40
+    arguments = json.loads((folder / "training_arguments.json").read_text())
+    assert arguments["scale_rewards"] == "none"
+    assert arguments["max_completion_length"] == 30
+
+
+def test_a_finished_run_says_so_and_trains_nothing(tmp_path, capsys):
+    run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    assert "already finished its 2 steps; nothing was trained" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_with_the_differences(tmp_path):
+    run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    with pytest.raises(CheckpointError) as error:
+        run(tmp_path / "run", "training.save_steps=2", "method.share=0.5", "training.learning_rate=1e-3",
+            "data.lab.seed=1", "training.logging_steps=2")  # fmt: skip
+    text = str(error.value)
+    for part in ("method.share was 0.2, now 0.5", "training.learning_rate was 0.0002, now 0.001", "data has changed",
+                 "training.max_steps was 2, now 6"):  # fmt: skip
+        assert part in text
+    assert "logging_steps" not in text  # may change
+
+
+def test_a_checkpoint_of_another_world_size_is_refused(tmp_path):
+    folder = run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    mark = folder / "checkpoint-2" / checkpoints.MARK
+    mark.write_text(mark.read_text().replace('"world_size": 1', '"world_size": 4'))
+    with pytest.raises(CheckpointError, match="written by 4 processes, now there are 1"):
+        run(folder, "training.max_steps=2", "training.save_steps=2")
+
+
+def test_never_resuming_refuses_a_folder_that_holds_a_run(tmp_path):
+    run(tmp_path / "run", "training.max_steps=1", "training.save_strategy=no")
+    with pytest.raises(CheckpointError, match=r"output\.resume = never"):
+        run(tmp_path / "run", "output.resume=never")
+
+
+@pytest.mark.parametrize("damage", ["unmarked", "truncated"])
+def test_a_checkpoint_that_was_cut_off_is_set_aside(tmp_path, damage, capsys):
+    whole = run(tmp_path / "whole", "training.save_steps=2")
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "final")
+    last = cut / "checkpoint-6"
+    if damage == "unmarked":  # killed while the files were being written
+        (last / checkpoints.MARK).unlink()
+    else:  # the machine went down before the file reached the disk
+        with (last / "optimizer.pt").open("r+b") as file:
+            file.truncate(100)
+    run(cut, "training.save_steps=2")
+    assert "set aside" in capsys.readouterr().err
+    assert (cut / "incomplete-6").is_dir()
+    same_run(whole, cut)
+
+
+def test_only_so_many_checkpoints_are_kept_and_all_are_whole(tmp_path):
+    folder = run(tmp_path / "run", "training.save_steps=1", "training.save_total_limit=2")
+    kept = checkpoints.checkpoints(folder)
+    assert [p.name for p in kept] == ["checkpoint-5", "checkpoint-6"]
+    assert all(checkpoints.facts_of(p) for p in kept)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        run(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_keeps_the_last_whole_checkpoint(tmp_path, monkeypatch):
+    folder = run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    assert checkpoints.last_whole(folder).name == "checkpoint-2"
+    program = (
+        "import resource, sys; from prefix_rl.train import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"  # no file may grow beyond that, as if full
+        f"sys.exit(main(['--config', {PREFIX_RFT!r}, *{SMALL!r}, 'output.dir={tmp_path / 'full'}', 'training.save_steps=2']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert "could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoints.last_whole(tmp_path / "full") is None
+
+
+def rows_file(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+GOOD = {"problem": "1 +1 ?", "answer": "2", "solution": r"5 9 7 \boxed{ 2 }"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GOOD, '{"problem": "1 +1 ?", "ans'], "rows.jsonl:2: not JSON"),
+        ([GOOD, {"problem": "x"}], "rows.jsonl:2: no column 'answer'"),
+        ([GOOD, {**GOOD, "answer": None}], "rows.jsonl:2: answer is null"),
+        ([GOOD, {**GOOD, "problem": "  "}], "rows.jsonl:2: problem is empty"),
+        ([GOOD, {**GOOD, "problem": "9" * 10_000_000}], "problem has 10,000,000 characters"),
+        ([GOOD, {**GOOD, "answer": r"\frac{1"}], r"rows.jsonl:2: the gold answer '\\\\frac{1' cannot be parsed"),
+        ([{**GOOD, "solution": "no answer at all"}] * 8, "earns the training reward"),
+        ([{**GOOD, "solution": ""}] * 8, "method prefix_rft starts rollouts from demonstrations"),
+        ([GOOD], "fewer than the 4 prompts of one generation batch"),
+    ],
+    ids=["truncated", "no answer", "null answer", "empty", "10 MB", "bad gold", "no final answer", "empty solution", "small"],
+)
+def test_bad_rows_are_named_and_nothing_is_trained(tmp_path, rows, message):
+    path = rows_file(tmp_path, rows if len(rows) != 2 else [GOOD] * 8 + rows[1:])
+    message = message.replace("rows.jsonl:2", "rows.jsonl:9")
+    with pytest.raises((RecipeError, DataError)) as error:
+        run(tmp_path / "run", f"data.train={path}")
+    assert message.replace("\\\\\\\\", "\\\\") in str(error.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_invalid_utf8_is_named_by_line(tmp_path):
+    path = rows_file(tmp_path, [GOOD] * 3)
+    path.write_bytes(path.read_bytes() + b'{"problem": "\xff", "answer": "2"}\n')
+    with pytest.raises(RecipeError, match=r"rows.jsonl:4: not UTF-8 at byte 13"):
+        run(tmp_path / "run", f"data.train={path}")
+
+
+def test_demonstrations_that_fail_the_reward_are_dropped_and_counted(tmp_path, capsys):
+    wrong = {**GOOD, "solution": r"5 9 7 \boxed{ 3 }"}
+    path = rows_file(tmp_path, [GOOD, wrong] * 4)
+    run(tmp_path / "run", f"data.train={path}", "training.max_steps=2", "training.save_strategy=no")
+    assert "dropped 4 of 8 demonstrations that do not earn the reward: {'wrong': 4}" in capsys.readouterr().err
+    for record in read_rollouts(tmp_path / "run"):
+        assert record["row"] % 2 == 0 or record["prefix_tokens"] == 0
+
+
+def test_no_gpu_is_said_before_anything_is_loaded(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(StackError, match=r"training\.use_cpu=true training\.bf16=false"):
+        run(tmp_path / "run", "training.use_cpu=false")
+
+
+def test_what_only_trl_can_judge_is_a_problem_of_the_recipe(tmp_path):
+    with pytest.raises(RecipeError, match="TRL does not accept the training block"):
+        run(tmp_path / "run", "training.lr_scheduler_type=cosinus")
+
+
+def test_the_command_prints_problems_and_no_traceback(tmp_path, capsys):
+    assert main(["--config", PREFIX_RFT, "training.learning_rat=1", f"output.dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean learning_rate?" in error
+    assert "Traceback" not in error
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+
+def start(folder, *overrides):
+    command = [sys.executable, "-m", "prefix_rl.train", "--config", PREFIX_RFT, *SMALL, f"output.dir={folder}", *overrides]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.002)
+
+
+LONG = ("training.max_steps=400", "training.save_steps=2", "training.save_total_limit=3", "output.rollouts_every=0")
+
+
+def test_ctrl_c_says_where_to_go_on(tmp_path):
+    process = start(tmp_path / "run", *LONG)
+    wait_for(tmp_path / "run" / "checkpoint-4" / checkpoints.MARK, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped at step" in error
+    assert "the last whole checkpoint is" in error
+    assert "Traceback" not in error
+
+
+def test_kill_9_during_steps_and_saves_always_leaves_a_whole_checkpoint(tmp_path):
+    folder, last = tmp_path / "run", 0
+    for attempt, moment in enumerate((0.0, 0.01, 0.03)):
+        process = start(folder, *LONG)
+        wait_for(folder / f"checkpoint-{last + 4}", process)  # the folder appears when the saving of it begins
+        time.sleep(moment)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        whole = checkpoints.last_whole(folder)
+        assert whole is not None
+        reached = checkpoints.facts_of(whole)["step"]
+        assert reached >= last + 2, f"attempt {attempt} lost a checkpoint"
+        last = reached

@@ -1,0 +1,477 @@
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from small import arguments, byte_level_bpe, dataset, policy, token_reward, with_chat_template
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+
+from prefix_rl.errors import DataError, RecipeError
+from prefix_rl.methods.base import Method
+from prefix_rl.methods.dr_grpo import DrGRPO
+from prefix_rl.methods.prefix_rft import PrefixRFT
+from prefix_rl.prefixes import NO_PREFIX
+from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.trainer import PrefixTrainer
+
+TOKENIZER = byte_level_bpe()
+LATE = PrefixRFT(horizon=1, end=0.2, high=0.6)  # prefixes of 20 to 60 % from the second step on
+
+
+def trainer(folder, method=LATE, *, data=None, eval_data=None, reward=token_reward, model=None, tokenizer=TOKENIZER,
+            options=None, **changes):  # fmt: skip
+    return PrefixTrainer(
+        model=model or policy(tokenizer),
+        reward_funcs=reward,
+        args=arguments(folder, **changes),
+        train_dataset=dataset() if data is None else data,
+        eval_dataset=eval_data,
+        processing_class=tokenizer,
+        method=method,
+        **(options or {}),
+    )
+
+
+def stock(folder, data, **changes):
+    return GRPOTrainer(
+        model=policy(TOKENIZER), reward_funcs=token_reward, args=arguments(folder, **changes), train_dataset=data,
+        processing_class=TOKENIZER,
+    )  # fmt: skip
+
+
+def parameters(trained):
+    return torch.cat([p.detach().flatten() for p in trained.model.parameters()])
+
+
+def generation(made, count=8):
+    """One generation batch as the training loop would make it, before TRL shuffles it."""
+    made.state.max_steps, made.state.global_step = 4, 2
+    made.current_gradient_accumulation_steps = 1
+    made.model.train()
+    inputs = [made.train_dataset[i // made.num_generations] for i in range(count)]
+    return made._generate_and_score_completions(inputs)
+
+
+# --- Dr.GRPO is TRL's -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_iterations": 2}, {"steps_per_generation": 4}, {"beta": 0.0, "entropy_coef": 0.01}, {"epsilon_high": 0.28}],
+    ids=["on-policy", "two iterations", "misaligned", "entropy bonus", "clip higher"],
+)
+def test_dr_grpo_equals_stock_trl_bit_for_bit(tmp_path, changes):
+    data = dataset(16, demonstrations=False)
+    theirs = stock(tmp_path / "trl", data, max_steps=4, **changes)
+    theirs.train()
+    ours = trainer(tmp_path / "ours", DrGRPO(), data=data, max_steps=4, **changes)
+    ours.train()
+    assert parameters(theirs).equal(parameters(ours))
+    for key in ("loss", "reward", "grad_norm", "entropy", "completions/mean_length"):
+        assert [m[key] for m in theirs.state.log_history if key in m] == [
+            m[key] for m in ours.state.log_history if key in m
+        ]
+    assert not parameters(ours).equal(torch.cat([p.detach().flatten() for p in policy(TOKENIZER).parameters()]))
+
+
+def test_prefix_rft_without_prefixes_equals_dr_grpo_bit_for_bit(tmp_path):
+    neutral = trainer(tmp_path / "neutral", PrefixRFT(prefixed=0))
+    neutral.train()
+    plain = trainer(tmp_path / "plain", DrGRPO())
+    plain.train()
+    assert parameters(neutral).equal(parameters(plain))
+
+
+# --- Prefix-RFT's gradient --------------------------------------------------------------------------------------------
+
+
+def loss_gradient(made, batch, rows=None):
+    """The gradient of one micro-batch through the trainer's loss."""
+    part = {k: v[rows] if rows is not None and torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
+    made.model.zero_grad()
+    made.compute_loss(made.model, part).backward()
+    return torch.cat([p.grad.flatten() for p in made.model.parameters()])
+
+
+def reference_gradient(made, batch, group_size, moves):
+    """Dr.GRPO written by hand: -1/(B L) sum_i sum_t m_it A_i log pi, at ratio 1."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    logits = made.model(input_ids=ids, attention_mask=attention).logits / made.temperature
+    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    logps = logps[:, -batch["completion_ids"].size(1) :]
+    total = 0.0
+    for i in range(len(ids)):
+        group = [batch["rewards"][j] for j in range(len(ids)) if j // group_size == i // group_size]
+        advantage = batch["rewards"][i] - sum(group) / len(group)
+        for t in range(logps.size(1)):
+            if moves(i, t):
+                total = total - advantage * logps[i, t]
+    made.model.zero_grad()
+    (total / (len(ids) * made.max_completion_length)).backward()
+    return torch.cat([p.grad.flatten() for p in made.model.parameters()])
+
+
+@pytest.mark.parametrize("tokens", ["top_entropy", "all", "none", "low_entropy"])
+def test_prefix_rft_gradient_equals_one_written_by_hand(tmp_path, tokens):
+    made = trainer(tmp_path, replace(LATE, tokens=tokens, share=0.4))
+    batch = generation(made)
+    prefix, written = batch["prefix_mask"], batch["completion_mask"].bool()
+    assert prefix.any(dim=1).tolist() == [True, False, False, False] * 2
+    places = [(float(e), i, t) for i, t, e in entropies_of(made, batch) if prefix[i, t]]
+    ranked = sorted(places, key=lambda p: (-p[0] if tokens == "top_entropy" else p[0], p[1], p[2]))
+    kept = {(i, t) for _, i, t in ranked[: len(ranked) - int(0.6 * len(ranked))]}
+    chosen = {"all": lambda i, t: True, "none": lambda i, t: False}.get(tokens, lambda i, t: (i, t) in kept)
+
+    def moves(i, t):
+        return bool(written[i, t]) and (not prefix[i, t] or chosen(i, t))
+
+    ours, theirs = loss_gradient(made, batch), reference_gradient(made, batch, 4, moves)
+    assert theirs.abs().max() > 1e-3
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def entropies_of(made, batch):
+    """(row, token, entropy) of every completion token, from the full sequences."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    with torch.no_grad():
+        logps = torch.log_softmax(made.model(input_ids=ids, attention_mask=attention).logits / made.temperature, dim=-1)
+    entropy = -(logps.exp() * logps).sum(dim=-1)[:, -batch["completion_ids"].size(1) - 1 : -1]
+    return [(i, t, entropy[i, t]) for i in range(entropy.size(0)) for t in range(entropy.size(1))]
+
+
+def test_entropies_of_the_short_pass_equal_those_of_the_whole_sequence(tmp_path):
+    made = trainer(tmp_path)
+    batch = generation(made)
+    short = made._prefix_entropies(batch, batch["prefix_mask"])
+    assert short.isnan().equal(~batch["prefix_mask"])
+    for i, t, entropy in entropies_of(made, batch):
+        if batch["prefix_mask"][i, t]:
+            assert short[i, t] == pytest.approx(float(entropy), abs=1e-5)
+
+
+@dataclass(frozen=True)
+class OnlyWhereNothingMoves(PrefixRFT):
+    """Credit on exactly those tokens that must not move."""
+
+    def advantages(self, rollouts):
+        return rollouts.prefix_mask.float()
+
+    def update_mask(self, rollouts, entropies):
+        return rollouts.completion_mask & ~rollouts.prefix_mask
+
+
+def test_no_parameter_moves_through_masked_tokens(tmp_path):
+    made = trainer(tmp_path, OnlyWhereNothingMoves(horizon=1))
+    batch = generation(made)
+    assert batch["advantages"].abs().sum() > 0
+    assert loss_gradient(made, batch).abs().max() == 0
+
+
+def test_the_kept_tokens_and_the_gradient_do_not_depend_on_the_micro_batches(tmp_path):
+    made = trainer(tmp_path)
+    batch = generation(made)
+    whole = loss_gradient(made, batch)
+    for size in (1, 2, 4):
+        parts = [loss_gradient(made, batch, torch.arange(i, i + size)) for i in range(0, 8, size)]
+        assert (sum(parts) * size / 8 - whole).abs().max() < 1e-6
+    order = torch.tensor([5, 0, 3, 7, 1, 2, 6, 4])
+    assert (loss_gradient(made, batch, order) - whole).abs().max() < 1e-6
+
+
+def test_training_does_not_depend_on_the_micro_batches(tmp_path):
+    runs = []
+    for size in (8, 4, 1):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        runs.append(trainer(tmp_path / str(size), **sizes))
+        runs[-1].train()
+    for run in runs[1:]:
+        assert (parameters(run) - parameters(runs[0])).abs().max() < 2e-5
+    kept = [[m["prefix/kept_share"] for m in run.state.log_history if "prefix/kept_share" in m] for run in runs]
+    assert kept[0] == kept[1] == kept[2]
+
+
+# --- what is injected -------------------------------------------------------------------------------------------------
+
+
+def test_prefixes_are_the_demonstrations_own_tokens_within_the_budget(tmp_path):
+    made = trainer(tmp_path, PrefixRFT(prefixed=2), options={"answer_guard": "none"})
+    batch = generation(made)
+    for i in range(8):
+        text = dataset()["demonstrations"][i // 4][0]
+        tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+        length = int(batch["prefix_mask"][i].sum())
+        assert (length > 0) == (i % 4 < 2)
+        assert batch["completion_ids"][i, :length].tolist() == tokens[:length]
+        assert length < made.max_completion_length
+    assert batch["completion_ids"].size(1) <= made.max_completion_length
+
+
+def test_no_prefix_holds_its_answer(tmp_path):
+    made = trainer(tmp_path, PrefixRFT(start=0.95, end=0.95), max_completion_length=80)
+    made.state.max_steps = 4
+    made.model.train()
+    rows = [made.train_dataset[i // 4] for i in range(32)]
+    for i, prefix in enumerate(made._plan_prefixes(rows)):
+        text = TOKENIZER.decode(prefix.ids)
+        assert "boxed" not in text
+        assert f" {2 * (i // 4 + 3)}" not in text
+        assert bool(prefix.ids) == (i % 4 == 0)
+
+
+def test_evaluation_injects_nothing(tmp_path, monkeypatch):
+    made = trainer(tmp_path, PrefixRFT(start=0.9, end=0.9), eval_data=dataset(4), per_device_eval_batch_size=4)
+    seen = []
+    original = GRPOTrainer._generate_single_turn
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn",
+                        lambda self, ids, *a, **k: seen.append(ids) or original(self, ids, *a, **k))  # fmt: skip
+    made.evaluate()
+    made.model.train()
+    prompts = {tuple(TOKENIZER(row["prompt"])["input_ids"]) for row in dataset(4)}
+    assert {tuple(ids) for call in seen for ids in call} <= prompts
+    seen.clear()
+    generation(made)
+    assert {tuple(ids) for call in seen for ids in call} - prompts  # training does
+
+
+def test_conversational_prompts_are_continued_behind_the_open_turn(tmp_path):
+    tokenizer = with_chat_template()
+    data = dataset().map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    made = trainer(tmp_path, PrefixRFT(horizon=1), data=data, tokenizer=tokenizer)
+    batch = generation(made)
+    text = tokenizer.decode(batch["prompt_ids"][0][batch["prompt_mask"][0].bool()])
+    assert text.endswith("<|assistant|>")
+    length = int(batch["prefix_mask"][0].sum())
+    assert length > 0
+    assert data["demonstrations"][0][0].startswith(tokenizer.decode(batch["completion_ids"][0, :length]))
+
+
+def test_a_method_without_demonstrations_fails_before_training(tmp_path):
+    with pytest.raises(DataError, match="no demonstration can be used"):
+        trainer(tmp_path, data=dataset(demonstrations=False))
+
+
+@dataclass(frozen=True)
+class Forgetful(PrefixRFT):
+    """Claims to inject prefixes, and does not."""
+
+    def prefixes(self, rows, group_size, step):
+        return [NO_PREFIX for _ in rows]
+
+
+def test_a_run_that_injects_nothing_stops(tmp_path):
+    with pytest.raises(DataError, match="injected no prefix although the batch has demonstrations"):
+        trainer(tmp_path, Forgetful()).train()
+
+
+def test_a_back_end_that_drops_the_prefix_is_found_out(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    monkeypatch.setattr("prefix_rl.trainer.join", lambda prefix, continuation, budget: list(continuation)[:budget])
+    with pytest.raises(RuntimeError, match="dropped or changed it"):
+        generation(made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"scale_rewards": "group"}, {}, "scale_rewards = group"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, {}, "sum_then_normalize"),
+        ({}, {"rollout_func": lambda prompts, trainer: {}}, "generate past the place"),
+    ],
+)
+def test_settings_that_contradict_the_method_are_refused(tmp_path, changes, options, message):
+    with pytest.raises(RecipeError, match=message):
+        trainer(tmp_path, options=options, **changes)
+
+
+# --- the engine's contract --------------------------------------------------------------------------------------------
+
+
+class FakeEngine:
+    """Stands in for vLLM: notes what it is asked, answers with fixed tokens and log-probabilities."""
+
+    calls: list
+
+    def __init__(self, **kwargs):
+        type(self).calls = []
+        self.max_completion_length = kwargs["max_completion_length"]
+        self.mode = kwargs["mode"]
+
+    def sync_weights(self):
+        pass
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        self.calls.append((prompts, num_generations))
+        completions = [[5 + len(p) % 7, 6, TOKENIZER.eos_token_id] for p in prompts]
+        return prompts, completions, [[[-1.5]] * 3 for _ in prompts], None
+
+
+def test_vllm_gets_one_generation_a_prompt_and_no_logps_of_the_prefix(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", FakeEngine)
+    made = trainer(tmp_path, use_vllm=True, vllm_mode="colocate")
+    batch = generation(made)
+    ((prompts, num_generations),) = FakeEngine.calls
+    assert num_generations == 1
+    assert len(prompts) == 8  # one prompt for each rollout, not every num_generations-th
+    assert [len(p) for p in prompts[1:4]] == [len(prompts[1])] * 3
+    assert len(prompts[0]) == len(prompts[1]) + int(batch["prefix_mask"][0].sum())
+    logps, mask = batch["sampling_per_token_logps"], batch["prefix_mask"]
+    assert logps[mask].isnan().all()
+    assert (logps[batch["completion_mask"].bool() & ~mask] == -1.5).all()
+    ratio = batch["importance_sampling_ratio"]
+    assert torch.isfinite(ratio).all()
+    made.args.report_to = []
+    assert torch.isfinite(made.compute_loss(made.model, batch))
+
+
+def test_token_level_importance_ratios_are_one_on_the_prefix(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", FakeEngine)
+    made = trainer(
+        tmp_path, use_vllm=True, vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=1e9
+    )
+    batch = generation(made)
+    ratio, mask = batch["importance_sampling_ratio"], batch["prefix_mask"]
+    assert (ratio[mask] == 1).all()
+    assert (ratio[batch["completion_mask"].bool() & ~mask] != 1).any()
+
+
+# --- rewards ----------------------------------------------------------------------------------------------------------
+
+
+def test_unscored_rollouts_get_no_credit_and_are_counted(tmp_path):
+    made = trainer(tmp_path, reward=lambda completions, **k: [None if i == 1 else float(i % 2) for i in range(len(completions))])
+    batch = generation(made)
+    assert (batch["advantages"][1] == 0).all()
+    assert batch["rewards"][1].isnan()
+    assert made._metrics["train"]["reward_unscored_share"] == [1 / 8]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(None, "no rollout could be scored"), (float("nan"), "no rollout"), (float("inf"), "infinite")]
+)
+def test_rewards_that_cannot_be_trained_on_stop_the_run(tmp_path, value, message):
+    with pytest.raises(DataError, match=message):
+        trainer(tmp_path, reward=lambda completions, **k: [value] * len(completions)).train()
+
+
+def test_several_rewards_are_weighted_as_trl_weighs_them(tmp_path):
+    made = trainer(tmp_path, reward=[token_reward, lambda completions, **k: [1.0] * len(completions)], reward_weights=[2.0, 0.5])
+    batch = generation(made)
+    expected = [2.0 * r + 0.5 for r in token_reward(None, [ids[m.bool()].tolist() for ids, m in
+                zip(batch["completion_ids"], batch["completion_mask"], strict=True)])]  # fmt: skip
+    assert batch["rewards"].tolist() == expected
+
+
+# --- the extra objective ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PrefixNLL(PrefixRFT):
+    """No credit at all, but likelihood on prefix tokens."""
+
+    def advantages(self, rollouts):
+        return torch.zeros_like(rollouts.completion_mask, dtype=torch.float)
+
+    def extra_loss(self, rollouts, logps, entropies):
+        return -(logps * rollouts.prefix_mask).sum() / len(logps)
+
+
+def test_an_extra_loss_is_added_once_whatever_the_accumulation(tmp_path):
+    made = trainer(tmp_path, PrefixNLL(horizon=1))
+    batch = generation(made)
+    whole = loss_gradient(made, batch)
+    assert whole.abs().max() > 1e-3
+    made.current_gradient_accumulation_steps = 4
+    parts = [loss_gradient(made, batch, torch.arange(i, i + 2)) for i in range(0, 8, 2)]
+    assert (sum(parts) - whole).abs().max() < 1e-5
+
+
+def test_trls_own_entropy_mask_combines_with_the_methods(tmp_path):
+    made = trainer(tmp_path, PrefixRFT(horizon=1, tokens="all"), top_entropy_quantile=0.2)
+    batch = generation(made)
+    made._micro_batch = batch
+    mask = batch["completion_mask"]
+    entropies = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0))
+    chosen = made.get_high_entropy_mask(entropies, mask, 1.0)
+    made._micro_batch = None
+    assert chosen.equal(GRPOTrainer.get_high_entropy_mask(made, entropies, mask, 0.8))
+    assert int(chosen.sum()) == pytest.approx(0.2 * int(mask.sum()), abs=1)
+
+
+# --- other settings of TRL --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mask_truncated_completions": True, "generation_kwargs": {"eos_token_id": list(range(40, 90))}},
+        {"num_iterations": 2},
+        {"steps_per_generation": 4},
+        {"gradient_checkpointing": True},
+        {"loss_type": "dapo"},
+        {"importance_sampling_level": "sequence", "loss_type": "grpo"},
+        {"entropy_coef": 0.01},
+        {"pad_to_multiple_of": 8},
+    ],
+    ids=str,
+)
+def test_prefix_rft_trains_with_other_settings_of_trl(tmp_path, changes):
+    made = trainer(tmp_path, **changes)
+    before = parameters(made).clone()
+    made.train()
+    assert made.state.global_step == 3
+    assert torch.isfinite(parameters(made)).all()
+    assert (parameters(made) - before).abs().max() > 0
+
+
+def test_truncated_rollouts_that_trl_masks_move_no_prefix_tokens(tmp_path):
+    made = trainer(tmp_path, mask_truncated_completions=True)
+    batch = generation(made)
+    truncated = ~batch["completion_mask"].bool().any(dim=1)
+    assert truncated.any()
+    assert not batch["prefix_mask"][truncated].any()
+
+
+def test_prefix_rft_trains_with_lora(tmp_path):
+    from peft import LoraConfig
+
+    made = trainer(tmp_path, options={"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")})
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    made.train()
+    moved = {n for n, p in made.model.named_parameters() if not p.equal(before[n])}
+    assert moved
+    assert all("lora" in n for n in moved)
+
+
+# --- what is kept of a run --------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_kept_in_a_file(tmp_path):
+    trainer(tmp_path).train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "reward" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    expected = {
+        "reward_with_prefix", "reward_without_prefix", "reward_unscored_share", "prefix/rollouts", "prefix/length",
+        "prefix/fraction", "prefix/token_share", "prefix/kept_share", "prefix/shortened_share",
+        "prefix/continuation_advantage", "entropy_prefix", "entropy_continuation",
+    }  # fmt: skip
+    assert expected <= steps[-1].keys()
+    assert steps[-1]["prefix/rollouts"] == 2
+    assert steps[-1]["reward"] == pytest.approx(
+        (steps[-1]["reward_with_prefix"] * 2 + steps[-1]["reward_without_prefix"] * 6) / 8
+    )
+
+
+def test_rollouts_are_saved_with_their_prefix_apart(tmp_path):
+    trainer(tmp_path, options={"rollouts_every": 2}).train()
+    assert sorted(p.name for p in (tmp_path / "rollouts").iterdir()) == ["step_000000.parquet", "step_000002.parquet"]
+    records = read_rollouts(tmp_path)
+    assert len(records) == 8
+    for record in records:
+        prefix = "".join(s["text"] for s in record["segments"] if s["kind"] != "continuation")
+        assert prefix == TOKENIZER.decode(record["completion_ids"][: record["prefix_tokens"]])
+        assert "".join(s["text"] for s in record["segments"]) == TOKENIZER.decode(record["completion_ids"])
+    assert sum(r["prefix_tokens"] > 0 for r in records) == 2

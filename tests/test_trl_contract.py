@@ -1,0 +1,73 @@
+"""The members of TRL that the trainer wraps or reads. On an upgrade this file fails first, and says which one moved."""
+
+import inspect
+
+import pytest
+import trl
+from packaging.version import Version
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer, utils
+
+from prefix_rl.trainer import PrefixTrainer
+
+WRAPPED = {  # member: its leading parameters in TRL 1.16
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "get_high_entropy_mask": ["self", "entropies", "mask", "threshold"],
+    "_get_per_token_logps_and_entropies": ["self", "model", "input_ids", "attention_mask", "logits_to_keep",
+                                           "batch_size", "compute_entropy"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_save_checkpoint": ["self", "model", "trial"],
+}  # fmt: skip
+
+
+def test_trl_is_the_release_that_the_trainer_wraps():
+    assert Version("1.16") <= Version(trl.__version__) < Version("1.17"), "widen preflight and this file together"
+
+
+@pytest.mark.parametrize("member", WRAPPED)
+def test_a_wrapped_member_has_its_parameters(member):
+    parameters = list(inspect.signature(getattr(GRPOTrainer, member)).parameters)
+    assert parameters[: len(WRAPPED[member])] == WRAPPED[member]
+
+
+@pytest.mark.parametrize("member", WRAPPED)
+def test_each_wrapper_calls_trl_and_copies_nothing(member):
+    source = inspect.getsource(getattr(PrefixTrainer, member))
+    assert f"super().{member}(" in source
+    assert len(source.splitlines()) <= 35, "a wrapper this long has become a copy"
+
+
+def test_the_trainer_overrides_nothing_else_of_trl():
+    own = {name for name in vars(PrefixTrainer) if not name.startswith("__")}
+    assert {name for name in own if hasattr(GRPOTrainer, name)} == WRAPPED.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["_metrics", "_pending_extra_logs", "reward_weights", "_tokenizer", "eos_token_ids", "_is_vlm",
+             "top_entropy_quantile", "current_gradient_accumulation_steps", "max_completion_length", "num_generations"]
+)  # fmt: skip
+def test_an_attribute_that_the_trainer_reads_is_set_by_trl(name):
+    sources = inspect.getsource(grpo_trainer) + inspect.getsource(inspect.getmodule(GRPOTrainer.__mro__[2]))
+    assert f"self.{name}" in sources
+
+
+def test_the_loss_multiplies_by_the_mask_and_takes_advantages_by_token():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert "if self.top_entropy_quantile < 1.0:" in source
+    assert "per_token_loss = per_token_loss * entropy_mask" in source
+    assert "if advantages.dim() == 1:" in source
+    assert "per_token_loss.size(0) * self.max_completion_length" in source
+
+
+def test_the_sampler_shuffles_with_one_seeded_generator():
+    sampler = utils.RepeatSampler(range(7), mini_repeat_count=1, batch_size=1, seed=3)
+    assert sampler.generator.initial_seed() == sampler.seed == 3
+    first, second = list(sampler), list(sampler)
+    assert first != second  # the next epoch goes on with the generator
+
+
+def test_missing_sampling_logps_may_be_none():
+    assert 'float("nan") if x is None else x' in inspect.getsource(GRPOTrainer._generate_and_score_completions)
