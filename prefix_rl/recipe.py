@@ -180,7 +180,7 @@ def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
 
 
 def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem], list[Problem]]:
-    """The recipe, the problems to train on and those to evaluate on.
+    """The recipe, the problems to train on, and those to evaluate on while training.
 
     Raises:
         RecipeError: with every problem of the recipe and of the data.
@@ -188,7 +188,10 @@ def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Re
     recipe, problems = _read(path, overrides)
     train, held_out = [], []
     if recipe:
-        for name, into, load in (("data.train", train, training_data), ("evaluation.data", held_out, evaluation_data)):
+        sources = [("data.train", train, training_data)]
+        if recipe.training_value("eval_strategy") not in ("no", None):
+            sources.append(("evaluation.data", held_out, evaluation_data))
+        for name, into, load in sources:
             try:
                 into += load(recipe)
             except DataError as error:
@@ -425,7 +428,7 @@ def _apply(recipe: dict, overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         path, equals, text = override.partition("=")
         *blocks, key = path.strip().removeprefix("--").split(".")
-        if not equals or not blocks:
+        if not equals or not (blocks or key in BLOCKS):
             problems.append(f"{override!r}: an override is block.key=value, for example training.learning_rate=1e-6")
             continue
         try:

@@ -126,7 +126,24 @@ def _policy(recipe: Recipe):
             f"data.prompt = chat, but the tokenizer of {path} has no chat template; set model.chat_template to a Jinja "
             "file, or data.prompt = plain"
         )
+    _check_context(path, recipe)
     return path, tokenizer
+
+
+def _check_context(path: str, recipe: Recipe) -> None:
+    """The model must have positions for a whole completion."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, revision=recipe.model.revision).get_text_config()
+    except (OSError, ValueError) as error:
+        raise DataError(f"no model could be loaded from {path}: {error}") from error
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions <= recipe.training_value("max_completion_length"):
+        raise RecipeError(
+            f"training.max_completion_length = {recipe.training_value('max_completion_length')}, but {path} has positions "
+            f"for {positions} tokens, prompt included; lower it, or take a model with a longer context"
+        )
 
 
 def model_path(recipe: Recipe) -> str:

@@ -1,0 +1,176 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from prefix_rl.rewards import MathReward, math_reward
+from prefix_rl.rewards.grading import Outcome
+from prefix_rl.rewards.workers import Grader, GraderError
+
+ROOT = Path(__file__).parents[1]
+HANGING = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{8^{9^{9^{9}}}}"]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    made = Grader(workers=2, deadline=2.0)
+    made.grade([(r"\boxed{1}", "1")] * 4)  # started
+    yield made
+    made.close()
+
+
+def test_outcomes_come_back_in_order(grader):
+    samples = [(rf"\boxed{{{i}}}", str(i if i % 3 else i + 1)) for i in range(200)]
+    assert grader.grade(samples) == [Outcome.RIGHT if i % 3 else Outcome.WRONG for i in range(200)]
+
+
+def test_a_hanging_expression_costs_its_deadline_and_nothing_else(grader):
+    samples = [(text, "42") for text in HANGING] + [(r"\boxed{42}", "42"), (r"\boxed{41}", "42")] * 50
+    began = time.monotonic()
+    outcomes = grader.grade(samples)
+    assert outcomes[:2] == [Outcome.TIMEOUT] * 2
+    assert outcomes[2:] == [Outcome.RIGHT, Outcome.WRONG] * 50
+    assert time.monotonic() - began < 2 * 2.0 + 6  # two deadlines, and starting the replacements
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{9**9**9**9}", r"\boxed{" + "9" * 100_000 + "}", r"\boxed{" * 20_000 + "1" + "}" * 20_000, "(" * 50_000, r"\boxed{(((((((((((1)}",
+        "\\boxed{" + "x^{" * 200 + "1" + "}" * 200 + "}", r"\boxed{__import__('os').system('true')}", "\0\ufffd\ud7ff" * 1000,
+        r"\boxed{\frac{\frac{\frac{1}{}}{}}{}}", "#### " * 100_000, "answer is " * 100_000,
+    ],
+    ids=["tower", "long", "nested boxes", "open brackets", "unbalanced", "powers", "code", "control characters", "fractions",
+         "hashes", "statements"],
+)  # fmt: skip
+def test_hostile_text_ends_in_an_outcome_and_the_next_sample_is_graded(grader, text):
+    began = time.monotonic()
+    first, second = grader.grade([(text, "42"), (r"\boxed{42}", "42")])
+    assert first in (Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT, Outcome.CRASH)
+    assert second is Outcome.RIGHT
+    assert time.monotonic() - began < 2.0 + 4
+
+
+def test_code_in_an_answer_is_not_run(grader, tmp_path):
+    marker = tmp_path / "marker"
+    grader.grade([(rf"\boxed{{open('{marker}', 'w').write('x') or 0}}", "0")])
+    assert not marker.exists()
+
+
+def test_a_worker_that_dies_costs_one_sample(grader, monkeypatch):
+    victim = grader._pool[0]
+    victim.process.kill()
+    victim.process.wait()
+    outcomes = grader.grade([(r"\boxed{1}", "1")] * 20)
+    assert outcomes.count(Outcome.CRASH) <= 1
+    assert outcomes.count(Outcome.RIGHT) >= 19
+
+
+def test_too_much_memory_is_a_crash_of_one_sample():
+    small = Grader(workers=1, deadline=20.0, memory_mb=512)
+    outcomes = small.grade([(r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(3)) + "+10^{10^{9}}}", "42"), (r"\boxed{42}", "42")])
+    small.close()
+    assert outcomes[0] in (Outcome.CRASH, Outcome.WRONG, Outcome.TIMEOUT)
+    assert outcomes[1] is Outcome.RIGHT
+
+
+def test_threads_may_share_a_grader(grader):
+    results = {}
+
+    def work(n):
+        results[n] = grader.grade([(rf"\boxed{{{n}}}", str(n))] * 30)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(results[n] == [Outcome.RIGHT] * 30 for n in range(4))
+
+
+def test_a_script_without_a_main_guard_can_grade(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from prefix_rl.rewards import math_reward\nprint(math_reward([r'\\boxed{1}'], ['1']))\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip() == "[1.0]", done.stderr
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    script = (
+        "import os, sys, time\nfrom prefix_rl.rewards.workers import Grader\ng = Grader(workers=2, deadline=1.0)\n"
+        "g.grade([(r'\\boxed{1}', '1')] * 4)\nprint([w.process.pid for w in g._pool], flush=True)\n"
+        "g.grade([(r'\\boxed{9^{9^{9^{9}}}}', '42')] * 8)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    workers = json.loads(process.stdout.readline())
+    time.sleep(0.3)  # both workers hang now
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers go on without their parent"
+        time.sleep(0.1)
+
+
+def _alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1]
+    except OSError:
+        return False
+
+
+def test_workers_that_cannot_start_say_why(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["/nowhere"])
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.chdir("/")
+    broken = Grader(workers=1)
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable)
+    with pytest.raises(GraderError, match="could not start"):
+        broken.grade([("x", "1")])
+    broken._pool.clear()
+
+
+# --- the reward function ----------------------------------------------------------------------------------------------
+
+
+def test_the_reward_takes_plain_and_conversational_completions():
+    texts, answers = [r"\boxed{1}", r"\boxed{2}", "?"], ["1", "1", "1"]
+    conversations = [[{"role": "assistant", "content": text}] for text in texts]
+    assert math_reward(texts, answers) == math_reward(conversations, answers) == [1.0, 0.0, 0.0]
+
+
+def test_the_reward_counts_outcomes_and_skips_bad_golds():
+    logged, extra = {}, {}
+    reward = MathReward(workers=1)
+    rewards = reward([r"\boxed{1}", r"\boxed{2}", "?", r"\boxed{1}"], ["1", "1", "1", ""],
+                     log_metric=logged.__setitem__, log_extra=extra.__setitem__, prompts=["p"] * 4)  # fmt: skip
+    reward.grader.close()
+    assert rewards == [1.0, 0.0, 0.0, None]
+    assert logged == {"outcome/right": 0.25, "outcome/wrong": 0.25, "outcome/no_answer": 0.25, "outcome/bad_gold": 0.25,
+                      "outcome/timeout": 0.0, "outcome/crash": 0.0}  # fmt: skip
+    assert extra == {"outcome": ["right", "wrong", "no_answer", "bad_gold"]}
+
+
+def test_no_robustness_case_hangs_or_crashes_the_grader(grader, shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [json.loads(line) for line in (shared_data / "verifier-cases.jsonl").open()]
+    hostile = [row for row in rows if row["tag"] == "robustness"]
+    outcomes = grader.grade([(rf"\boxed{{{row['prediction']}}}", row["gold"]) for row in hostile])
+    assert len(outcomes) == len(hostile)
+    assert Outcome.CRASH not in outcomes
+    assert not list(tmp_path.iterdir())
+
+
+def test_most_core_cases_grade_as_they_should(grader, shared_data):
+    rows = [json.loads(line) for line in (shared_data / "verifier-cases.jsonl").open()]
+    core = [row for row in rows if row["tag"] == "core"]
+    texts = [row["prediction"] if "boxed" in row["prediction"] or row["kind"] == "completion"
+             else rf"\boxed{{{row['prediction']}}}" for row in core]  # fmt: skip
+    outcomes = grader.grade(list(zip(texts, [row["gold"] for row in core], strict=True)))
+    agreed = sum((o is Outcome.RIGHT) is row["expected"] for o, row in zip(outcomes, core, strict=True))
+    assert agreed / len(core) > 0.88  # plain math-verify: 0.88
