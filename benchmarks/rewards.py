@@ -29,7 +29,9 @@ def generated(count: int = 1000) -> list[tuple[str, str]]:
                 (f"x^2+{a}x+{b}", f"{b}+{a}x+x^2"), (f"({a}, {b})", f"({a},{b})"), (rf"{a}\sqrt{{{b}}}", rf"\sqrt{{{b}}}\cdot {a}"),
             ]
         )  # fmt: skip
-        cases.append((f"Let us see. {'We compute. ' * draw.randint(1, 200)} So the answer is \\boxed{{{answer}}}.", gold))
+        cases.append(
+            (f"Let us see. {'We compute. ' * draw.randint(1, 200)} So the answer is \\boxed{{{answer}}}.", gold)
+        )
     return cases
 
 
@@ -51,7 +53,8 @@ def main() -> None:
     if given.cases:
         rows = [json.loads(line) for line in given.cases.open(encoding="utf-8")]
         cases = [
-            (r["prediction"] if "boxed" in r["prediction"] else rf"\boxed{{{r['prediction']}}}", r["gold"]) for r in rows
+            (r["prediction"] if "boxed" in r["prediction"] else rf"\boxed{{{r['prediction']}}}", r["gold"])
+            for r in rows
         ]
     else:
         cases = generated()

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60, help="steps of one run")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each trainer, in turn, after one that is not counted")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="runs of each trainer, in turn, after one that is not counted"
+    )
     given = parser.parse_args()
 
     from small import arguments, byte_level_bpe, dataset, policy, token_reward
@@ -68,7 +70,9 @@ def main() -> None:
     ratios = [o / t for o, t in zip(ours, theirs, strict=True)]
     print(f"GRPOTrainer    {statistics.median(theirs):.4f} s a step")
     print(f"PrefixTrainer  {statistics.median(ours):.4f} s a step")
-    print(f"ratio          {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f}, {given.rounds} rounds)")
+    print(
+        f"ratio          {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f}, {given.rounds} rounds)"
+    )
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def _check_context(path: str, recipe: Recipe) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions <= recipe.training_value("max_completion_length"):
         raise RecipeError(
-            f"training.max_completion_length = {recipe.training_value('max_completion_length')}, but {path} has positions "
-            f"for {positions} tokens, prompt included; lower it, or take a model with a longer context"
+            f"training.max_completion_length = {recipe.training_value('max_completion_length')}, but {path} has "
+            f"positions for {positions} tokens, prompt included; lower it, or take a model with a longer context"
         )
 
 

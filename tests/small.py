@@ -29,7 +29,9 @@ def byte_level_bpe(**kwargs):
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<pad>", "<eos>", "<unk>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    raw.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=special))
+    raw.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=special)
+    )
     return _wrap(raw, **kwargs)
 
 
@@ -37,13 +39,17 @@ def word_piece():
     raw = Tokenizer(models.WordPiece(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     raw.decoder = decoders.WordPiece()
-    raw.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<pad>", "<eos>", "<unk>"]))
+    raw.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<pad>", "<eos>", "<unk>"])
+    )
     return _wrap(raw)
 
 
 def characters():
     alphabet = sorted({c for text in CORPUS for c in text} | set("0123456789+-*/=?\\{}() abcdefghijklmnopqrstuvwxyz"))
-    raw = Tokenizer(models.BPE({w: i for i, w in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}, [], unk_token="<unk>"))
+    raw = Tokenizer(
+        models.BPE({w: i for i, w in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}, [], unk_token="<unk>")
+    )
     raw.decoder = decoders.Fuse()
     return _wrap(raw)
 

@@ -49,12 +49,16 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
     for name in ("r.jsonl", "r.jsonl.gz", "r.parquet"):
         assert [row for _, row in sources.read(str(tmp_path / name))] == rows
-    assert [place for place, _ in sources.read(str(tmp_path / "r.jsonl"))] == [f"{tmp_path}/r.jsonl:{n}" for n in (1, 2)]
+    assert [place for place, _ in sources.read(str(tmp_path / "r.jsonl"))] == [
+        f"{tmp_path}/r.jsonl:{n}" for n in (1, 2)
+    ]
 
 
 def test_line_separators_inside_a_text_do_not_split_a_row(tmp_path):
     path = tmp_path / "r.jsonl"
-    path.write_text(json.dumps({"problem": "a\u2028b\x85c", "answer": "1"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"problem": "a\u2028b\x85c", "answer": "1"}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     assert len(list(sources.read(str(path)))) == 1
 
 
@@ -64,7 +68,12 @@ def test_every_broken_line_is_named(tmp_path):
     with pytest.raises(DataError) as error:
         list(sources.read(str(path)))
     text = str(error.value)
-    for part in (":2: not JSON at character", ":3: not UTF-8 at byte 0", ":4: a JSON list, not an object", ":7: JSON nested"):
+    for part in (
+        ":2: not JSON at character",
+        ":3: not UTF-8 at byte 0",
+        ":4: a JSON list, not an object",
+        ":7: JSON nested",
+    ):
         assert part in text
     assert ":1:" not in text
     assert ":6:" not in text

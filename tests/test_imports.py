@@ -93,7 +93,9 @@ def test_heavy_packages_are_imported_late():
 
 
 def test_importing_the_package_is_quick_and_light():
-    program = "import sys, prefix_rl; print([m for m in ('trl', 'transformers', 'deepspeed', 'wandb') if m in sys.modules])"
+    program = (
+        "import sys, prefix_rl; print([m for m in ('trl', 'transformers', 'deepspeed', 'wandb') if m in sys.modules])"
+    )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

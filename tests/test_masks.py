@@ -42,7 +42,8 @@ def test_rowwise_is_the_mask_of_each_row(batch, share):
 
 
 @pytest.mark.parametrize(
-    ("n", "share", "kept"), [(10, 0.2, 2), (11, 0.2, 3), (3, 0.2, 1), (10, 0.9, 9), (10, 0.3, 3), (7, 0.0, 0), (7, 1.0, 7)]
+    ("n", "share", "kept"),
+    [(10, 0.2, 2), (11, 0.2, 3), (3, 0.2, 1), (10, 0.9, 9), (10, 0.3, 3), (7, 0.0, 0), (7, 1.0, 7)],
 )  # n - floor((1 - share) n): 10 - 8, 11 - floor(8.8), 3 - floor(2.4), 10 - 1 (and not 10 - floor(0.99..)), ...
 def test_the_count_is_exact(n, share, kept):
     entropies = torch.rand(1, n, generator=torch.Generator().manual_seed(n))

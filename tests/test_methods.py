@@ -220,7 +220,9 @@ def test_random_tokens_are_exactly_the_share_and_change_with_the_step():
 
 
 def test_only_entropy_selectors_ask_for_entropies():
-    needs = {tokens: PrefixRFT(tokens=tokens).needs_entropies for tokens in ("top_entropy", "low_entropy", "random", "all")}
+    needs = {
+        tokens: PrefixRFT(tokens=tokens).needs_entropies for tokens in ("top_entropy", "low_entropy", "random", "all")
+    }
     assert needs == {"top_entropy": True, "low_entropy": True, "random": False, "all": False}
     assert not PrefixRFT(prefixed=0).needs_entropies
 

@@ -125,5 +125,3 @@ def test_ten_steps_on_real_rows_alone_and_under_zero2(tmp_path, shared_data):
             numbers = "".join(c if c.isdigit() or c == "." else " " for c in begun.replace(",", "")).split()
             assert record["answer"] not in [n.strip(".") for n in numbers]
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
-
-

@@ -6,7 +6,14 @@ from prefix_rl import preflight
 from prefix_rl.recipe import load_recipe
 
 LAB = Path(__file__).parents[1] / "recipes" / "lab" / "prefix_rft.yaml"
-GOOD = {"trl": "1.16.0", "deepspeed": "0.19.8", "transformers": "5.23.0", "math-verify": "0.9.0", "peft": None, "vllm": None}
+GOOD = {
+    "trl": "1.16.0",
+    "deepspeed": "0.19.8",
+    "transformers": "5.23.0",
+    "math-verify": "0.9.0",
+    "peft": None,
+    "vllm": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -35,7 +42,11 @@ def test_the_tested_stack_is_good():
         (["training.use_vllm=true"], {"vllm": "0.33.0"}, "TRL 1.16 works with 0.22 to 0.31"),
         (["model.lora={}"], {}, "model.lora needs peft"),
         (["training.use_cpu=false"], {}, "no GPU was found"),
-        (["training.use_transformers_continuous_batching=true", "training.bf16=true"], {}, "in place at the first generation"),
+        (
+            ["training.use_transformers_continuous_batching=true", "training.bf16=true"],
+            {},
+            "in place at the first generation",
+        ),
     ],
     ids=str,
 )
@@ -53,7 +64,10 @@ def test_a_good_recipe_on_a_good_machine_has_no_problems():
 def test_the_constraints_pin_what_preflight_accepts():
     lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    assert preflight.stack_problems({name: pinned[name] for name in ("trl", "deepspeed", "transformers", "math-verify")}) == []
+    assert (
+        preflight.stack_problems({name: pinned[name] for name in ("trl", "deepspeed", "transformers", "math-verify")})
+        == []
+    )
     for name in ("torch", "trl", "transformers", "accelerate", "deepspeed", "math-verify", "datasets", "peft", "wandb"):
         installed = preflight.installed(name)
         assert installed is not None

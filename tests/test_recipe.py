@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefix_rl.data.problems import Problem
 from prefix_rl.errors import RecipeError
 from prefix_rl.fields import check, describe, fields_from_source, fields_of
 from prefix_rl.recipe import Data, batches, load_recipe, load_run, prompt_of, read_yaml
-from prefix_rl.data.problems import Problem
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT / "recipes" / "lab" / "prefix_rft.yaml"
@@ -49,7 +49,9 @@ def test_a_missing_or_binary_file_is_explained(tmp_path):
 
 def test_numbers_and_words_mean_what_they_look_like(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("a: 1e-6\nb: 2.5E+3\nc: off\nd: yes\ne: 012\nf: 1_000\ng: true\nh: ~\ni: 0x10\nj: 2024-01-01\nk: -.5\n")
+    path.write_text(
+        "a: 1e-6\nb: 2.5E+3\nc: off\nd: yes\ne: 012\nf: 1_000\ng: true\nh: ~\ni: 0x10\nj: 2024-01-01\nk: -.5\n"
+    )
     assert read_yaml(path) == {
         "a": 1e-6, "b": 2500.0, "c": "off", "d": "yes", "e": 12, "f": "1_000", "g": True, "h": None, "i": 16,
         "j": "2024-01-01", "k": -0.5,
@@ -147,7 +149,10 @@ def test_a_wrong_value_does_not_cause_complaints_about_its_default():
 
 
 def test_dr_grpos_choices_may_be_written_down():
-    assert load_recipe(LAB, ["training.loss_type=dr_grpo", "training.scale_rewards=none"]).resolved() == load_recipe(LAB).resolved()
+    assert (
+        load_recipe(LAB, ["training.loss_type=dr_grpo", "training.scale_rewards=none"]).resolved()
+        == load_recipe(LAB).resolved()
+    )
     assert load_recipe(LAB, ["training.scale_rewards=false"]).training["scale_rewards"] == "none"
 
 
@@ -163,7 +168,9 @@ def test_the_resolved_recipe_is_the_same_recipe(tmp_path):
 
 
 def test_overrides_replace_and_reach_inside_blocks():
-    recipe = load_recipe(LAB, ["training.learning_rate=3e-5", "--method.share=0.5", "data.lab.seed=7", "training.report_to=[wandb]"])
+    recipe = load_recipe(
+        LAB, ["training.learning_rate=3e-5", "--method.share=0.5", "data.lab.seed=7", "training.report_to=[wandb]"]
+    )
     assert recipe.training["learning_rate"] == 3e-5
     assert recipe.method.share == 0.5
     assert recipe.world.seed == 7
@@ -171,7 +178,9 @@ def test_overrides_replace_and_reach_inside_blocks():
 
 
 def test_batch_arithmetic():
-    recipe = load_recipe(LAB, ["training.gradient_accumulation_steps=2", "training.num_iterations=2", "training.save_steps=2"])
+    recipe = load_recipe(
+        LAB, ["training.gradient_accumulation_steps=2", "training.num_iterations=2", "training.save_steps=2"]
+    )
     found = batches(recipe, world_size=3)
     # 128 rollouts x 3 processes x 2 micro-steps = 768; 768 / 8 = 96 prompts; 2 micro-steps x 2 iterations / 2 = 2 steps
     assert (found.rollouts, found.prompts, found.steps) == (768, 96, 2.0)

@@ -63,7 +63,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, save_steps, resumed
 
 def test_the_epochs_of_a_run_differ_in_their_order(tmp_path):
     whole = run(tmp_path / "run", "training.save_strategy=no")
-    orders = [[r["row"] for step in (2 * epoch, 2 * epoch + 1) for r in read_rollouts(whole, step)] for epoch in range(3)]
+    orders = [
+        [r["row"] for step in (2 * epoch, 2 * epoch + 1) for r in read_rollouts(whole, step)] for epoch in range(3)
+    ]
     assert all(set(order) == set(range(8)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
 
@@ -73,9 +75,12 @@ def test_what_a_run_leaves_behind(tmp_path):
     resolved = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert resolved["method"]["share"] == 0.2  # a default, written out
     assert resolved["training"]["loss_type"] == "dr_grpo"
-    assert load_recipe(folder / "recipe.yaml").resolved() == load_recipe(
-        PREFIX_RFT, [*SMALL, f"output.dir={folder}", "training.max_steps=2", "training.save_steps=2"]
-    ).resolved()
+    assert (
+        load_recipe(folder / "recipe.yaml").resolved()
+        == load_recipe(
+            PREFIX_RFT, [*SMALL, f"output.dir={folder}", "training.max_steps=2", "training.save_steps=2"]
+        ).resolved()
+    )
     facts = json.loads((folder / "run.json").read_text())
     assert facts["versions"]["trl"].startswith("1.16.")
     assert facts["world_size"] == 1
@@ -190,7 +195,17 @@ GOOD = {"problem": "1 +1 ?", "answer": "2", "solution": r"5 9 7 \boxed{ 2 }"}
         ([{**GOOD, "solution": ""}] * 8, "method prefix_rft starts rollouts from demonstrations"),
         ([GOOD], "fewer than the 4 prompts of one generation batch"),
     ],
-    ids=["truncated", "no answer", "null answer", "empty", "10 MB", "bad gold", "no final answer", "empty solution", "small"],
+    ids=[
+        "truncated",
+        "no answer",
+        "null answer",
+        "empty",
+        "10 MB",
+        "bad gold",
+        "no final answer",
+        "empty solution",
+        "small",
+    ],
 )
 def test_bad_rows_are_named_and_nothing_is_trained(tmp_path, rows, message):
     path = rows_file(tmp_path, rows if len(rows) != 2 else [GOOD] * 8 + rows[1:])
@@ -240,7 +255,16 @@ def test_the_command_prints_problems_and_no_traceback(tmp_path, capsys):
 
 
 def start(folder, *overrides):
-    command = [sys.executable, "-m", "prefix_rl.train", "--config", PREFIX_RFT, *SMALL, f"output.dir={folder}", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "prefix_rl.train",
+        "--config",
+        PREFIX_RFT,
+        *SMALL,
+        f"output.dir={folder}",
+        *overrides,
+    ]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 

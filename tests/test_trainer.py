@@ -8,7 +8,6 @@ from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from prefix_rl.errors import DataError, RecipeError
-from prefix_rl.methods.base import Method
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.prefixes import NO_PREFIX
@@ -58,7 +57,13 @@ def generation(made, count=8):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_iterations": 2}, {"steps_per_generation": 4}, {"beta": 0.0, "entropy_coef": 0.01}, {"epsilon_high": 0.28}],
+    [
+        {},
+        {"num_iterations": 2},
+        {"steps_per_generation": 4},
+        {"beta": 0.0, "entropy_coef": 0.01},
+        {"epsilon_high": 0.28},
+    ],
     ids=["on-policy", "two iterations", "misaligned", "entropy bonus", "clip higher"],
 )
 def test_dr_grpo_equals_stock_trl_bit_for_bit(tmp_path, changes):
@@ -341,7 +346,9 @@ def test_token_level_importance_ratios_are_one_on_the_prefix(tmp_path, monkeypat
 
 
 def test_unscored_rollouts_get_no_credit_and_are_counted(tmp_path):
-    made = trainer(tmp_path, reward=lambda completions, **k: [None if i == 1 else float(i % 2) for i in range(len(completions))])
+    made = trainer(
+        tmp_path, reward=lambda completions, **k: [None if i == 1 else float(i % 2) for i in range(len(completions))]
+    )
     batch = generation(made)
     assert (batch["advantages"][1] == 0).all()
     assert batch["rewards"][1].isnan()
@@ -349,7 +356,8 @@ def test_unscored_rollouts_get_no_credit_and_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(None, "no rollout could be scored"), (float("nan"), "no rollout"), (float("inf"), "infinite")]
+    ("value", "message"),
+    [(None, "no rollout could be scored"), (float("nan"), "no rollout"), (float("inf"), "infinite")],
 )
 def test_rewards_that_cannot_be_trained_on_stop_the_run(tmp_path, value, message):
     with pytest.raises(DataError, match=message):
@@ -357,7 +365,9 @@ def test_rewards_that_cannot_be_trained_on_stop_the_run(tmp_path, value, message
 
 
 def test_several_rewards_are_weighted_as_trl_weighs_them(tmp_path):
-    made = trainer(tmp_path, reward=[token_reward, lambda completions, **k: [1.0] * len(completions)], reward_weights=[2.0, 0.5])
+    made = trainer(
+        tmp_path, reward=[token_reward, lambda completions, **k: [1.0] * len(completions)], reward_weights=[2.0, 0.5]
+    )
     batch = generation(made)
     expected = [2.0 * r + 0.5 for r in token_reward(None, [ids[m.bool()].tolist() for ids, m in
                 zip(batch["completion_ids"], batch["completion_mask"], strict=True)])]  # fmt: skip
@@ -437,7 +447,9 @@ def test_truncated_rollouts_that_trl_masks_move_no_prefix_tokens(tmp_path):
 def test_prefix_rft_trains_with_lora(tmp_path):
     from peft import LoraConfig
 
-    made = trainer(tmp_path, options={"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")})
+    made = trainer(
+        tmp_path, options={"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
+    )
     before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
     made.train()
     moved = {n for n, p in made.model.named_parameters() if not p.equal(before[n])}

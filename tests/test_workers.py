@@ -73,7 +73,9 @@ def test_a_worker_that_dies_costs_one_sample(grader, monkeypatch):
 
 def test_too_much_memory_is_a_crash_of_one_sample():
     small = Grader(workers=1, deadline=20.0, memory_mb=512)
-    outcomes = small.grade([(r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(3)) + "+10^{10^{9}}}", "42"), (r"\boxed{42}", "42")])
+    outcomes = small.grade(
+        [(r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(3)) + "+10^{10^{9}}}", "42"), (r"\boxed{42}", "42")]
+    )
     small.close()
     assert outcomes[0] in (Outcome.CRASH, Outcome.WRONG, Outcome.TIMEOUT)
     assert outcomes[1] is Outcome.RIGHT

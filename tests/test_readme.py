@@ -1,0 +1,123 @@
+"""What the README tells people to type exists, and is what the tests run."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from prefix_rl import methods
+from prefix_rl.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RECIPES = (ROOT / "recipes" / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def test_every_prefix_rl_command_and_option_exists():
+    found = [words for words in commands() if words[0] == "prefix-rl"]
+    assert {words[1] for words in found} >= {"prepare", "schedule", "evaluate", "report"}
+    for words in found:
+        options = {name for p in get_command(app).commands[words[1]].params for name in p.opts}
+        assert {w for w in words if w.startswith("--")} <= options, words
+
+
+def test_every_file_that_the_readme_names_exists():
+    for text, folder in ((README, ROOT), (RECIPES, ROOT / "recipes")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (folder / target).exists(), target
+    for path in re.findall(r"(?:recipes|benchmarks)/[\w./-]+\.(?:yaml|py|sh|md)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    tree = blocks("")[-1]
+    for name in re.findall(r"\b([a-z_]+\.py|[a-z]+/)", tree):
+        assert list((ROOT / "prefix_rl").rglob(name.rstrip("/"))) or (ROOT / name).exists(), name
+
+
+def test_the_two_commands_are_what_make_and_ci_run():
+    makefile = (ROOT / "Makefile").read_text()
+    assert [words for words in commands() if words[0] == "make"] == [["make", "quickstart"], ["make", "test"]]
+    assert "$(BIN)/prefix-rl quickstart" in makefile
+    assert "-m pytest" in makefile
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "make test" in ci
+    assert "rm -rf .venv" in ci
+
+
+def test_every_method_has_a_row_and_every_recipe_is_listed():
+    for name in methods.names():
+        assert re.search(rf"^\| `{name}` \|", README, re.MULTILINE)
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        if path.parent.name != "accelerate":
+            assert f"({path.relative_to(ROOT / 'recipes')})" in RECIPES, path
+
+
+def test_every_metric_of_ours_is_explained():
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / "prefix_rl" / "trainer.py").read_text())):
+        if (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "self._log"
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            names.add(node.args[0].value)
+    assert len(names) > 8
+    for name in names | {"reward_with_prefix", "reward_without_prefix", "eval_reward", "outcome/right"}:
+        assert f"`{name}`" in README, name
+
+
+def test_the_python_example_uses_what_there_is():
+    (example,) = blocks("python")
+    for node in ast.walk(ast.parse(example)):
+        if isinstance(node, ast.ImportFrom):
+            module = __import__(node.module, fromlist=[a.name for a in node.names])
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_python_example_trains(tmp_path):
+    from small import arguments, byte_level_bpe, dataset, policy
+
+    from prefix_rl import PrefixRFT, PrefixTrainer, math_reward
+
+    trainer = PrefixTrainer(
+        model=policy(byte_level_bpe()), method=PrefixRFT(), reward_funcs=math_reward, args=arguments(tmp_path, max_steps=1),
+        train_dataset=dataset(), processing_class=byte_level_bpe(),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.slow
+def test_the_quickstart_shows_what_it_claims(tmp_path):
+    program = "from prefix_rl.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "quickstart", "--seed", "7", "--output", str(tmp_path / "quickstart")],
+        capture_output=True, text=True, cwd=ROOT, timeout=590,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {r["run"]: r for r in json.loads((tmp_path / "quickstart" / "report" / "results.json").read_text())}
+    assert rows["base"]["accuracy"] < 0.02
+    assert rows["dr_grpo"]["accuracy"] < 0.15
+    assert rows["prefix_rft"]["accuracy"] > 0.6
+    assert rows["dr_grpo"]["steps"] == rows["prefix_rft"]["steps"] == 200
+    assert "accuracy, unprefixed" in done.stdout
+    assert (tmp_path / "quickstart" / "report" / "report.html").exists()
