@@ -2,9 +2,9 @@
 
     python benchmarks/lab_sft_then_rl.py [--seeds 0 1 2] [--epochs 4] [--learning-rate 1e-3] [--output runs/lab/sft]
 
-Fine-tunes the lab's base policy on the 64 clean demonstrations of recipes/lab (next-token loss on the solution, batches
-of 16, AdamW with a linear decay), continues with recipes/lab/dr_grpo.yaml from there, and prints the unprefixed accuracy
-on the held-out problems after each. Nothing here passes or fails.
+Fine-tunes the lab's base policy on the 64 clean demonstrations of recipes/lab (next-token loss on the solution,
+batches of 16, AdamW with a linear decay), continues with recipes/lab/dr_grpo.yaml from there, and prints the unprefixed
+accuracy on the held-out problems after each. Nothing here passes or fails.
 """
 
 import argparse

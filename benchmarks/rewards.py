@@ -23,12 +23,15 @@ def generated(count: int = 1000) -> list[tuple[str, str]]:
     cases = []
     for _ in range(count):
         a, b = draw.randint(1, 999), draw.randint(2, 99)
-        gold, answer = draw.choice(
-            [
-                (f"{a}", f"{a}"), (f"{a}", f"{a + 1}"), (rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{a}}}{{{b}}}"),
-                (f"x^2+{a}x+{b}", f"{b}+{a}x+x^2"), (f"({a}, {b})", f"({a},{b})"), (rf"{a}\sqrt{{{b}}}", rf"\sqrt{{{b}}}\cdot {a}"),
-            ]
-        )  # fmt: skip
+        pairs = [
+            (f"{a}", f"{a}"),
+            (f"{a}", f"{a + 1}"),
+            (rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{a}}}{{{b}}}"),
+            (f"x^2+{a}x+{b}", f"{b}+{a}x+x^2"),
+            (f"({a}, {b})", f"({a},{b})"),
+            (rf"{a}\sqrt{{{b}}}", rf"\sqrt{{{b}}}\cdot {a}"),
+        ]
+        gold, answer = draw.choice(pairs)
         cases.append(
             (f"Let us see. {'We compute. ' * draw.randint(1, 200)} So the answer is \\boxed{{{answer}}}.", gold)
         )

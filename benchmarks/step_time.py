@@ -49,9 +49,15 @@ def main() -> None:
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
             args = arguments(
-                folder, max_steps=given.steps, per_device_train_batch_size=32, num_generations=8, max_completion_length=48,
-                gradient_accumulation_steps=1, logging_steps=10, learning_rate=1e-4,
-            )  # fmt: skip
+                folder,
+                max_steps=given.steps,
+                per_device_train_batch_size=32,
+                num_generations=8,
+                gradient_accumulation_steps=1,
+                max_completion_length=48,
+                learning_rate=1e-4,
+                logging_steps=10,
+            )
             cls(
                 model=policy(tokenizer, hidden=64), reward_funcs=token_reward, args=args, train_dataset=data,
                 processing_class=tokenizer, callbacks=[clock], **own,
@@ -70,9 +76,8 @@ def main() -> None:
     ratios = [o / t for o, t in zip(ours, theirs, strict=True)]
     print(f"GRPOTrainer    {statistics.median(theirs):.4f} s a step")
     print(f"PrefixTrainer  {statistics.median(ours):.4f} s a step")
-    print(
-        f"ratio          {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f}, {given.rounds} rounds)"
-    )
+    spread = f"from {min(ratios):.3f} to {max(ratios):.3f}, {given.rounds} rounds"
+    print(f"ratio          {statistics.median(ratios):.3f} ({spread})")
 
 
 if __name__ == "__main__":
