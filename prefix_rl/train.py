@@ -308,8 +308,8 @@ def run_or_explain(command) -> int:
     try:
         command()
     except UserError as error:
-        if is_main():
-            print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        say(f"error: {error}" if is_main() else f"error on rank {rank}: {error.what}")
         return 2
     except KeyboardInterrupt:
         return 130

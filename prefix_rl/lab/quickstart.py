@@ -21,6 +21,8 @@ ARMS = ("dr_grpo", "prefix_rft")
 def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None) -> Path:
     """Trains the arms with equal rollouts from the same base policy; returns the folder of the report.
 
+    Called again with the same ``output``, it goes on where it was.
+
     Raises:
         UserError: if the recipes are not there or an arm fails; its log is named.
     """
@@ -34,13 +36,10 @@ def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None)
             f"there is no {recipes / missing[0]}.yaml (from {Path.cwd()}); run this in the checkout, or give --recipes"
         )
     began = time.monotonic()
-    overrides = [f"training.seed={seed}", f"data.lab.seed={seed}", "output.resume=never"]
+    overrides = [f"training.seed={seed}", f"data.lab.seed={seed}"]
     overrides += [f"training.max_steps={steps}"] if steps else []
     loaded = {arm: load_recipe(recipes / f"{arm}.yaml", overrides) for arm in ARMS}
     folders = {arm: output / arm for arm in ARMS}
-    taken = [str(folder) for folder in folders.values() if (folder / "run.json").exists()]
-    if taken:
-        raise UserError(f"there are runs already in {' and '.join(taken)}; give another --output, or remove them")
     base = model_path(loaded["prefix_rft"])
     say(f"the base policy is in {base}; training {' and '.join(ARMS)} side by side")
 

@@ -19,12 +19,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 
+from ..errors import UserError
 from .grading import Outcome
 
 _START_SECONDS = 120  # a worker that has not imported sympy by then never will
 
 
-class GraderError(RuntimeError):
+class GraderError(UserError):
     """The workers cannot be started at all. A single bad sample never raises this."""
 
 
