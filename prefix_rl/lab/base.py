@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .. import __version__
 from .world import Chains, World, chains
 
 if TYPE_CHECKING:
@@ -32,12 +31,14 @@ def cache_folder() -> Path:
 def base_policy(world: World, progress: Callable[[int], object] | None = None) -> Path:
     """The folder of the trained base policy and its tokenizer; trains it first if the cache does not hold it.
 
-    The same settings give the same parameters on the same machine. ``progress(n)`` is called after every n steps.
+    The same settings give the same parameters on the same machine; other settings, or other code of the lab, another
+    folder. ``progress(n)`` is called after every n steps.
     """
     from filelock import FileLock
 
-    settings = {name: getattr(world, name) for name in _OF_THE_BASE} | {"version": __version__}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    settings = {name: getattr(world, name) for name in _OF_THE_BASE}
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "base.py"))
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + sources).hexdigest()[:12]
     folder = cache_folder() / f"lab-base-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # other ranks wait here, and then find it
