@@ -50,4 +50,4 @@ def to_tokens(advantages: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Flo
     tensor([[ 0.5000,  0.5000],
             [-1.0000,  0.0000]])
     """
-    return advantages.unsqueeze(1) * mask
+    return torch.where(mask, advantages.unsqueeze(1), 0.0)

@@ -115,7 +115,8 @@ def test_the_corpus_is_what_the_tokenizer_makes_of_the_text():
         assert int(solution[row, -1]) == words.eos_token_id
 
 
-def test_the_base_policy_is_small_deterministic_and_cached():
+def test_the_base_policy_is_small_deterministic_and_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFIX_RL_CACHE", str(tmp_path))
     assert sum(p.numel() for p in model(QUICK, 0).parameters()) == pytest.approx(113_000, rel=0.02)
     one, two = train_base(QUICK), train_base(QUICK)
     assert all(a.equal(b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
