@@ -141,10 +141,10 @@ def test_several_demonstrations_are_drawn_uniformly():
 
 
 def test_draws_differ_between_steps_and_seeds():
-    method = PrefixRFT()
-    lengths = {len(method.prefixes(rows(1, 8), 8, step(400, seed=s))[0].ids) for s in range(10)}
-    lengths |= {len(method.prefixes(rows(1, 8), 8, step(400 + t))[0].ids) for t in range(10)}
-    assert len(lengths) > 15
+    method = PrefixRFT(schedule="uniform")  # the bounds do not move, only the draw does
+    assert len({len(method.prefixes(rows(1, 8), 8, step(400, seed=s))[0].ids) for s in range(10)}) > 8
+    assert len({len(method.prefixes(rows(1, 8), 8, step(400 + t))[0].ids) for t in range(10)}) > 8
+    assert len({len(p.ids) for p in PrefixRFT(prefixed=8, schedule="uniform").prefixes(rows(2, 8), 8, step(3))}) > 12
 
 
 def test_the_budget_leaves_a_token_to_generate():

@@ -19,10 +19,11 @@ pytestmark = pytest.mark.multirank
 ROOT = Path(__file__).parents[1]
 ACCELERATE = ROOT / "recipes" / "accelerate"
 PARALLEL = ["cpu", "zero2", "zero3"]
-# Greedy, so that one process and two write the same continuations; a few problems without a demonstration, so that a
-# rank may hold no prefix at all while the other does
-GREEDY = [*SMALL, "training.generation_kwargs={do_sample: false}", "data.demonstration_share=0.5",
-          "training.max_steps=3", "training.save_strategy=no", "training.learning_rate=1e-3"]  # fmt: skip
+# Greedy, so that one process and two write the same continuations. Three groups of 8 on two processes: the second group
+# straddles them. Half of the problems have no demonstration, so a process may hold no prefix at all while the other does.
+GREEDY = [*SMALL, "training.generation_kwargs={do_sample: false}", "data.demonstration_share=0.5", "method.horizon=1",
+          "method.prefixed=2", "training.num_generations=8", "training.per_device_train_batch_size=24",
+          "training.max_steps=4", "training.save_strategy=no", "training.learning_rate=1e-3"]  # fmt: skip
 
 
 def launch(parallel, folder, *overrides, processes=2, recipe=PREFIX_RFT):
@@ -45,7 +46,7 @@ def one_process(folder, *overrides):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Three greedy steps on one process."""
+    """Four greedy steps on one process."""
     return one_process(tmp_path_factory.mktemp("alone") / "run", *GREEDY)
 
 
@@ -57,11 +58,10 @@ def metrics(folder):
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_two_processes_train_as_one(alone, tmp_path, parallel):
     folder = tmp_path / "run"
-    said = launch(parallel, folder, *GREEDY, "training.per_device_train_batch_size=8")
+    said = launch(parallel, folder, *GREEDY, "training.per_device_train_batch_size=12")
     assert f"2 process(es), {'MULTI_CPU' if parallel == 'cpu' else 'DEEPSPEED'}" in said
-    for step in range(3):
+    for step in range(4):
         together, apart = read_rollouts(alone, step), read_rollouts(folder, step)
-        assert any(r["prefix_tokens"] for r in together)
         for one, two in zip(together, apart, strict=True):
             assert one["prompt"] == two["prompt"]
             assert one["prefix_tokens"] == two["prefix_tokens"]
@@ -74,6 +74,8 @@ def test_two_processes_train_as_one(alone, tmp_path, parallel):
         for key in ("reward", "reward_with_prefix", "prefix/length", "prefix/kept_share", "prefix/rollouts"):
             assert one.get(key) == pytest.approx(two.get(key), abs=1e-6)
     assert any(m["grad_norm"] > 1e-4 for m in metrics(alone))
+    lengths = {r["prefix_tokens"] for step in range(4) for r in read_rollouts(alone, step)}
+    assert len(lengths) >= 5  # prefixes of several lengths, and none
     left, right = (load_file(f / "final" / "model.safetensors") for f in (alone, folder))
     assert left.keys() == right.keys()
     for name in left:

@@ -149,6 +149,18 @@ def test_only_so_many_checkpoints_are_kept_and_all_are_whole(tmp_path):
     assert all(checkpoints.facts_of(p) for p in kept)
 
 
+def test_the_older_checkpoint_goes_only_when_the_newer_is_whole(tmp_path, monkeypatch):
+    def cut_off(folder, facts):
+        if facts["step"] == 2:
+            raise KeyboardInterrupt  # as a kill between the last file and the mark
+        checkpoints.mark_whole(folder, facts)
+
+    monkeypatch.setattr("prefix_rl.trainer.mark_whole", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", "training.save_steps=1", "training.save_total_limit=1")
+    assert checkpoints.last_whole(tmp_path / "run").name == "checkpoint-1"
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
