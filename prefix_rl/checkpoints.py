@@ -18,7 +18,7 @@ from .errors import CheckpointError
 
 MARK = "prefix_rl.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-_FREE_TO_CHANGE = ("reward", "evaluation", "output")
+_FREE_TO_CHANGE = ("reward", "budget", "evaluation", "output")
 _FREE_TRAINING_KEYS = {
     "save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "logging_first_step",
     "report_to", "run_name", "disable_tqdm", "eval_steps", "eval_strategy", "eval_on_start", "project", "log_level",

@@ -160,10 +160,63 @@ def quickstart(
     recipes: Annotated[Path, typer.Option(help="The folder of the lab's recipes.")] = Path("recipes/lab"),
     steps: Annotated[int | None, typer.Option(help="Training steps of each arm, instead of the recipes'.")] = None,
 ) -> None:
-    """Train Dr.GRPO and Prefix-RFT side by side on the CPU, evaluate both, and write the report."""
+    """Train Dr.GRPO, Prefix-RFT, PrefixRL and SFT then Dr.GRPO on the CPU, evaluate them, and write the report."""
     from .lab.quickstart import quickstart as run
 
     run(seed, output, recipes, steps)
+
+
+@app.command(epilog="Example: prefix-rl collect recipes/lab/prefix_rl.yaml --output runs/traces --k 64 --cap 512")
+def collect(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The trace store, a folder.")] = Path("runs/traces"),
+    k: Annotated[int, typer.Option(help="Attempts at every problem; pass@k is known afterwards.")] = 512,
+    max_pass_rate: Annotated[
+        float, typer.Option(help="A problem is hard if at most this share of them is right.")
+    ] = 0.0,
+    wanted: Annotated[int, typer.Option(help="Right traces wanted for a hard problem.")] = 1,
+    cap: Annotated[int, typer.Option(help="Attempts at one problem at most.")] = 2500,
+    batch_size: Annotated[int | None, typer.Option(help="Attempts generated together.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all sampling.")] = 0,
+    policy: Annotated[str | None, typer.Option(help="A policy in place of the recipe's model.")] = None,
+    import_from: Annotated[
+        str | None, typer.Option("--import", help="Import the traces of this file or store instead of sampling.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="What wrote the imported traces.")] = None,
+) -> None:
+    """Collect correct traces of hard problems with the policy itself, for `data.traces` of a recipe.
+
+    Every trace is kept with its outcome and its cost. The same command goes on where it was.
+    """
+    from .collect import collect as run
+    from .collect import collect_main_table, import_file
+
+    if import_from:
+        summary = import_file(recipe, overrides or [], output, import_from, source=source, policy=policy)
+    else:
+        summary = run(
+            recipe, overrides or [], output, k=k, max_pass_rate=max_pass_rate, wanted=wanted, cap=cap,
+            batch_size=batch_size, seed=seed, policy=policy,
+        )  # fmt: skip
+    print(collect_main_table(summary))
+    say(f"the traces are in {output}; train on them with data.traces={output}")
+
+
+@app.command(epilog="Example: prefix-rl ladder recipes/lab/ladder.yaml --fast")
+def ladder(
+    file: Annotated[Path, typer.Argument(metavar="LADDER", help="A YAML file of arms, regimes and seeds.")],
+    fast: Annotated[bool, typer.Option(help="The small form that the file describes.")] = False,
+    processes: Annotated[int | None, typer.Option(help="Runs at a time; the number of cores unless given.")] = None,
+) -> None:
+    """Run many methods from the same data, policy, reward and budget, and put them into one table.
+
+    The same command goes on where it was.
+    """
+    from .ladder import climb
+
+    paths = climb(file, fast, processes)
+    print(paths["ladder.md"].read_text(encoding="utf-8"))
 
 
 @app.command(epilog="Example: prefix-rl tiny runs/tiny")

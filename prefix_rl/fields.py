@@ -33,7 +33,10 @@ class Field:
 def fields_of(cls: type) -> dict[str, Field]:
     """The fields of a dataclass."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {f.name: Field(hints[f.name], f.default) for f in dataclasses.fields(cls)}
+    return {
+        f.name: Field(hints[f.name], f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(cls)
+    }
 
 
 def check(

@@ -36,6 +36,7 @@ class Demonstration:
     ids: tuple[int, ...]
     safe_length: int
     misread_lengths: frozenset[int] = frozenset()
+    stop: int | None = None  # the id that ends a completion; it follows ``ids`` where the whole is imitated
 
     def usable(self, min_tokens: int = 1) -> bool:
         """Whether some prefix of at least ``min_tokens`` tokens leaves a token to generate and the answer unread."""
@@ -49,6 +50,7 @@ class Prefix(NamedTuple):
     ids: list[int]
     drawn: int = 0  # tokens drawn, before the answer guard and the length budget shortened them
     of: int = 0  # tokens of the whole demonstration
+    complete: bool = False  # the whole demonstration and its end: nothing is generated behind it
 
 
 NO_PREFIX = Prefix([])
@@ -82,9 +84,9 @@ def cut(demonstration: Demonstration, fraction: float, *, min_tokens: int = 1, m
 
     >>> demonstration = Demonstration(ids=(5, 6, 7, 8, 9), safe_length=3)
     >>> cut(demonstration, 0.5, max_tokens=100)
-    Prefix(ids=[5, 6], drawn=2, of=5)
+    Prefix(ids=[5, 6], drawn=2, of=5, complete=False)
     >>> cut(demonstration, 0.95, max_tokens=100)
-    Prefix(ids=[5, 6, 7], drawn=4, of=5)
+    Prefix(ids=[5, 6, 7], drawn=4, of=5, complete=False)
     """
     length = len(demonstration.ids)
     drawn = min(max(math.floor(fraction * length), min_tokens), length - 1)
@@ -92,6 +94,18 @@ def cut(demonstration: Demonstration, fraction: float, *, min_tokens: int = 1, m
     while kept in demonstration.misread_lengths:
         kept -= 1
     return Prefix(list(demonstration.ids[: max(kept, 0)]), max(drawn, 0), length)
+
+
+def whole(demonstration: Demonstration, max_tokens: int) -> Prefix:
+    """A demonstration as a completion of its own, with the id that ends it; no prefix if it is longer than allowed.
+
+    This is what is imitated (LUFFY, arXiv 2504.14945), so the answer stands in it: nothing is asked from it.
+
+    >>> whole(Demonstration(ids=(5, 6, 7), safe_length=1, stop=2), max_tokens=10)
+    Prefix(ids=[5, 6, 7, 2], drawn=3, of=3, complete=True)
+    """
+    ids = [*demonstration.ids, *([] if demonstration.stop is None else [demonstration.stop])]
+    return Prefix(ids, len(demonstration.ids), len(demonstration.ids), True) if len(ids) <= max_tokens else NO_PREFIX
 
 
 def join(prefix: Sequence[T], continuation: Sequence[T], max_length: int) -> list[T]:

@@ -70,6 +70,9 @@ class Data:
     """The split, of a data set on the hub."""
     limit: Annotated[int, Ge(1)] | None = None
     """Use the first rows only."""
+    traces: str | None = None
+    """A trace store (`prefix-rl collect`): its right traces take the place of the demonstrations, and what they cost
+    counts as this run's."""
     demonstration_share: Fraction = 1.0
     """The share of the problems that keep their demonstrations (Prefix-RFT's 10 % and 1 %)."""
     prompt: Literal["chat", "plain"] = "chat"
@@ -116,6 +119,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a run may spend, everything included: collected traces, supervised stage, rollouts, updates."""
+
+    flops: Annotated[float, Gt(0)] | None = None
+    """Floating-point operations (2ND + 6ND) at which training stops; null: training.max_steps decides."""
+
+
+@dataclass(frozen=True)
 class Output:
     """What is kept of the run."""
 
@@ -129,8 +140,8 @@ class Output:
 
 
 BLOCKS: dict[str, type | None] = {
-    "model": Model, "data": Data, "method": None, "reward": Reward, "training": None, "evaluation": Evaluation,
-    "output": Output,
+    "model": Model, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
+    "evaluation": Evaluation, "output": Output,
 }  # fmt: skip
 
 
@@ -144,6 +155,7 @@ class Recipe:
     method_name: str
     reward: Reward
     training: Mapping[str, Any]
+    budget: Budget
     evaluation: Evaluation
     output: Output
 
@@ -157,6 +169,16 @@ class Recipe:
     def dump(self) -> str:
         """:meth:`resolved` as YAML."""
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def uses_demonstrations(self) -> bool:
+        """Whether the method can do nothing of its own without demonstrations."""
+        return self.method.injects or self.uses_supervision
+
+    @property
+    def uses_supervision(self) -> bool:
+        """Whether there is a supervised stage."""
+        return bool(self.method.supervised and self.method.supervised.epochs)
 
     @property
     def world(self) -> World:
@@ -209,6 +231,10 @@ def training_data(recipe: Recipe) -> list[Problem]:
         found = training_problems(recipe.world)[: data.limit]
     else:
         found = data_problems.load(data.train, data.split, data.limit)
+    if data.traces is not None:
+        from .data import traces
+
+        found = traces.attach(found, traces.TraceStore.open(Path(data.traces)))
     return data_problems.with_demonstrations_for(found, data.demonstration_share, recipe.training_value("seed"))
 
 
@@ -403,15 +429,18 @@ def _contradictions(recipe: Recipe) -> list[str]:
 def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
     problems = []
     prompts = batches(recipe, world_size()).prompts
-    if len(train) < prompts:
+    demonstrated = [bool(p.demonstrations) for p in train]
+    rows = sum(recipe.method.copies(demonstrated))
+    if recipe.method.reinforces and rows < prompts:
+        copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
         problems.append(
-            f"data.train has {len(train)} problems, fewer than the {prompts} prompts of one generation batch: "
+            f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
             "training would end before its first step"
         )
-    if recipe.method.injects and not any(p.demonstrations for p in train):
+    if recipe.uses_demonstrations and not any(demonstrated):
         problems.append(
-            f"method {recipe.method_name} starts rollouts from demonstrations, but no row of {recipe.data.train} has "
-            "any (column demonstrations or solution)"
+            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
+            "demonstrations or solution, or data.traces)"
         )
     return problems
 

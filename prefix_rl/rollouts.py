@@ -18,6 +18,7 @@ class Row:
     index: int
     problem: int  # the row of the data set
     demonstrations: Sequence[Demonstration]
+    copy: int = 0  # which of the problem's rows in an epoch, see Method.copies
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Rollouts:
     rewards: Float[Tensor, " B"]  # NaN: could not be scored
     group_size: int
     step: Step
+    advantages: Float[Tensor, "B T"] | None = None  # as the method gave them; None until it has
 
     @property
     def prefixed(self) -> Bool[Tensor, " B"]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import preflight
 from .checkpoints import check_continues, facts_of, last_whole, set_aside_incomplete
+from .costs import Cost
 from .data.prepare import is_verified
 from .data.problems import Problem, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, UserError
@@ -25,6 +28,7 @@ from .recipe import LAB, Recipe, batches, load_run, prompt_of, world_size
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from .rewards import MathReward
     from .trainer import PrefixTrainer
 
 
@@ -39,14 +43,19 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     preflight.check(recipe)
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
-    trainer = build(recipe, problems, held_out)
+    reward = _reward(recipe)
+    problems = _verified(recipe, problems, reward)
+    if not recipe.method.reinforces:
+        return _imitate(recipe, problems, run)
+    trainer = build(recipe, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
     if resume and facts_of(resume)["step"] >= trainer.args.max_steps > 0:
         say(f"{run} has already finished its {trainer.args.max_steps} steps; nothing was trained. "
             "To train again, give another output.dir.")  # fmt: skip
         return run
     if is_main():
-        _record(run, recipe, trainer)
+        _record(run, recipe, trainer.facts)
+        _announce(recipe, trainer)
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except KeyboardInterrupt:
@@ -56,25 +65,48 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
         raise
     trainer.save_model(str(run / "final"))
     if is_main():
+        _record_cost(run, trainer.cost)
         say(f"trained {trainer.state.global_step} steps; the policy is in {run / 'final'}")
     return run
 
 
-def build(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem] = ()) -> PrefixTrainer:
-    """The trainer that a recipe describes, on these problems."""
+def _imitate(recipe: Recipe, problems: Sequence[Problem], run: Path) -> Path:
+    """A run that is its supervised stage."""
+    facts = _facts(recipe, problems)
+    if is_main():
+        _record(run, recipe, facts)
+    policy, spent = _start(recipe, problems, facts)
+    if is_main():
+        shutil.copytree(policy, run / "final", dirs_exist_ok=True)
+        _record_cost(run, spent)
+        say(f"the policy is in {run / 'final'}")
+    return run
+
+
+def build(
+    recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem] = (), reward: MathReward | None = None
+) -> PrefixTrainer:
+    """The trainer that a recipe describes, on these problems. A supervised stage is trained first.
+
+    With a ``reward`` the demonstrations count as graded; without one they are graded here.
+    """
     preflight.quiet()
-    from .rewards import MathReward
     from .trainer import PrefixTrainer
 
-    args = _arguments(recipe)
-    reward = MathReward(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
-    problems = _verified(recipe, problems, reward)
-    facts = {"recipe": recipe.resolved(), "data": _hash_of(problems), "versions": preflight.versions()}
-    model, tokenizer = _policy(recipe)
+    if reward is None:
+        reward = _reward(recipe)
+        problems = _verified(recipe, problems, reward)
+    _arguments(recipe)  # what TRL does not accept is said before a supervised stage has run
+    facts = _facts(recipe, problems)
+    model, spent = _start(recipe, problems, facts)
+    path, tokenizer = _policy(recipe)
+    adapters = _adapters(recipe)
+    if recipe.method.supervised and adapters and model != path:  # the stage's adapters are trained on
+        model, adapters = _with_adapters(path, model, recipe), {}
     trainer = PrefixTrainer(
         model=model,
         reward_funcs=reward,
-        args=args,
+        args=_arguments(recipe),
         train_dataset=_dataset(recipe, problems),
         eval_dataset=_dataset(recipe, held_out) if held_out else None,
         processing_class=tokenizer,
@@ -82,7 +114,9 @@ def build(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Proble
         answer_guard=recipe.data.answer_guard,
         rollouts_every=recipe.output.rollouts_every,
         facts=facts,
-        **_adapters(recipe),
+        spent=spent,
+        budget=recipe.budget.flops,
+        **adapters,
     )
     if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:
         raise StackError(
@@ -90,6 +124,57 @@ def build(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Proble
             "ACCELERATE_USE_CPU (on a machine without a GPU DeepSpeed takes the CPU by itself)"
         )
     return trainer
+
+
+def _reward(recipe: Recipe) -> MathReward:
+    preflight.quiet()
+    from .rewards import MathReward
+
+    return MathReward(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+
+
+def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What a checkpoint must agree with to be continued."""
+    return {
+        "recipe": recipe.resolved(),
+        "data": _hash_of(problems),
+        "versions": preflight.versions(),
+        "world_size": world_size(),
+    }
+
+
+def _start(recipe: Recipe, problems: Sequence[Problem], facts: dict[str, Any]) -> tuple[str, Cost]:
+    """The policy that reinforcement learning starts from, and what it cost to have it and its traces."""
+    path, tokenizer = _policy(recipe)
+    spent = Cost()
+    if recipe.data.traces is not None:
+        from .data.traces import TraceStore
+
+        store = TraceStore.open(Path(recipe.data.traces))
+        store.check_tokenizer(tokenizer)
+        spent += store.cost()
+    if not recipe.uses_supervision:
+        return path, spent
+    from .supervised import FINAL, fine_tune
+
+    stage = Path(recipe.output.dir, "sft")
+    spent += fine_tune(recipe, problems, path, tokenizer, stage, facts, _adapters(recipe))
+    return str(stage / FINAL), spent
+
+
+def _with_adapters(path: str, adapters: str, recipe: Recipe):
+    """The model with trained adapters on it, to be trained on."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(
+        path,
+        revision=recipe.model.revision,
+        dtype=getattr(torch, recipe.model.dtype or "float32"),
+        attn_implementation=recipe.model.attn_implementation,
+    )
+    return PeftModel.from_pretrained(base, adapters, is_trainable=True)
 
 
 def _arguments(recipe: Recipe):
@@ -217,7 +302,7 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
             "`prefix-rl prepare` drops such rows:",
             unparsable[:20],
         )
-    if recipe.method.injects and not any(p.demonstrations for p in kept):
+    if recipe.uses_demonstrations and not any(p.demonstrations for p in kept):
         raise DataError(f"no demonstration of {recipe.data.train} earns the training reward; nothing was trained")
     return kept
 
@@ -258,33 +343,40 @@ def _checkpoint_to_resume(trainer: PrefixTrainer, run: Path, recipe: Recipe) -> 
     folder = last_whole(run)
     if folder is None:
         return None
-    check_continues(folder, {**trainer.facts, "world_size": trainer.args.world_size})
+    check_continues(folder, trainer.facts)
     if is_main():
         say(f"continuing from {folder}")
     return folder
 
 
-def _record(run: Path, recipe: Recipe, trainer: PrefixTrainer) -> None:
+def _record(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
     """The resolved recipe and what it ran on, beside the results."""
     (run / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
-    (run / "training_arguments.json").write_text(trainer.args.to_json_string() + "\n", encoding="utf-8")
-    facts = {
+    started = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "git_commit": preflight.git_commit(),
         "python": sys.version.split()[0],
         "versions": preflight.versions(),
-        "world_size": trainer.args.world_size,
-        "data_sha256": trainer.facts["data"],
+        "world_size": facts["world_size"],
+        "data_sha256": facts["data"],
     }
-    (run / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (run / "run.json").write_text(json.dumps(started, indent=2) + "\n", encoding="utf-8")
+
+
+def _announce(recipe: Recipe, trainer: PrefixTrainer) -> None:
     found, args = batches(recipe, world_size()), trainer.args
+    (Path(args.output_dir) / "training_arguments.json").write_text(args.to_json_string() + "\n", encoding="utf-8")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     say(
         f"{recipe.method_name}: {length} on {len(trainer.train_dataset)} problems; a generation batch has "
         f"{found.prompts} prompts x {args.num_generations} rollouts and serves {found.steps:g} steps; "
         f"{args.world_size} process(es), {trainer.accelerator.distributed_type.value}"
     )
+
+
+def _record_cost(run: Path, cost: Cost) -> None:
+    (run / "cost.json").write_text(json.dumps(asdict(cost), indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,21 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 
 from .checkpoints import mark_whole
-from .data.tokenizer import DemonstrationTable, load_tokenizer
+from .costs import Cost, inference_flops, update_flops
+from .data.tokenizer import DemonstrationTable, load_tokenizer, opening_of
 from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Method
-from .prefixes import AnswerGuard, Prefix, join
+from .prefixes import AnswerGuard, Demonstration, Prefix, join
 from .reports.rollouts import segments, write_rollouts
 from .rollouts import Rollouts, Row, Step
 
 _ROW = "dataset_row"  # the column that tells a row's place in the data set, and so its demonstrations
+_COPY = "copy"  # the column that tells the rows of one problem apart
 
 
 class PrefixTrainer(GRPOTrainer):
@@ -52,6 +56,8 @@ class PrefixTrainer(GRPOTrainer):
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.prefixes.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
         facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
+        spent: the cost of what came before this run (collected traces, a supervised stage); it counts as the run's.
+        budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
 
     Raises:
         RecipeError: for settings that contradict the method.
@@ -71,6 +77,8 @@ class PrefixTrainer(GRPOTrainer):
         answer_guard: AnswerGuard = "mention",
         rollouts_every: int = 0,
         facts: Mapping[str, Any] | None = None,
+        spent: Cost = Cost(),
+        budget: float | None = None,
         **kwargs,
     ):
         problems = method.problems({name: getattr(args, name) for name in ("num_generations", "max_completion_length")})
@@ -114,28 +122,53 @@ class PrefixTrainer(GRPOTrainer):
             answers,
             self._tokenizer,
             answer_guard,
-            min_tokens=1,
+            usable=self._usable,
             stop_ids=self.eos_token_ids,
             opening=self._opening_of(train_dataset),
         )
         if method.injects and not any(self.demonstrations[row] for row in range(len(self.demonstrations))):
+            why = (
+                f"empty, or longer than max_completion_length = {self.max_completion_length} with its end"
+                if method.imitates
+                else "shorter than two tokens, or shows its answer from the first token on (answer_guard = none would "
+                "allow that)"
+            )
             raise DataError(
                 f"{type(method).__name__} starts rollouts from demonstrations, but no demonstration can be used: every "
-                "one is missing, shorter than two tokens, or shows its answer from the first token on "
-                "(answer_guard = none would allow that)"
+                f"one is missing, {why}"
             )
+        self.train_dataset = self._with_copies(self.train_dataset)
+        self._parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
         self.top_entropy_quantile = 0.0  # any value below 1 makes TRL ask get_high_entropy_mask, which knows better
         self._generations = 0
+        self.add_callback(Spending(**asdict(spent)))
+        self.add_callback(_Budget(self, budget))
         self.add_callback(MetricsFile(Path(args.output_dir)))
+
+    def _usable(self, demonstration: Demonstration) -> bool:
+        """Whether the method can use it; one that is imitated must fit into a completion, with its end."""
+        fits = not self.method.imitates or len(demonstration.ids) < self.max_completion_length
+        return fits and self.method.usable(demonstration)
+
+    def _with_copies(self, dataset: Dataset) -> Dataset:
+        """The data set with as many rows for each problem as the method asks for."""
+        if self.method.copies([True, False]) == [1, 1]:
+            return dataset.add_column(_COPY, [0] * len(dataset))
+        copies = self.method.copies([bool(self.demonstrations[row]) for row in range(len(dataset))])
+        rows = [(row, copy) for row, count in enumerate(copies) for copy in range(count)]
+        return dataset.select([row for row, _ in rows]).add_column(_COPY, [copy for _, copy in rows])
+
+    @property
+    def cost(self) -> Cost:
+        """What the run has cost so far."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, Spending)).cost
 
     def _opening_of(self, dataset: Dataset) -> str:
         """``<think>`` (and what follows it) if the chat template opens a thought for the policy."""
         if not len(dataset):
             return ""
         prompt_ids, *_ = self._tokenize_prompts([dataset[0]["prompt"]])
-        text = self._tokenizer.decode(prompt_ids[0], skip_special_tokens=False)
-        _, found, rest = text.rpartition("<think>")
-        return found + rest if found and not rest.strip() else ""
+        return opening_of(prompt_ids[0], self._tokenizer)
 
     # --- 1 what is injected? ------------------------------------------------------------------------------------------
 
@@ -154,15 +187,18 @@ class PrefixTrainer(GRPOTrainer):
 
     def _plan_prefixes(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prefix]:
         first = self.accelerator.process_index * len(inputs)
-        rows = [Row(first + i, given[_ROW], self.demonstrations[given[_ROW]]) for i, given in enumerate(inputs)]
+        rows = [
+            Row(first + i, given[_ROW], self.demonstrations[given[_ROW]], given[_COPY])
+            for i, given in enumerate(inputs)
+        ]
         plan = self.method.prefixes(rows, self.num_generations, self._step_now())
-        offered = any(row.demonstrations for row in rows)
+        offered = any(self.method.asks(row, self.num_generations) for row in rows)
         # TRL's gather_object keeps the order of the ranks, so every rank sees the same and all fail together
         seen = gather_object([(offered, any(prefix.ids for prefix in plan))])
         if self.method.injects and any(o for o, _ in seen) and not any(injected for _, injected in seen):
             raise DataError(
-                f"step {self.state.global_step}: {type(self.method).__name__} injected no prefix although the batch "
-                "has demonstrations; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
+                f"step {self.state.global_step}: {type(self.method).__name__} injected no prefix although rows of "
+                "the batch ask for one; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
                 "max_prefix_tokens and the answer guard"
             )
         return plan
@@ -173,14 +209,36 @@ class PrefixTrainer(GRPOTrainer):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
             )
-        continued = [list(prompt) + prefix.ids for prompt, prefix in zip(prompt_ids, plan, strict=True)]
+        continued = [
+            list(prompt) + ([] if prefix.complete else prefix.ids)
+            for prompt, prefix in zip(prompt_ids, plan, strict=True)
+        ]
+        asked = self._rows_to_generate(plan)
         # One generation a prompt: a vLLM server would otherwise keep every num_generations-th prompt only
-        continuations, logps = super()._generate_single_turn(continued, images, multimodal_fields, 1, *args, **kwargs)
+        found, found_logps = super()._generate_single_turn(
+            [continued[i] for i in asked], images, multimodal_fields, 1, *args, **kwargs
+        )
+        written = dict(zip(asked, found, strict=True))
+        continuations = [[] if prefix.complete else written[i] for i, prefix in enumerate(plan)]
+        logps = None
+        if found_logps is not None:
+            written = dict(zip(asked, found_logps, strict=True))
+            logps = [[] if prefix.complete else written[i] for i, prefix in enumerate(plan)]
         budget = self.max_completion_length
         completions = [join(p.ids, c, budget) for p, c in zip(plan, continuations, strict=True)]
         if logps is not None:  # nobody sampled the prefix: TRL takes None as "no importance correction here"
             logps = [join([None] * len(p.ids), list(row), budget) for p, row in zip(plan, logps, strict=True)]
         return completions, logps
+
+    def _rows_to_generate(self, plan: Sequence[Prefix]) -> list[int]:
+        """The rows that the generation back-end is asked for: not those that are complete already.
+
+        vLLM is asked for every row, since its processes share their prompts out by position; what it writes behind a
+        complete row is thrown away. At least one row is asked for: sharded parameters are gathered by all ranks.
+        """
+        if self.use_vllm:
+            return list(range(len(plan)))
+        return [i for i, prefix in enumerate(plan) if not prefix.complete] or [0]
 
     # --- 2 who gets credit? 3 which tokens move? ----------------------------------------------------------------------
 
@@ -221,6 +279,7 @@ class PrefixTrainer(GRPOTrainer):
         advantages = self.method.advantages(rollouts)
         moving = self.method.update_mask(rollouts, entropies) & rollouts.completion_mask
         self._log_prefixes(rollouts, entropies, advantages, moving)
+        self._spend(rollouts, output, advantages, moving)
 
         width = completion_ids.size(1)
         output |= {
@@ -233,6 +292,30 @@ class PrefixTrainer(GRPOTrainer):
             self._save_rollouts(inputs, output)
         self._generations += 1
         return output
+
+    def _spend(self, rollouts: Rollouts, output, advantages: torch.Tensor, moving: torch.Tensor) -> None:
+        """Adds what this generation batch costs, its updates included."""
+        prompts = self.accelerator.gather(output["prompt_mask"].sum(dim=1))
+        prefixes, completions = rollouts.prefix_mask.sum(dim=1), rollouts.completion_mask.sum(dim=1)
+        complete = self._gather_flags([prefix.complete for prefix in self._planned])
+        everything, passes = float((prompts + completions).sum()), self.num_iterations
+        flops = inference_flops(self._parameters, float((prompts + completions)[~complete].sum()))
+        if self.method.needs_entropies:
+            flops += inference_flops(self._parameters, float((prompts + prefixes)[rollouts.prefixed].sum()))
+        for key in ("old_per_token_logps", "ref_per_token_logps"):
+            if output.get(key) is not None:
+                flops += inference_flops(self._parameters, everything)
+        flops += passes * update_flops(self._parameters, everything)
+        trained = (moving | rollouts.prefix_mask) if self.method.imitates else moving
+        spending = next(c for c in self.callback_handler.callbacks if isinstance(c, Spending))
+        spending.cost += Cost(
+            generated_tokens=float(rollouts.continuation_mask.sum()),
+            injected_tokens=float(prefixes.sum()),
+            trained_tokens=float((trained & (advantages != 0)).sum()) * passes,
+            flops=flops,
+        )
+        for name, value in asdict(spending.cost).items():
+            self._metrics["train"][f"cost/{name}"] = [value]  # a total: the last value counts, not a mean
 
     def _check_tokens(self, completion_ids: torch.Tensor) -> None:
         """The prefixes stand in the batch token by token as they were planned."""
@@ -330,6 +413,7 @@ class PrefixTrainer(GRPOTrainer):
             rewards=inputs["rewards"],
             group_size=self.num_generations,
             step=self._step_now(),
+            advantages=inputs["advantages"],
         )
 
     # --- metrics and saved rollouts -----------------------------------------------------------------------------------
@@ -447,6 +531,30 @@ class _OrderOfEpoch(Sampler):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class Spending(TrainerCallback, ExportableState):
+    """What the run has cost. It is saved with every checkpoint, so a resumed run goes on counting."""
+
+    def __init__(self, **spent: float):
+        self.cost = Cost(**spent)
+
+    def state(self) -> dict:
+        return {"args": asdict(self.cost), "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.cost = Cost(**state.stateful_callbacks[type(self).__name__]["args"])  # a resumed run has read them back
+
+
+class _Budget(TrainerCallback):
+    """Stops a run once it has spent its floating-point operations."""
+
+    def __init__(self, trainer: PrefixTrainer, flops: float | None):
+        self.trainer, self.flops = trainer, flops
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.flops is not None and self.trainer.cost.flops >= self.flops:
+            control.should_training_stop = control.should_save = control.should_log = True
 
 
 class MetricsFile(TrainerCallback):

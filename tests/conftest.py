@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-CHECKED = ["schedules", "prefixes", "masks", "advantages", "rollouts", "methods", "lab.world", "lab.base"]
-install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "beartype.beartype")
+CHECKED = ["schedules", "prefixes", "masks", "advantages", "losses", "rollouts", "methods", "lab.world", "lab.base"]
+install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "shapes.check")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -1,3 +1,4 @@
+import math
 import statistics
 
 import pytest
@@ -8,8 +9,13 @@ from hypothesis import strategies as st
 from prefix_rl import methods
 from prefix_rl.methods.base import Method
 from prefix_rl.methods.dr_grpo import DrGRPO
+from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
-from prefix_rl.prefixes import NO_PREFIX, Demonstration
+from prefix_rl.methods.prefix_rl import PrefixRL
+from prefix_rl.methods.sft import SFT
+from prefix_rl.methods.sft_loss import SFTLoss
+from prefix_rl.methods.sft_then_rl import SFTThenRL
+from prefix_rl.prefixes import NO_PREFIX, Demonstration, Prefix
 from prefix_rl.rollouts import Rollouts, Row, Step
 
 TRAINING = {"num_generations": 8, "max_completion_length": 100}
@@ -48,7 +54,7 @@ def test_every_module_is_a_method_of_its_name(name):
 
 
 def test_an_unknown_method_is_named_with_those_there_are():
-    with pytest.raises(LookupError, match=r"no method 'prefix_rtf'; there are dr_grpo, prefix_rft"):
+    with pytest.raises(LookupError, match=r"no method 'prefix_rtf'; there are dr_grpo, luffy, prefix_rft"):
         methods.find("prefix_rtf")
 
 
@@ -252,3 +258,358 @@ def test_without_prefixes_prefix_rft_answers_as_dr_grpo():
 def test_contradictions_are_explained(settings, message):
     (problem,) = PrefixRFT(**settings).problems(TRAINING)
     assert message in problem
+
+
+# --- PrefixRL: what is injected ---------------------------------------------------------------------------------------
+
+
+def groups(*members, size=4, length=1000, count=1):
+    """Rows of whole groups, one group for each ``(problem, copy)``."""
+    demonstrations = tuple(Demonstration(tuple(range(n, n + length)), length) for n in range(count))
+    found = []
+    for i in range(len(members) * size):
+        problem, copy = members[i // size]
+        found.append(Row(i, problem, demonstrations, copy))
+    return found
+
+
+def lengths(method, given, at=None, size=4):
+    """The prefix length of each group, after seeing that its rows share one prefix."""
+    found = method.prefixes(given, size, at or step())
+    for i, prefix in enumerate(found):
+        assert prefix == found[i - i % size]
+        assert not prefix.complete
+        assert prefix.ids == list(given[i].demonstrations[0].ids)[: len(prefix.ids)] or len(given[i].demonstrations) > 1
+    return [len(found[i].ids) for i in range(0, len(found), size)]
+
+
+EPOCH = [(problem, copy) for problem in range(5) for copy in range(4)]
+
+
+def test_all_rows_of_a_group_share_a_prefix_and_the_plain_copy_has_none():
+    found = lengths(PrefixRL(), groups(*EPOCH))
+    assert [length > 0 for length in found] == [False, True, True, True] * 5  # copy 0 is the plain one
+    assert len(set(found)) > 12  # 15 cuts of their own
+    assert [length > 0 for length in lengths(PrefixRL(plain=2, cuts=2), groups(*EPOCH))] == [False] * 2 + [True] * 2 + (
+        [False] * 2 + [True] * 2
+    ) * 4
+
+
+def test_cuts_are_drawn_once():
+    method = PrefixRL()
+    first = lengths(method, groups(*EPOCH), step(0))
+    assert lengths(method, groups(*EPOCH), step(499)) == first
+    assert lengths(method, groups(*reversed(EPOCH)), step(7)) == first[::-1]  # wherever in a batch the group stands
+    assert lengths(method, groups(*EPOCH, size=8), step(3), size=8) == first  # however large it is
+
+
+def test_cuts_differ_between_seeds_copies_and_problems():
+    method = PrefixRL()
+    assert len({lengths(method, groups((3, 1)), step(seed=s))[0] for s in range(10)}) > 8
+    assert len(set(lengths(method, groups(*[(3, copy) for copy in range(1, 11)])))) > 8
+    assert len(set(lengths(method, groups(*[(problem, 1) for problem in range(10)])))) > 8
+
+
+def test_cuts_may_be_drawn_anew_in_every_step():
+    method = PrefixRL(redraw=True)
+    assert len({lengths(method, groups((3, 1)), step(t))[0] for t in range(10)}) > 8
+    assert len(set(lengths(method, groups(*[(3, 1)] * 10), step(5)))) > 8  # a problem twice in a batch: two cuts
+    assert lengths(method, groups((3, 1)), step(5)) == lengths(method, groups((3, 1)), step(5))
+
+
+@given(
+    bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted), length=st.integers(2, 300), seed=st.integers(0, 9),
+    redraw=st.booleans(),
+)  # fmt: skip
+def test_cuts_lie_between_low_and_high_of_the_trace(bounds, length, seed, redraw):
+    method = PrefixRL(plain=0, low=bounds[0], high=bounds[1], redraw=redraw)
+    least, most = (min(max(math.floor(bound * length), 1), length - 1) for bound in bounds)
+    for found in lengths(method, groups((0, 0), (0, 1), (1, 0), length=length), step(seed, seed=seed)):
+        assert least <= found <= most
+
+
+def test_cuts_are_uniform_between_low_and_high():
+    found = lengths(PrefixRL(plain=0), groups(*[(problem, 0) for problem in range(2000)], size=1), size=1)
+    assert statistics.fmean(found) / 1000 == pytest.approx(0.6, abs=0.01)  # (0.4 + 0.8) / 2; 0.115 / sqrt(2000) = 0.003
+    assert statistics.pstdev(found) / 1000 == pytest.approx(0.4 / 12**0.5, abs=0.005)
+
+
+def test_a_trace_is_drawn_for_each_copy_and_kept():
+    given = groups(*[(problem, 1) for problem in range(200)], count=4)
+    found = [p.ids[0] for p in PrefixRL().prefixes(given, 4, step())][::4]  # a demonstration's ids start at its number
+    assert all(abs(found.count(n) - 50) < 25 for n in range(4))  # 200 draws of 4: 50 +- 4 standard deviations of 6
+    assert [p.ids[0] for p in PrefixRL().prefixes(given, 4, step(9))][::4] == found
+
+
+def test_a_cut_respects_the_answer_guard_and_the_budget():
+    guarded = (Demonstration(tuple(range(100)), safe_length=30),)
+    (prefix,) = PrefixRL(plain=0).prefixes([Row(0, 0, guarded)], 4, step())
+    assert (len(prefix.ids), prefix.of) == (30, 100)
+    assert 40 <= prefix.drawn < 80
+    assert lengths(PrefixRL(plain=0), groups((0, 0)), step(budget=50)) == [49]  # a token is left to generate
+
+
+def test_a_rank_plans_its_own_prefix_rl_rows_as_one_process_would():
+    for method in (PrefixRL(), PrefixRL(redraw=True)):
+        given = groups(*EPOCH)
+        together = method.prefixes(given, 4, step(123))
+        apart = [p for start in range(0, 80, 10) for p in method.prefixes(given[start : start + 10], 4, step(123))]
+        assert together == apart
+
+
+def test_a_problem_without_a_trace_keeps_its_plain_copy():
+    assert PrefixRL().copies([True, False, True]) == [4, 1, 4]  # 3 cuts and a plain one
+    assert PrefixRL().prefixes([Row(0, 0, (), 0)], 4, step()) == [NO_PREFIX]
+    assert PrefixRL(plain=0).copies([True, False, True]) == [3, 0, 3]
+    assert PrefixRL(cuts=2, plain=5).copies([True, False]) == [7, 5]
+    assert PrefixRL(cuts=0).copies([True, False]) == [1, 1]
+
+
+@given(demonstrated=st.lists(st.booleans(), min_size=1, max_size=40), cuts=st.integers(0, 5), plain=st.integers(1, 4))
+def test_a_balanced_epoch_keeps_the_ratio_however_few_traces_there_are(demonstrated, cuts, plain):
+    copies = PrefixRL(cuts=cuts, plain=plain, balance="epoch").copies(demonstrated)
+    having = sum(demonstrated)
+    prefixed = sum(copies) - plain * len(demonstrated)
+    assert all(count == plain for count, has in zip(copies, demonstrated, strict=True) if not has)
+    if having:
+        # cuts * n prefixed rows, rounded up to a whole number for each problem with a trace
+        assert cuts * len(demonstrated) <= prefixed < cuts * len(demonstrated) + having
+    else:
+        assert prefixed == 0
+
+
+def test_one_trace_among_four_problems_is_repeated_twelve_times():
+    assert PrefixRL(balance="epoch").copies([False, True, False, False]) == [1, 13, 1, 1]  # 12 prefixed : 4 plain
+
+
+def test_prefix_rl_trains_on_what_the_policy_wrote():
+    batch = rollouts([1.0, 0, 0, 1.0], [2, 2, 2, 2])
+    assert PrefixRL().update_mask(batch, None).tolist() == [[False] * 2 + [True] * 4] * 4
+    assert PrefixRL().advantages(batch)[:, -1].tolist() == [0.5, -0.5, -0.5, 0.5]
+    assert not PrefixRL().needs_entropies
+    assert not PrefixRL().imitates
+
+
+# --- LUFFY: whole demonstrations --------------------------------------------------------------------------------------
+
+THREE = (Demonstration((5, 6, 7), safe_length=1, stop=2),)
+WHOLE = Prefix([5, 6, 7, 2], drawn=3, of=3, complete=True)  # the answer guard has no say: nothing is asked from it
+
+
+@pytest.mark.parametrize("method", [LUFFY, SFTLoss])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_so_many_rollouts_of_each_group_are_whole_demonstrations(method, count):
+    found = method(demonstrations=count).prefixes([Row(i, i // 4, THREE) for i in range(8)], 4, step())
+    assert found == ([WHOLE] * count + [NO_PREFIX] * (4 - count)) * 2
+
+
+def test_a_demonstration_that_does_not_fit_is_left_out():
+    given = [Row(i, 0, THREE) for i in range(4)]
+    assert LUFFY().prefixes(given, 4, step(budget=4))[0] == WHOLE  # its three tokens and the end
+    assert LUFFY().prefixes(given, 4, step(budget=3)) == [NO_PREFIX] * 4
+    assert LUFFY().prefixes([Row(0, 0, ())], 4, step()) == [NO_PREFIX]
+
+
+def test_whole_demonstrations_are_drawn_uniformly_and_in_every_step():
+    four = tuple(Demonstration((n,), 1, stop=9) for n in range(4))
+    given = [Row(i, i // 4, four) for i in range(3200)]
+    found = [p.ids[0] for p in LUFFY().prefixes(given, 4, step(3)) if p.ids]
+    assert all(abs(found.count(n) - 200) < 50 for n in range(4))  # 800 draws of 4: 200 +- 4 standard deviations of 12
+    assert [p.ids[0] for p in LUFFY().prefixes(given, 4, step(4)) if p.ids] != found
+    apart = [p for start in range(0, 3200, 100) for p in LUFFY().prefixes(given[start : start + 100], 4, step(3))]
+    assert [p.ids[0] for p in apart if p.ids] == found
+
+
+def test_a_demonstration_is_one_of_luffys_group():
+    batch = rollouts([1.0, 0, 0, 0], [6, 0, 0, 0])
+    assert LUFFY().advantages(batch).tolist() == [[0.75] * 6, *[[-0.25] * 6] * 3]
+    assert LUFFY().update_mask(batch, None).tolist() == [[False] * 6, *[[True] * 6] * 3]  # out of the surrogate
+    assert LUFFY().imitates
+
+
+def micro_batch(seed, rows=4, width=6, budget=24, index=0):
+    """A micro-batch with random credit, masks and log-probabilities; row 0 is a whole demonstration, others may be."""
+    random = torch.Generator().manual_seed(seed)
+    written = torch.randint(1, width + 1, (rows, 1), generator=random) > torch.arange(width)
+    whole = torch.rand(rows, 1, generator=random) < 0.3
+    whole[0] = True
+    batch = Rollouts(
+        completion_ids=torch.zeros(rows, width, dtype=torch.long),
+        completion_mask=written,
+        prefix_mask=written & whole,
+        rewards=torch.rand(rows, generator=random),
+        group_size=4,
+        step=Step(index, 500, 0, budget),
+        advantages=torch.randn(rows, width, generator=random),
+    )
+    return batch, -3 * torch.rand(rows, width, generator=random)
+
+
+@given(seed=st.integers(0, 10**6), gamma=st.floats(0.01, 1))
+def test_luffys_extra_loss_equals_a_slow_loop(seed, gamma):
+    batch, logps = micro_batch(seed)
+    total = 0.0
+    for i in range(4):
+        for t in range(6):
+            if batch.prefix_mask[i, t]:
+                p = math.exp(logps[i, t])
+                total -= p / (p + gamma) * float(batch.advantages[i, t])
+    found = LUFFY(gamma=gamma).extra_loss(batch, logps, torch.zeros(4, 6))
+    assert float(found) == pytest.approx(total / (4 * 24), abs=1e-6)  # B rows, L = 24
+
+
+def test_luffys_extra_loss_in_numbers():
+    batch, _ = micro_batch(0)
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[0, :2] = True
+    batch = Rollouts(
+        **{**vars(batch), "prefix_mask": mask, "completion_mask": mask, "advantages": torch.full((4, 6), 0.5)}
+    )
+    logps = torch.log(torch.tensor([[0.1, 0.3] + [0.9] * 4] * 4))
+    # -(0.5 * 0.5 + 0.75 * 0.5) / (4 * 24)
+    assert float(LUFFY().extra_loss(batch, logps, logps)) == pytest.approx(-0.625 / 96)
+
+
+# --- RL with a supervised term, CHORD ---------------------------------------------------------------------------------
+
+CHORD = SFTLoss(schedule="chord", weight=0.9, end=0.05, warmup=10, horizon=200)
+
+
+@pytest.mark.parametrize(
+    ("at", "weight"),
+    [
+        (0, 0.0), (5, 0.45), (10, 0.9),  # linear to the peak
+        (60, 0.05 + 0.85 * (1 + 2**-0.5) / 2),  # a quarter of the cosine
+        (110, 0.475),  # half of it: (0.9 + 0.05) / 2
+        (210, 0.05), (499, 0.05),
+    ],
+)  # fmt: skip
+def test_chords_weight_at_its_steps(at, weight):
+    assert CHORD.mixed(step(at)) == pytest.approx(weight)
+
+
+def test_a_constant_weight_and_the_default_horizon():
+    assert [SFTLoss(weight=0.3).mixed(step(at)) for at in (0, 5, 499)] == [0.3] * 3
+    whole_run = SFTLoss(schedule="chord", weight=0.9, warmup=10)
+    assert whole_run.mixed(step(60, total=110)) == pytest.approx(0.475)  # 100 steps are left: half of them
+    assert whole_run.mixed(step(110, total=110)) == 0.05
+    assert SFTLoss(schedule="chord", weight=0.9).mixed(step(0)) == 0.9  # no warm-up
+    assert SFTLoss(schedule="chord", weight=0.9, warmup=500).mixed(step(250)) == 0.45  # a run that only warms up
+
+
+def test_a_demonstration_is_none_of_the_policys_group():
+    batch = rollouts([1.0, 0, 0, 1.0], [6, 0, 0, 0])
+    found = SFTLoss(weight=0.2).advantages(batch)
+    assert found[1:, 0].tolist() == pytest.approx([-1 / 3, -1 / 3, 2 / 3])  # the mean of 0, 0, 1
+    assert found[0].tolist() == pytest.approx([0.2 * 4 * 10_000 / 6] * 6)  # weight * B * L / demonstration tokens
+    assert SFTLoss().update_mask(batch, None).tolist() == [[False] * 6, *[[True] * 6] * 3]
+    assert SFTLoss().imitates
+
+
+def test_chord_takes_from_the_rl_term_what_it_gives_to_the_supervised_one():
+    for at, mu in ((5, 0.45), (10, 0.9), (300, 0.05)):
+        batch = rollouts([1.0, 0, 0, 1.0], [6, 0, 0, 0], index=at)
+        found, constant = CHORD.advantages(batch), SFTLoss(weight=1.0).advantages(batch)
+        assert found[1:].flatten().tolist() == pytest.approx((constant[1:] * (1 - mu)).flatten().tolist())
+        assert found[0].tolist() == pytest.approx((constant[0] * mu).tolist())
+
+
+@given(
+    seed=st.integers(0, 10**6), size=st.sampled_from([1, 2, 4, 8]), uncertain=st.booleans(), at=st.integers(0, 300),
+    chord=st.booleans(),
+)  # fmt: skip
+def test_micro_batches_sum_to_the_weighed_mean_over_all_demonstration_tokens(seed, size, uncertain, at, chord):
+    method = SFTLoss(
+        schedule="chord" if chord else "constant", weight=0.9, warmup=10, horizon=200,
+        tokens="uncertain" if uncertain else "all",
+    )  # fmt: skip
+    batch, logps = micro_batch(seed, rows=8, index=at)
+    advantages = method.advantages(Rollouts(**{**vars(batch), "advantages": None}))
+    terms = []
+    for i in range(8):
+        for t in range(6):
+            if batch.prefix_mask[i, t]:
+                p = math.exp(logps[i, t])
+                terms.append(-math.log(p) * (p * (1 - p) if uncertain else 1.0))
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed))  # TRL shuffles, then cuts
+    found = 0.0
+    for start in range(0, 8, size):
+        rows = order[start : start + size]
+        part = {key: value[rows] if torch.is_tensor(value) else value for key, value in vars(batch).items()}
+        part = Rollouts(**{**part, "advantages": advantages[rows]})
+        found += float(method.extra_loss(part, logps[rows], torch.zeros(len(rows), 6))) / (8 / size)  # accumulation
+    assert found == pytest.approx(method.mixed(step(at)) * statistics.fmean(terms), abs=1e-5)
+
+
+def test_a_batch_without_demonstrations_has_no_supervised_loss():
+    batch = rollouts([1.0, 0, 0, 1.0], [0, 0, 0, 0])
+    advantages = SFTLoss().advantages(batch)
+    assert advantages[:, 0].tolist() == [0.5, -0.5, -0.5, 0.5]
+    batch = Rollouts(**{**vars(batch), "advantages": advantages})
+    assert float(SFTLoss().extra_loss(batch, -torch.ones(4, 6), torch.ones(4, 6))) == 0
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+NEUTRAL = [
+    PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0), SFTLoss(demonstrations=0, schedule="chord"),
+    SFTThenRL(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("neutral", NEUTRAL, ids=lambda method: type(method).__name__)
+def test_neutral_settings_answer_as_dr_grpo(neutral):
+    batch, plain = rollouts(REWARDS, [0, 0, 0, 0], index=250), DrGRPO()
+    assert neutral.prefixes(rows(2, 4), 4, step()) == plain.prefixes(rows(2, 4), 4, step())
+    assert neutral.advantages(batch).equal(plain.advantages(batch))
+    assert neutral.update_mask(batch, None).equal(plain.update_mask(batch, None))
+    assert neutral.copies([True, False]) == [1, 1]
+    assert not neutral.injects
+    assert not neutral.needs_entropies
+    assert neutral.reinforces
+    extra = neutral.extra_loss(
+        Rollouts(**{**vars(batch), "advantages": plain.advantages(batch)}), -torch.ones(4, 6), torch.ones(4, 6)
+    )
+    assert extra is None or float(extra) == 0
+
+
+def test_only_sft_never_rolls_out():
+    assert [name for name in methods.names() if not methods.find(name).reinforces] == ["sft"]
+    assert SFT().supervised.epochs == SFTThenRL().supervised.epochs == 3
+    assert [name for name in methods.names() if methods.find(name)().supervised] == ["sft", "sft_then_rl"]
+
+
+def test_whole_demonstrations_are_usable_where_no_prefix_is():
+    told = Demonstration((5, 6), safe_length=0)  # the answer stands in its first token
+    usable = {name: methods.find(name)().usable(told) for name in methods.names()}
+    assert usable == {
+        "dr_grpo": False, "prefix_rft": False, "prefix_rl": False, "luffy": True, "sft": True, "sft_loss": True,
+        "sft_then_rl": True,
+    }  # fmt: skip
+    assert not any(methods.find(name)().usable(Demonstration((), 0)) for name in methods.names())
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (PrefixRL(cuts=0, plain=0), "leave no row to train on"),
+        (PrefixRL(low=0.8, high=0.4), "method.low = 0.8 is above method.high = 0.4"),
+        (PrefixRL(balance="epoch", plain=0), "method.plain = 0; use problem"),
+        (LUFFY(demonstrations=8), "method.demonstrations = 8 leaves no rollout of training.num_generations = 8"),
+        (SFTLoss(demonstrations=7), "leaves fewer than two rollouts of training.num_generations = 8"),
+        (SFTLoss(schedule="chord", weight=1.5), "a share of the loss, at most 1"),
+    ],
+)
+def test_contradictions_of_the_others_are_explained(method, message):
+    (problem,) = method.problems(TRAINING)
+    assert message in problem
+
+
+def test_the_last_settings_that_work():
+    for method in (
+        LUFFY(demonstrations=7),
+        SFTLoss(demonstrations=6),
+        SFTLoss(weight=1.5),
+        PrefixRL(low=0.5, high=0.5),
+    ):
+        assert method.problems(TRAINING) == []

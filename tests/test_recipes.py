@@ -8,8 +8,10 @@ import yaml
 from prefix_rl.recipe import batches, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate")
+ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
+LAB = [p for p in ALL if p.parent.name == "lab"]
 PAPERS = [p for p in ALL if p.parent.name not in ("lab", "smoke")]
+ARMS = {"dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,8 @@ def name(path):
 @pytest.mark.parametrize("path", ALL, ids=name)
 def test_it_loads(path):
     recipe = load_recipe(path)
-    assert recipe.method_name == path.stem
+    assert recipe.method_name == {"chord": "sft_loss"}.get(path.stem, path.stem)
+    assert recipe.output.dir == f"runs/{path.parent.name}/{path.stem}"
 
 
 @pytest.mark.parametrize("path", ALL, ids=name)
@@ -35,38 +38,98 @@ def test_its_header_is_a_small_report(path):
     assert any(f"{path.parent.name}/{path.name}" in line or "run.sh" in line for line in header)
 
 
-@pytest.mark.parametrize("path", PAPERS, ids=name)
-def test_its_values_are_the_papers(path, monkeypatch):
+@pytest.mark.parametrize("path", [p for p in PAPERS if p.stem != "sft"], ids=name)
+def test_its_training_is_the_papers(path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     recipe = load_recipe(path)
     value = recipe.training_value
+    arm = path.stem
     assert value("num_generations") == 8
-    assert batches(recipe, 8).prompts == 128
+    updates = 2 if arm in ("luffy", "sft_loss", "sft_then_rl") else 1
+    assert (batches(recipe, 8).prompts, batches(recipe, 8).steps) == (128, updates)
+    assert value("max_steps") / updates == (400 if arm == "prefix_rl" else 500)
     assert value("learning_rate") == 1e-6
     assert value("lr_scheduler_type") == "constant"
-    assert value("max_steps") == 500
+    assert value("max_completion_length") == 8192
     assert value("temperature") == 1.0
     assert value("beta") == 0.0
-    assert value("epsilon") == 0.2
-    if recipe.method_name == "prefix_rft":
-        method = recipe.method
-        assert (method.prefixed, method.start, method.end, method.high, method.share) == (1, 0.95, 0.05, 0.95, 0.2)
-        assert (method.schedule, method.tokens, method.credit) == ("cosine_low", "top_entropy", "pooled")
+    clip = {"luffy": (1.0, 1e6), "sft_then_rl": (0.2, 0.28)}
+    assert (value("epsilon"), value("epsilon_high")) == clip.get(arm, (0.2, None))
+    assert value("entropy_coef") == (0.001 if arm in ("luffy", "sft_loss") else 0.0)
+    assert recipe.data.traces == (f"runs/{path.parent.name}/traces" if arm == "prefix_rl" else None)
 
 
-def test_the_models_of_the_papers_have_both_methods():
+METHODS = {
+    "dr_grpo": {},
+    "prefix_rft": {
+        "prefixed": 1, "start": 0.95, "end": 0.05, "high": 0.95, "horizon": 500, "share": 0.2, "schedule": "cosine_low",
+        "tokens": "top_entropy", "credit": "pooled",
+    },
+    "prefix_rl": {"cuts": 3, "plain": 1, "low": 0.4, "high": 0.8, "redraw": False, "balance": "problem"},
+    "luffy": {"demonstrations": 1, "gamma": 0.1},
+    "sft_loss": {"demonstrations": 1, "weight": 0.1, "schedule": "constant", "tokens": "all"},
+    "chord": {
+        "demonstrations": 1, "weight": 0.9, "schedule": "chord", "end": 0.05, "warmup": 0, "horizon": 200, "tokens": "all",
+    },
+    "sft": {},
+    "sft_then_rl": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_its_method_is_the_papers(path):
+    method = load_recipe(path).method
+    expected = METHODS[path.stem]
+    assert {key: getattr(method, key) for key in expected} == expected
+    if path.stem in ("sft", "sft_then_rl"):
+        stage = method.supervised
+        assert (stage.epochs, stage.learning_rate, stage.batch_size) == (3, 5e-5, 64)
+        assert (stage.warmup, stage.min_lr) == (0.1, 0.1)
+    else:
+        assert method.supervised is None
+
+
+@pytest.mark.parametrize("model", sorted({p.parent.name for p in PAPERS}))
+def test_both_supervised_stages_of_a_model_are_the_same(model):
+    alone, before = (load_recipe(RECIPES / model / f"{arm}.yaml") for arm in ("sft", "sft_then_rl"))
+    assert alone.method.supervised == before.method.supervised
+    assert (alone.model, alone.data) == (before.model, before.data)
+    for key in ("max_completion_length", "weight_decay", "max_grad_norm", "bf16"):
+        assert alone.training_value(key) == before.training_value(key)
+
+
+def test_the_models_of_the_papers_have_all_methods():
     assert {name(p) for p in PAPERS} == {
-        f"{model}/{method}.yaml"
-        for model in ("qwen2.5-math-1.5b", "qwen2.5-math-7b", "llama-3.1-8b") for method in ("dr_grpo", "prefix_rft")
-    }  # fmt: skip
+        f"{model}/{arm}.yaml" for model in ("qwen2.5-math-1.5b", "qwen2.5-math-7b", "llama-3.1-8b") for arm in ARMS
+    }
 
 
-@pytest.mark.parametrize("arms", [("lab/dr_grpo.yaml", "lab/prefix_rft.yaml")], ids=str)
-def test_the_quickstarts_arms_differ_in_their_method_only(arms):
-    one, other = (load_recipe(RECIPES / arm).resolved() for arm in arms)
-    assert one["method"] != other["method"]
+def test_the_lab_has_all_methods():
+    assert {p.stem for p in LAB} == ARMS
+
+
+@pytest.mark.parametrize("path", LAB, ids=name)
+def test_the_labs_arms_differ_in_their_method_only(path):
+    one, other = load_recipe(RECIPES / "lab" / "dr_grpo.yaml").resolved(), load_recipe(path).resolved()
     for block in one.keys() - {"method", "output"}:
         assert one[block] == other[block]
+
+
+def test_no_two_arms_of_the_lab_are_the_same_method():
+    blocks = [load_recipe(path).resolved()["method"] for path in LAB]
+    assert all(blocks.count(block) == 1 for block in blocks)
+
+
+def test_the_labs_methods():
+    method = {path.stem: load_recipe(path).method for path in LAB}
+    for arm in ("sft", "sft_then_rl"):
+        stage = method[arm].supervised
+        assert (stage.epochs, stage.learning_rate) == (4, 1e-3)
+        assert (stage.batch_size, stage.per_device_batch_size) == (16, 16)
+    chord = method["chord"]
+    assert (chord.schedule, chord.weight, chord.end, chord.horizon) == ("chord", 0.9, 0.05, 100)
+    for arm in ("prefix_rl", "luffy", "sft_loss"):
+        assert method[arm] == type(method[arm])()  # the papers' settings are the defaults
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=name)

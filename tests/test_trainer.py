@@ -1,5 +1,6 @@
 import json
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
@@ -7,9 +8,15 @@ from small import arguments, byte_level_bpe, dataset, policy, token_reward, with
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
+from prefix_rl import checkpoints
+from prefix_rl.costs import Cost
 from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.methods.dr_grpo import DrGRPO
+from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
+from prefix_rl.methods.prefix_rl import PrefixRL
+from prefix_rl.methods.sft_loss import SFTLoss
+from prefix_rl.methods.sft_then_rl import SFTThenRL
 from prefix_rl.prefixes import NO_PREFIX
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.trainer import PrefixTrainer
@@ -80,12 +87,26 @@ def test_dr_grpo_equals_stock_trl_bit_for_bit(tmp_path, changes):
     assert not parameters(ours).equal(torch.cat([p.detach().flatten() for p in policy(TOKENIZER).parameters()]))
 
 
-def test_prefix_rft_without_prefixes_equals_dr_grpo_bit_for_bit(tmp_path):
-    neutral = trainer(tmp_path / "neutral", PrefixRFT(prefixed=0))
-    neutral.train()
-    plain = trainer(tmp_path / "plain", DrGRPO())
-    plain.train()
-    assert parameters(neutral).equal(parameters(plain))
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The parameters after three steps of Dr.GRPO."""
+    made = trainer(tmp_path_factory.mktemp("plain"), DrGRPO())
+    made.train()
+    return parameters(made)
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        PrefixRFT(prefixed=0), PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0),
+        SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(),
+    ],
+    ids=lambda method: type(method).__name__,
+)  # fmt: skip
+def test_neutral_settings_equal_dr_grpo_bit_for_bit(plain, tmp_path, neutral):
+    made = trainer(tmp_path, neutral)
+    made.train()
+    assert parameters(made).equal(plain)
 
 
 # --- Prefix-RFT's gradient --------------------------------------------------------------------------------------------
@@ -101,20 +122,29 @@ def loss_gradient(made, batch, rows=None):
 
 def reference_gradient(made, batch, group_size, moves):
     """Dr.GRPO written by hand: -1/(B L) sum_i sum_t m_it A_i log pi, at ratio 1."""
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    logits = made.model(input_ids=ids, attention_mask=attention).logits / made.temperature
-    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
-    logps = logps[:, -batch["completion_ids"].size(1) :]
+    logps = reference_logps(made, batch)
     total = 0.0
-    for i in range(len(ids)):
-        group = [batch["rewards"][j] for j in range(len(ids)) if j // group_size == i // group_size]
+    for i in range(len(logps)):
+        group = [batch["rewards"][j] for j in range(len(logps)) if j // group_size == i // group_size]
         advantage = batch["rewards"][i] - sum(group) / len(group)
         for t in range(logps.size(1)):
             if moves(i, t):
                 total = total - advantage * logps[i, t]
+    return gradient_of(made, total / (len(logps) * made.max_completion_length))
+
+
+def reference_logps(made, batch):
+    """The log-probability of every completion token, from the full sequences."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    logits = made.model(input_ids=ids, attention_mask=attention).logits / made.temperature
+    logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    return logps[:, -batch["completion_ids"].size(1) :]
+
+
+def gradient_of(made, loss):
     made.model.zero_grad()
-    (total / (len(ids) * made.max_completion_length)).backward()
+    loss.backward()
     return torch.cat([p.grad.flatten() for p in made.model.parameters()])
 
 
@@ -198,7 +228,209 @@ def test_training_does_not_depend_on_the_micro_batches(tmp_path):
     assert kept[0] == kept[1] == kept[2]
 
 
+# --- the gradients of the other methods -------------------------------------------------------------------------------
+
+# The demonstrations have 32 to 35 tokens and an end; 40 are allowed
+LONG = {"max_completion_length": 40}
+WHOLE = [
+    LUFFY(), LUFFY(demonstrations=2, gamma=0.5), SFTLoss(weight=0.7), SFTLoss(demonstrations=2, weight=0.7),
+    SFTLoss(weight=0.9, tokens="uncertain", schedule="chord", end=0.1, horizon=4),
+]  # fmt: skip
+
+
+def hybrid_gradient(made, batch, group_size=4):
+    """Both methods written by hand: the clipped surrogate on the policy's tokens, the extra term on the others."""
+    method, logps = made.method, reference_logps(made, batch)
+    rewards, prefix, written = batch["rewards"], batch["prefix_mask"], batch["completion_mask"].bool()
+    old = batch.get("old_per_token_logps")
+    old = logps.detach() if old is None else old
+    surrogate, imitated, tokens, clipped = 0.0, 0.0, 0, 0
+    for i in range(len(logps)):
+        group = [j for j in range(len(logps)) if j // group_size == i // group_size]
+        if isinstance(method, SFTLoss):  # a demonstration is not in the group's mean
+            group = [j for j in group if not prefix[j].any()]
+        advantage = rewards[i] - sum(rewards[j] for j in group) / len(group)
+        for t in range(logps.size(1)):
+            if not written[i, t]:
+                continue
+            p = logps[i, t].exp()
+            if not prefix[i, t]:
+                ratio = (logps[i, t] - old[i, t]).exp()
+                surrogate = surrogate - torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+                clipped += not 0.8 < ratio < 1.2
+            elif isinstance(method, LUFFY):
+                imitated = imitated - advantage * p / (p + method.gamma)
+            else:
+                tokens += 1
+                uncertainty = (p * (1 - p)).detach() if method.tokens == "uncertain" else 1.0
+                imitated = imitated - uncertainty * logps[i, t]
+    scale = len(logps) * made.max_completion_length
+    if isinstance(method, LUFFY):
+        loss = (surrogate + imitated) / scale
+    elif method.schedule == "constant":
+        loss = surrogate / scale + method.weight * imitated / tokens
+    else:  # half of the cosine: step 2 of 4, (0.9 + 0.1) / 2
+        loss = 0.5 * surrogate / scale + 0.5 * imitated / tokens
+    return gradient_of(made, loss), clipped
+
+
+@pytest.mark.parametrize("method", WHOLE, ids=repr)
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_the_gradient_of_whole_demonstrations_equals_one_written_by_hand(tmp_path, method, num_iterations):
+    made = trainer(tmp_path, method, num_iterations=num_iterations, **LONG)
+    batch = generation(made)
+    assert batch["prefix_mask"].any(dim=1).tolist() == ([True] * method.demonstrations + [False] * 3)[:4] * 2
+    if num_iterations == 2:  # the second pass over the batch: the policy has moved on
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for p in made.model.parameters():
+                p += 0.02 * torch.randn_like(p)
+    theirs, clipped = hybrid_gradient(made, batch)
+    assert (clipped > 0) == (num_iterations == 2)
+    assert theirs.abs().max() > 1e-3
+    assert (loss_gradient(made, batch) - theirs).abs().max() < 1e-5 * max(1, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("method", [*WHOLE, PrefixRL()], ids=repr)
+def test_accumulated_micro_batches_give_the_gradient_of_one_batch(tmp_path, method):
+    made = trainer(tmp_path, method, **LONG)
+    batch = generation(made)
+    whole = loss_gradient(made, batch)
+    shuffled = torch.tensor([5, 0, 3, 7, 1, 2, 6, 4])
+    for size in (4, 1):
+        made.current_gradient_accumulation_steps = 8 // size
+        parts = [loss_gradient(made, batch, rows) for rows in shuffled.split(size)]
+        assert (sum(parts) - whole).abs().max() < 1e-5 * max(1, float(whole.abs().max()))
+    assert whole.abs().max() > 1e-3
+
+
+def test_training_on_whole_demonstrations_does_not_depend_on_the_micro_batches(tmp_path):
+    runs = []
+    for size in (8, 2):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        runs.append(trainer(tmp_path / str(size), SFTLoss(weight=0.5), optim="sgd", **sizes, **LONG))
+        runs[-1].train()
+    assert (parameters(runs[0]) - parameters(runs[1])).abs().max() < 1e-5
+    untrained = torch.cat([p.detach().flatten() for p in policy(TOKENIZER).parameters()])
+    assert (parameters(runs[0]) - untrained).abs().max() > 1e-3
+
+
+def test_no_gradient_flows_through_prefix_rls_prefixes(tmp_path):
+    made = trainer(tmp_path, PrefixRL())
+    batch = generation(made, count=16)  # the four copies of the first problem
+    prefix, written = batch["prefix_mask"], batch["completion_mask"].bool()
+    assert prefix.any(dim=1).tolist() == [False] * 4 + [True] * 12
+    for group in range(4):
+        rows = range(4 * group, 4 * group + 4)
+        begun = [batch["completion_ids"][i][prefix[i]].tolist() for i in rows]
+        assert begun == [begun[0]] * 4
+    ours = loss_gradient(made, batch)
+    theirs = reference_gradient(made, batch, 4, lambda i, t: bool(written[i, t] and not prefix[i, t]))
+    assert theirs.abs().max() > 1e-3
+    assert (ours - theirs).abs().max() < 1e-6
+    # A shared prefix's gradients cancel, since a group's credit adds up to 0. So once more with credit that does not:
+    batch["advantages"] = prefix.float()
+    assert loss_gradient(made, batch).abs().max() == 0
+
+
 # --- what is injected -------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_of_prefix_rl_has_its_copies_and_every_epoch_the_same_cuts(tmp_path):
+    # 3 problems with a trace and 4 rows each, 2 without and 1 row: 14 rows, 2 a step, an epoch is 7 steps
+    data = dataset(5).to_list()
+    for row in (1, 4):
+        data[row]["demonstrations"] = []
+    made = trainer(tmp_path, PrefixRL(), data=dataset(5).from_list(data), max_steps=14, options={"rollouts_every": 1})
+    assert list(zip(made.train_dataset["dataset_row"], made.train_dataset["copy"], strict=True)) == [
+        *[(0, copy) for copy in range(4)], (1, 0), *[(2, copy) for copy in range(4)],
+        *[(3, copy) for copy in range(4)], (4, 0),
+    ]  # fmt: skip
+    made.train()
+    epochs = []
+    for epoch in range(2):
+        seen = Counter()
+        for step in range(7 * epoch, 7 * epoch + 7):
+            records = read_rollouts(tmp_path, step)
+            for start in (0, 4):
+                group = records[start : start + 4]
+                begun = [(r["row"], *r["completion_ids"][: r["prefix_tokens"]]) for r in group]
+                assert begun == [begun[0]] * 4
+                seen[begun[0]] += 1
+        epochs.append(seen)
+    assert epochs[0] == epochs[1]
+    assert [sum(row == begun[0] and len(begun) == 1 for begun in epochs[0]) for row in range(5)] == [1] * 5
+    assert [sum(n for begun, n in epochs[0].items() if begun[0] == row and len(begun) > 1) for row in range(5)] == [
+        3, 0, 3, 3, 0,
+    ]  # fmt: skip
+
+
+def test_prefix_rl_without_plain_copies_drops_problems_without_a_trace(tmp_path):
+    data = dataset(3).to_list()
+    data[1]["demonstrations"] = []
+    made = trainer(tmp_path, PrefixRL(plain=0, cuts=2), data=dataset(3).from_list(data))
+    assert made.train_dataset["dataset_row"][:] == [0, 0, 2, 2]
+    assert made.train_dataset["copy"][:] == [0, 1, 0, 1]
+
+
+def test_a_batch_of_plain_copies_alone_is_no_failure(tmp_path):
+    made = trainer(tmp_path, PrefixRL())
+    assert not generation(made, count=4)["prefix_mask"].any()  # copy 0 of the first problem
+
+
+def asked_of_the_engine(monkeypatch, answer=None):
+    """The prompts that reach TRL's generation; with ``answer`` every one of them is answered by these ids."""
+    seen = []
+    original = GRPOTrainer._generate_single_turn
+
+    def generate(self, ids, *args, **kwargs):
+        seen.append([list(row) for row in ids])
+        return ([list(answer) for _ in ids], None) if answer else original(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", generate)
+    return seen
+
+
+@pytest.mark.parametrize("method", [LUFFY(), SFTLoss(), LUFFY(demonstrations=3)], ids=repr)
+def test_nothing_is_generated_for_whole_demonstrations_and_they_end(tmp_path, monkeypatch, method):
+    made = trainer(tmp_path, method, **LONG)
+    seen = asked_of_the_engine(monkeypatch)
+    batch = generation(made)
+    prompts = [TOKENIZER(row["prompt"])["input_ids"] for row in dataset(2)]
+    left = 4 - method.demonstrations
+    assert seen == [[prompts[0]] * left + [prompts[1]] * left]  # and no demonstration behind the prompt
+    for i in range(8):
+        ids = batch["completion_ids"][i][batch["completion_mask"][i].bool()].tolist()
+        if i % 4 < method.demonstrations:
+            assert ids == [*TOKENIZER(dataset()["demonstrations"][i // 4][0])["input_ids"], TOKENIZER.eos_token_id]
+            assert batch["prefix_mask"][i].sum() == len(ids)
+        else:
+            assert ids
+            assert not batch["prefix_mask"][i].any()
+
+
+def test_a_demonstration_that_does_not_fit_is_as_if_it_were_not_there(tmp_path):
+    lengths = [len(TOKENIZER(text)["input_ids"]) for (text,) in dataset()["demonstrations"]]
+    assert lengths[:5] == [33, 33, 34, 34, 32]
+    made = trainer(tmp_path, LUFFY(), max_completion_length=33)  # only the fifth fits, with its end
+    assert [len(made.demonstrations[row]) for row in range(8)] == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert not generation(made)["prefix_mask"].any()
+    with pytest.raises(DataError, match="max_completion_length = 32"):
+        trainer(tmp_path, LUFFY(), max_completion_length=32)
+
+
+def test_vllm_is_asked_for_every_row_and_what_it_writes_behind_a_demonstration_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", FakeEngine)
+    made = trainer(tmp_path, LUFFY(), use_vllm=True, vllm_mode="colocate", **LONG)
+    batch = generation(made)
+    ((prompts, _),) = FakeEngine.calls
+    assert len(prompts) == 8
+    assert len({tuple(p) for p in prompts}) == 2
+    mask, written = batch["prefix_mask"], batch["completion_mask"].bool()
+    assert mask.sum(dim=1).tolist() == [34, 0, 0, 0, 34, 0, 0, 0]
+    assert not (written & ~mask)[mask.any(dim=1)].any()
+    assert batch["sampling_per_token_logps"][mask].isnan().all()
+    assert (batch["sampling_per_token_logps"][written & ~mask] == -1.5).all()
 
 
 def test_prefixes_are_the_demonstrations_own_tokens_within_the_budget(tmp_path):
@@ -267,7 +499,7 @@ class Forgetful(PrefixRFT):
 
 
 def test_a_run_that_injects_nothing_stops(tmp_path):
-    with pytest.raises(DataError, match="injected no prefix although the batch has demonstrations"):
+    with pytest.raises(DataError, match="injected no prefix although rows of the batch ask for one"):
         trainer(tmp_path, Forgetful()).train()
 
 
@@ -455,6 +687,86 @@ def test_prefix_rft_trains_with_lora(tmp_path):
     moved = {n for n, p in made.model.named_parameters() if not p.equal(before[n])}
     assert moved
     assert all("lora" in n for n in moved)
+
+
+# --- what a run costs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "changes", "generated", "injected", "trained", "per_parameter"),
+    [
+        # 8 rows of 7 + 3 tokens, sampled (2 N D) and trained (6 N D): 8 * 80
+        (DrGRPO(), 8, {}, 24, 0, 24, 640),
+        # trained twice, and encoded once more for the probabilities of the first pass: (2 + 2 * 6 + 2) * 80
+        (DrGRPO(), 8, {"num_iterations": 2}, 24, 0, 48, 1280),
+        # 2 demonstrations of 33 + 1 tokens, nothing sampled: 2 * 6 * 10 + 6 * (6 * 10 + 2 * 41)
+        (LUFFY(), 8, LONG, 18, 68, 86, 972),
+        (SFTLoss(), 8, LONG, 18, 68, 86, 972),
+        (SFTLoss(weight=0.0), 8, LONG, 18, 68, 18, 972),
+        # 2 * 60 + 2 * 6 * 142 + 2 * 142
+        (LUFFY(), 8, {**LONG, "num_iterations": 2}, 18, 68, 172, 2108),
+        # 4 plain rows of 10 tokens, 12 that start from 16 of 33: 8 * (4 * 10 + 12 * 26)
+        (PrefixRL(low=0.5, high=0.5), 16, LONG, 48, 192, 48, 2816),
+        # 2 rows start from 16 tokens, 7 of these 32 are kept; one more pass over prompt and prefix for their entropies:
+        # 8 * (6 * 10 + 2 * 26) + 2 * 2 * 23
+        (PrefixRFT(horizon=1, end=0.5, high=0.5), 8, LONG, 24, 32, 31, 988),
+        (PrefixRFT(horizon=1, end=0.5, high=0.5, tokens="all"), 8, LONG, 24, 32, 56, 896),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_a_generation_batch_costs(
+    tmp_path, monkeypatch, method, count, changes, generated, injected, trained, per_parameter
+):
+    made = trainer(
+        tmp_path, method, reward=lambda completions, **k: [float(i % 2) for i in range(len(completions))],
+        options={"answer_guard": "none"}, **changes,
+    )  # fmt: skip
+    asked_of_the_engine(monkeypatch, answer=[5, 6, TOKENIZER.eos_token_id])
+    batch = generation(made, count)
+    assert (batch["prompt_mask"].sum(dim=1) == 7).all()
+    parameters = sum(p.numel() for p in made.model.parameters())
+    assert made.cost == Cost(generated, injected, trained, per_parameter * parameters)
+    assert made._metrics["train"]["cost/flops"] == [per_parameter * parameters]
+    generation(made, count)
+    assert made.cost.flops == 2 * per_parameter * parameters
+    assert made._metrics["train"]["cost/flops"] == [2 * per_parameter * parameters]  # a total, not a mean
+    assert made._metrics["train"]["cost/trained_tokens"] == [2 * trained]
+
+
+def costs(made):
+    names = [f"cost/{name}" for name in asdict(Cost())]
+    return [[log[name] for name in names] for log in made.state.log_history if names[0] in log]
+
+
+def test_costs_go_on_after_a_resume_from_what_was_spent_before(tmp_path):
+    options = {"options": {"spent": Cost(flops=1e6, generated_tokens=5.0)}, "max_steps": 4}
+    whole = trainer(tmp_path / "run", **options, save_strategy="steps", save_steps=2)
+    whole.train()
+    assert costs(whole)[0][3] > 1e6
+    assert costs(whole)[0][0] > 5
+    again = trainer(tmp_path / "again", **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert again.cost == whole.cost
+    assert costs(again) == costs(whole)  # the first two read back, the others counted on
+    assert list(asdict(whole.cost).values()) == costs(whole)[-1]
+    assert all(a < b for a, b in zip(costs(whole)[0], costs(whole)[1], strict=True))
+
+
+def test_the_budget_stops_a_run_at_a_whole_checkpoint(tmp_path):
+    whole = trainer(tmp_path / "whole", max_steps=4)
+    whole.train()
+    flops = [cost[3] for cost in costs(whole)]
+    for name, budget, stops_after in (("exactly", flops[1], 2), ("more", flops[1] + 1, 3), ("plenty", 1e30, 4)):
+        made = trainer(tmp_path / name, max_steps=4, options={"budget": budget})
+        made.train()
+        assert made.state.global_step == stops_after
+        assert [cost[3] for cost in costs(made)] == flops[:stops_after]
+        assert (checkpoints.last_whole(tmp_path / name) is None) == (name == "plenty")  # no save_strategy but this
+        if name != "plenty":
+            assert checkpoints.facts_of(checkpoints.last_whole(tmp_path / name))["step"] == stops_after
+    made = trainer(tmp_path / "spent", max_steps=4, options={"budget": flops[1], "spent": Cost(flops=flops[0])})
+    made.train()
+    assert made.state.global_step == 1  # what came before counts
 
 
 # --- what is kept of a run --------------------------------------------------------------------------------------------

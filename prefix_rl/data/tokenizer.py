@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,12 +66,13 @@ class DemonstrationTable(Sequence):
     They stand here and not in the data set because TRL hands each row around many times over.
 
     Args:
-        demonstrations: for each row, texts or ``{"text": ..., "readable_from": ...}``, where ``readable_from`` is the
-            offset at which the answer becomes readable if that is known better than :func:`safe_cuts` can tell.
+        demonstrations: for each row, texts or ``{"text": ..., "readable_from": ..., "ids": ...}``, where
+            ``readable_from`` is the offset at which the answer becomes readable if that is known better than
+            :func:`safe_cuts` can tell, and ``ids`` are the tokens as they were sampled, if they were.
         answers: the gold answer of each row.
         tokenizer: without special tokens it encodes a demonstration; its EOS ends one.
         guard: see :func:`~prefix_rl.prefixes.safe_cuts`.
-        min_tokens: a demonstration from which no prefix of this length can be cut is left out.
+        usable: demonstrations that it says no to are left out.
         stop_ids: further ids that end a demonstration, besides EOS and padding.
         opening: what the prompt already ends with (``<think>``); a demonstration that opens with it again loses it.
     """
@@ -82,12 +83,12 @@ class DemonstrationTable(Sequence):
         answers: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         guard: AnswerGuard = "mention",
-        min_tokens: int = 1,
+        usable: Callable[[Demonstration], bool] = Demonstration.usable,
         stop_ids: Collection[int] = (),
         opening: str = "",
     ):
         self._texts, self._answers = demonstrations, answers
-        self._tokenizer, self._guard, self._min_tokens = tokenizer, guard, min_tokens
+        self._tokenizer, self._guard, self._usable = tokenizer, guard, usable
         self._stop_ids = {tokenizer.eos_token_id, tokenizer.pad_token_id, *stop_ids} - {None}
         self._opening = opening
         self._made: dict[int, tuple[Demonstration, ...]] = {}
@@ -99,22 +100,42 @@ class DemonstrationTable(Sequence):
         """The usable demonstrations of one row; empty if it has none."""
         if row not in self._made:
             made = (self._encode(given, self._answers[row]) for given in self._texts[row] or ())
-            self._made[row] = tuple(d for d in made if d.usable(self._min_tokens))
+            self._made[row] = tuple(d for d in made if self._usable(d))
         return self._made[row]
 
     def _encode(self, given: str | dict, answer: str) -> Demonstration:
-        text, readable_from = (given, None) if isinstance(given, str) else (given["text"], given.get("readable_from"))
+        given = {"text": given} if isinstance(given, str) else given
+        text, readable_from, sampled = given["text"], given.get("readable_from"), given.get("ids")
         if self._opening and text.startswith(self._opening):
             text = text[len(self._opening) :]
             readable_from = None if readable_from is None else max(readable_from - len(self._opening), 0)
+            sampled = None
         ids, ends = encode(text, self._tokenizer)
+        if sampled is not None and list(sampled) != ids:
+            ids, ends = list(sampled), _ends_of(sampled, self._tokenizer)
         stop = next((i for i, token in enumerate(ids) if token in self._stop_ids), len(ids))
         ids, ends = ids[:stop], ends[:stop]
         if self._guard == "none":
-            return Demonstration(tuple(ids), len(ids))
-        if readable_from is not None:
-            return Demonstration(tuple(ids), sum(end <= readable_from for end in ends))
-        return Demonstration(tuple(ids), *safe_cuts(text, answer, ends, self._guard))
+            cuts = (len(ids), frozenset())
+        elif readable_from is not None:
+            cuts = (sum(end <= readable_from for end in ends), frozenset())
+        else:
+            cuts = safe_cuts(text, answer, ends, self._guard)
+        return Demonstration(tuple(ids), *cuts, stop=self._tokenizer.eos_token_id)
+
+
+def encode_prompt(prompt: str | list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a prompt as the trainer gives it: a text as it is, or messages with the assistant's turn opened."""
+    if isinstance(prompt, str):
+        return list(tokenizer(text=prompt)["input_ids"])
+    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def opening_of(prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """``<think>`` (and what follows it) if a prompt ends with it, as where the chat template opens a thought."""
+    _, found, rest = tokenizer.decode(prompt_ids, skip_special_tokens=False).rpartition("<think>")
+    return found + rest if found and not rest.strip() else ""
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -123,4 +144,9 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], li
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return ids, [len(tokenizer.decode(ids[: k + 1])) for k in range(len(ids))]
+    return ids, _ends_of(ids, tokenizer)
+
+
+def _ends_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The offset in the decoded text at which each token ends."""
+    return [len(tokenizer.decode(ids[: k + 1], skip_special_tokens=True)) for k in range(len(ids))]

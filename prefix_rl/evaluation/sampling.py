@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.problems import Problem
-from ..data.tokenizer import DemonstrationTable
+from ..data.tokenizer import DemonstrationTable, encode_prompt
 from ..prefixes import AnswerGuard, cut, join
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
@@ -115,14 +115,6 @@ def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
     """
     end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
     return list(ids[:end])
-
-
-def encode_prompt(prompt: str | list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a prompt as the trainer gives it: a text as it is, or messages with the assistant's turn opened."""
-    if isinstance(prompt, str):
-        return list(tokenizer(text=prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return list(encoded["input_ids"])
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

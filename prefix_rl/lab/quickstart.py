@@ -1,4 +1,4 @@
-"""The quickstart: two arms side by side on two cores, evaluated and reported."""
+"""The quickstart: a few arms of the lab, as many at a time as there are cores, evaluated and reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import RecipeError, UserError
@@ -15,7 +15,7 @@ from ..progress import say
 from ..recipe import load_recipe
 from ..train import model_path
 
-ARMS = ("dr_grpo", "prefix_rft")
+ARMS = ("dr_grpo", "prefix_rft", "prefix_rl", "sft_then_rl")
 
 
 def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None) -> Path:
@@ -41,67 +41,82 @@ def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None)
     loaded = {arm: load_recipe(recipes / f"{arm}.yaml", overrides) for arm in ARMS}
     folders = {arm: output / arm for arm in ARMS}
     base = model_path(loaded["prefix_rft"])
-    say(f"the base policy is in {base}; training {' and '.join(ARMS)} side by side")
+    say(f"the base policy is in {base}; training {', '.join(ARMS)}")
 
-    processes = {
-        arm: _start(
-            [
-                "-m",
-                "prefix_rl.train",
-                "--config",
-                str(recipes / f"{arm}.yaml"),
-                f"output.dir={folders[arm]}",
-                *overrides,
-            ],
-            folders[arm] / "train.log",
-        )
+    trains = {
+        arm: [
+            "-m",
+            "prefix_rl.train",
+            "--config",
+            str(recipes / f"{arm}.yaml"),
+            f"output.dir={folders[arm]}",
+            *overrides,
+        ]
         for arm in ARMS
     }
-    bars = {
-        arm: tqdm(desc=f"{arm:<10}", total=loaded[arm].training["max_steps"], position=i, leave=True)
+    shown = {
+        arm: tqdm(desc=f"{arm:<11}", total=loaded[arm].training["max_steps"], position=i, leave=True)
         for i, arm in enumerate(ARMS)
     }
-    while any(process.poll() is None for process in processes.values()):
-        time.sleep(1)
-        for arm, shown in bars.items():
-            last = _last_metrics(folders[arm])
-            shown.update(last.get("step", 0) - shown.n)
-            shown.set_postfix_str(f"training reward {last['reward']:.2f}" if "reward" in last else "starting")
-    for shown in bars.values():
-        shown.close()
-    _finish(processes, folders, "train.log")
 
-    say("evaluating the base policy and both arms, without any prefix, on the same held-out problems")
+    def watch() -> None:
+        for arm, bar in shown.items():
+            last = _last_metrics(folders[arm])
+            bar.update(last.get("step", 0) - bar.n)
+            bar.set_postfix_str(f"training reward {last['reward']:.2f}" if "reward" in last else "")
+
+    try:
+        _run(trains, folders, "train.log", watch)
+    finally:
+        for bar in shown.values():
+            bar.close()
+
+    say("evaluating the base policy and all arms, without any prefix, on the same held-out problems")
     common = ["evaluation.samples=2"]
     jobs = {arm: ["evaluate", str(folders[arm]), *common] for arm in ARMS}
     folders["base"] = output / "base"
     recipe = str(recipes / "dr_grpo.yaml")
     jobs["base"] = ["evaluate", "lab", "--config", recipe, "--output", str(folders["base"]), *common]
     run = "import sys; from prefix_rl.cli import main; sys.argv = ['prefix-rl', *sys.argv[1:]]; main()"
-    _finish(
-        {name: _start(["-c", run, *job], folders[name] / "evaluate.log") for name, job in jobs.items()},
-        folders,
-        "evaluate.log",
-    )
+    _run({name: ["-c", run, *job] for name, job in jobs.items()}, folders, "evaluate.log")
     paths = report([folders["base"], *(folders[arm] for arm in ARMS)], output / "report")
     print(text_table(json.loads(paths["results.json"].read_text(encoding="utf-8"))))
     say(f"all of it took {(time.monotonic() - began) / 60:.1f} minutes; look at {paths['report.html']}")
     return output / "report"
 
 
-def _start(arguments: Sequence[str], log: Path) -> subprocess.Popen:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # one thread each: the model is too small for more, and two arms share two cores
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with log.open("w", encoding="utf-8") as file:
-        return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment)
-
-
-def _finish(processes: dict[str, subprocess.Popen], folders: dict[str, Path], log: str) -> None:
-    failed = [name for name, process in processes.items() if process.wait()]
+def _run(
+    jobs: dict[str, Sequence[str]], folders: dict[str, Path], log: str, watch: Callable[[], None] = lambda: None
+) -> None:
+    """Runs the jobs, as many at a time as there are cores."""
+    waiting, running, failed = dict(jobs), {}, []
+    at_once = len(os.sched_getaffinity(0))
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = next(iter(waiting))
+                running[name] = _start(waiting.pop(name), folders[name] / log)
+            time.sleep(0.5)
+            watch()
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                if running.pop(name).returncode:
+                    failed.append(name)
+                    waiting.clear()
+    except BaseException:
+        for process in running.values():
+            process.terminate()
+        raise
     if failed:
         tail = (folders[failed[0]] / log).read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
         raise UserError(f"{failed[0]} failed; the end of {folders[failed[0]] / log}:", tail)
+
+
+def _start(arguments: Sequence[str], log: Path) -> subprocess.Popen:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # one thread each: the model is too small for more, and the arms share the cores
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with log.open("w", encoding="utf-8") as file:
+        return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment)
 
 
 def _last_metrics(folder: Path) -> dict:

@@ -53,14 +53,18 @@ class World:
     """Training problems."""
     held_out: Annotated[int, Ge(1)] = 256
     """Problems to evaluate on."""
-    demonstrations: Literal["clean", "garbled"] = "clean"
-    """garbled: some totals of a demonstration are replaced by random numbers; chain and answer stay right."""
+    demonstrations: Literal["clean", "garbled", "slipping", "restating"] = "clean"
+    """Who wrote them. clean: an expert. garbled: some totals are random numbers, though chain and answer are right.
+    slipping: a weaker teacher, some of whose totals are one too high; chain and answer are right. restating: an expert
+    of other habits, who writes every addition before its total (so solutions are twice as long)."""
     garbled: Fraction = 0.3
-    """The share of totals that garbled demonstrations get wrong."""
+    """The share of totals that garbled and slipping demonstrations get wrong."""
     demonstrated: Annotated[int, Ge(0)] | None = None
     """How many of the training problems have a demonstration; null: all."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the training problems. The held-out problems are the same for every seed."""
+    held_out_seed: Annotated[int, Ge(0)] = 0
+    """Another value, another set of held-out problems (settings are chosen on one, results reported on another)."""
 
     def problems_found(self) -> list[str]:
         """What cannot be in these settings together."""
@@ -112,7 +116,8 @@ def chains(world: World, operations: Int[Tensor, " N"], generator: torch.Generat
 
 def held_out_problems(world: World) -> list[Problem]:
     """The problems to evaluate on, each with a clean demonstration. Training never sees them."""
-    return _problems(world, world.held_out, _HELD_OUT, "held-out", "clean", world.held_out)
+    seed, kind = _HELD_OUT + world.held_out_seed, "restating" if world.demonstrations == "restating" else "clean"
+    return _problems(world, world.held_out, seed, "held-out", kind, world.held_out)
 
 
 def training_problems(world: World) -> list[Problem]:
@@ -124,14 +129,19 @@ def training_problems(world: World) -> list[Problem]:
 def _problems(world: World, count: int, seed: int, name: str, kind: str, demonstrated: int) -> list[Problem]:
     generator = torch.Generator().manual_seed(seed)
     made = chains(world, torch.full((count,), world.operations), generator)
-    wrong = torch.rand(made.totals.shape, generator=generator) < (world.garbled if kind == "garbled" else 0.0)
+    share = world.garbled if kind in ("garbled", "slipping") else 0.0
+    wrong = torch.rand(made.totals.shape, generator=generator) < share
     wrong[:, -1] = False
     noise = torch.randint(0, world.modulus, made.totals.shape, generator=generator)
+    noise = (made.totals + 1) % world.modulus if kind == "slipping" else noise
     written = torch.where(wrong, noise, made.totals)
     found = []
     for i in range(count):
         answer = [int(made.totals[i, j]) for j in world.marked]
+        additions = [f"{int(s):+d}" for s in made.steps[i]]
         totals = [str(int(t)) for t in written[i]]
+        if kind == "restating":
+            totals = [word for pair in zip(additions, totals, strict=True) for word in pair]
         box = rf"\boxed{{( {' , '.join(map(str, answer))} )}}"
         text = " ".join([*totals, box])
         # the answer can be read as soon as the last total stands there
@@ -139,7 +149,7 @@ def _problems(world: World, count: int, seed: int, name: str, kind: str, demonst
         found.append(
             Problem(
                 id=f"{name}/{i}",
-                text=" ".join([str(int(made.start[i])), *(f"{int(s):+d}" for s in made.steps[i]), "?"]),
+                text=" ".join([str(int(made.start[i])), *additions, "?"]),
                 answer=f"({', '.join(map(str, answer))})",
                 demonstrations=(demonstration,) if i < demonstrated else (),
                 place=f"the lab's {name} problem {i}",

@@ -16,18 +16,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Gt, Interval
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
-from ..prefixes import NO_PREFIX, Prefix
+from ..prefixes import NO_PREFIX, Demonstration, Prefix, uniform, whole
 from ..rollouts import Rollouts, Row, Step
+
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A supervised stage on the demonstrations. The defaults are those of arXiv 2604.23747."""
+
+    epochs: Annotated[float, Ge(0)] = 3
+    """Passes over the demonstrations; 0: no such stage."""
+    learning_rate: Annotated[float, Gt(0)] = 5e-5
+    """Its peak. It warms up, then falls along a cosine."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Demonstrations of an optimizer step, over all ranks and micro-batches."""
+    per_device_batch_size: Annotated[int, Ge(1)] = 8
+    """Demonstrations of a micro-batch."""
+    warmup: Fraction = 0.1
+    """The share of the steps in which the learning rate rises."""
+    min_lr: Fraction = 0.1
+    """Where the cosine ends, as a share of the peak."""
 
 
 @dataclass(frozen=True)
 class Method:
     """The plainest answers. Subclasses are frozen dataclasses; each has a neutral setting at which it equals this."""
+
+    supervised: ClassVar[Supervised | None] = None
+    """What happens before the first rollout. A method with a supervised stage has a field of this name."""
+    reinforces: ClassVar[bool] = True
+    """Whether there are rollouts at all."""
+    imitates: ClassVar[bool] = False
+    """Whether :meth:`extra_loss` moves the injected tokens. They then count as trained."""
 
     @property
     def injects(self) -> bool:
@@ -39,9 +68,24 @@ class Method:
         """Whether :meth:`update_mask` reads entropies. They cost a pass without gradient over the prefixed rows."""
         return False
 
+    def usable(self, demonstration: Demonstration) -> bool:
+        """Whether this method can use a demonstration; the others are as if they were not there."""
+        return demonstration.usable()
+
+    def copies(self, demonstrated: Sequence[bool]) -> list[int]:
+        """How many rows each problem has in an epoch, given which problems have a usable demonstration.
+
+        The rows of one problem differ in :attr:`~prefix_rl.rollouts.Row.copy`.
+        """
+        return [1] * len(demonstrated)
+
     def problems(self, training: Mapping[str, object]) -> list[str]:
         """What in these settings cannot work together with the recipe's ``training`` block; empty when all can."""
         return []
+
+    def asks(self, row: Row, group_size: int) -> bool:
+        """Whether this row is to start from a prefix. If such rows get none, the run stops with an error."""
+        return self.injects and bool(row.demonstrations)
 
     def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
         """What each rollout starts from: one prefix for each row, empty for a plain rollout."""
@@ -64,6 +108,17 @@ class Method:
     ) -> Float[Tensor, ""] | None:
         """A term to add to the clipped surrogate of one micro-batch, as a mean over its rows, or None.
 
-        ``logps`` carry gradient. The rows of a micro-batch are shuffled: they are no groups any more.
+        ``logps`` carry gradient. The rows of a micro-batch are shuffled: they are no groups any more, so whatever
+        needs the group or the whole batch was decided in :meth:`advantages` and stands in ``rollouts.advantages``.
         """
         return None
+
+
+def whole_demonstrations(rows: Sequence[Row], group_size: int, step: Step, count: int) -> list[Prefix]:
+    """The first ``count`` rows of each group as whole demonstrations, one drawn uniformly for each."""
+
+    def drawn(row: Row) -> Prefix:
+        which = int(uniform("demonstration", step.seed, step.index, row.index) * len(row.demonstrations))
+        return whole(row.demonstrations[which], step.max_completion_length)
+
+    return [drawn(row) if row.index % group_size < count and row.demonstrations else NO_PREFIX for row in rows]

@@ -1,0 +1,488 @@
+"""Collecting traces: what PrefixRL (arXiv 2601.18795) does before training.
+
+The policy samples every problem ``k`` times (stage 1), which says how hard it is. A problem of which at most
+``max_pass_rate`` of these are right is hard; the paper's rule is none of 512. Hard problems are sampled further until
+they have ``wanted`` right traces, or ``cap`` attempts in all (stage 2; the paper: one trace, about 650 attempts in the
+mean, at most 2,500). Every trace is kept with what it cost.
+
+What a batch samples follows from what the store holds, and its random numbers from the seed and the number of attempts
+before it. So a collection that was cut off goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import preflight
+from .costs import inference_flops
+from .data.problems import Problem
+from .data.tokenizer import encode_prompt
+from .data.traces import Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
+from .errors import DataError, UserError, at_most
+from .progress import bar, say
+from .recipe import Recipe, load_recipe, prompt_of, training_data
+from .rewards.workers import Grader
+from .train import _policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MAY_GROW = ("k", "wanted", "cap")
+SUMMARY = "summary.json"
+"""What a collection came to, in the store's folder."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many attempts at which problems."""
+
+    k: int = 512
+    """Attempts at every problem."""
+    max_pass_rate: float = 0.0
+    """A problem is hard if at most this share of the ``k`` is right."""
+    wanted: int = 1
+    """Right traces wanted for a hard problem; truncated ones do not count."""
+    cap: int = 2500
+    """Attempts at one problem at most, ``k`` included."""
+
+    def problems_found(self) -> list[str]:
+        """What is wrong with these numbers."""
+        found = [f"{name} = {value}: must be at least 1" for name in _MAY_GROW if (value := getattr(self, name)) < 1]
+        if not 0 <= self.max_pass_rate <= 1:
+            found.append(f"max_pass_rate = {self.max_pass_rate:g}: a share, from 0 to 1")
+        if self.cap < self.k:
+            found.append(f"cap = {self.cap}: fewer than the k = {self.k} attempts that every problem gets")
+        return found
+
+    def is_hard(self, first: Tally) -> bool:
+        """Whether a problem is hard, from its first ``k`` attempts.
+
+        >>> Plan(k=4, max_pass_rate=0.25).is_hard(Tally(attempts=4, right=1))
+        True
+        """
+        return first.right / self.k <= self.max_pass_rate
+
+    def next_batch(self, first: Sequence[Tally], every: Sequence[Tally], size: int) -> list[int]:
+        """The problem of each attempt of the next batch; empty when all is done.
+
+        Stage 1 goes problem by problem. Stage 2 goes round the open problems, those with the fewest attempts first, and
+        fills the batch even if few are left: a batch costs about the same time however full it is.
+
+        Args:
+            first: the tally of each problem's first ``k`` attempts.
+            every: the tally of all of its attempts.
+            size: attempts in a batch.
+
+        >>> plan = Plan(k=2, wanted=1, cap=5)
+        >>> plan.next_batch([Tally(1), Tally(0)], [Tally(1), Tally(0)], size=8)
+        [0, 1, 1]
+        >>> never, often = Tally(attempts=2), Tally(attempts=2, right=2, usable=2)
+        >>> plan.next_batch([never, often, never], [Tally(3), often, never], size=4)
+        [2, 0, 2, 0]
+        """
+        batch = [i for i, tally in enumerate(every) for _ in range(min(self.k - tally.attempts, size))][:size]
+        if batch:
+            return batch
+        left = self._left(first, every)
+        order = sorted(left, key=lambda i: (every[i].attempts, i))
+        while len(batch) < size and (order := [i for i in order if left[i] > 0]):
+            for i in order:
+                batch.append(i)
+                left[i] -= 1
+        return batch[:size]
+
+    def remaining(self, first: Sequence[Tally], every: Sequence[Tally]) -> int:
+        """The attempts that are left in this stage; in stage 2 at most so many.
+
+        >>> Plan(k=2, cap=5).remaining([Tally(2), Tally(2, 2, 2)], [Tally(4), Tally(2, 2, 2)])
+        1
+        """
+        stage_1 = sum(max(self.k - tally.attempts, 0) for tally in every)
+        return stage_1 or sum(self._left(first, every).values())
+
+    def _left(self, first: Sequence[Tally], every: Sequence[Tally]) -> dict[int, int]:
+        """The attempts that each open problem may still get in stage 2."""
+        return {
+            i: self.cap - tally.attempts
+            for i, tally in enumerate(every)
+            if self.is_hard(first[i]) and tally.usable < self.wanted and tally.attempts < self.cap
+        }
+
+
+def collect(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    output: str | Path = "traces",
+    *,
+    k: int = 512,
+    max_pass_rate: float = 0.0,
+    wanted: int = 1,
+    cap: int = 2500,
+    batch_size: int | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+    policy: str | Path | None = None,
+) -> dict[str, Any]:
+    """Samples the recipe's problems without any prefix into the trace store ``output``; returns its summary.
+
+    The same command goes on with what the store holds, and the result is that of an uninterrupted one. ``k``,
+    ``wanted`` and ``cap`` may have grown since.
+
+    Args:
+        config, overrides: the recipe; its blocks model, data and reward are used, and of training
+            ``max_completion_length`` and ``temperature``.
+        output: the store's folder.
+        k, max_pass_rate, wanted, cap: see :class:`Plan`.
+        batch_size: attempts generated together; None: ``evaluation.batch_size``. One part of the store is one batch.
+        temperature: above 0; None: ``training.temperature``.
+        seed: of all sampling.
+        policy: a folder or a name that takes the place of the recipe's model.
+
+    Raises:
+        UserError: for numbers that make no sense, a recipe, data or a model that cannot be used.
+        DataError: if the store was collected in another way, naming every difference; if it cannot be written.
+        KeyboardInterrupt: after saying that the same command goes on.
+    """
+    preflight.quiet()
+    plan = Plan(k, max_pass_rate, wanted, cap)
+    recipe, problems = _recipe_and_problems(config, overrides, policy)
+    settings = {
+        **asdict(plan),
+        "batch_size": recipe.evaluation.batch_size if batch_size is None else batch_size,
+        "temperature": recipe.training_value("temperature") if temperature is None else temperature,
+        "max_completion_length": recipe.training_value("max_completion_length"),
+        "dtype": recipe.model.dtype or "auto",
+        "seed": seed,
+    }
+    wrong = plan.problems_found()
+    if settings["batch_size"] < 1:
+        wrong.append(f"batch_size = {settings['batch_size']}: must be at least 1")
+    if not settings["temperature"] > 0:
+        wrong.append(f"temperature = {settings['temperature']:g}: must be above 0, or all attempts would be the same")
+    if wrong:
+        raise UserError("nothing can be collected with these settings:", wrong)
+
+    path, tokenizer = _policy(recipe)
+    prompts = [prompt_of(problem, recipe.data) for problem in problems]
+    model = _load(path, recipe)
+    about = {
+        "model": path,
+        "model_sha256": _weights_sha256(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "settings": settings,
+    }
+    store = _open_or_create(Path(output), {**_data_facts(recipe, problems, prompts, tokenizer), **about})
+    grader = Grader(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+    with store.writing():
+        try:
+            _sample(store, model, tokenizer, problems, prompts, grader, plan)
+        except KeyboardInterrupt:
+            say(f"stopped; what was sampled is in {store.folder}. The same command goes on from there.")
+            raise
+        finally:
+            grader.close()
+        summary = summarize(store, problems)
+        store.write_json(SUMMARY, summary)
+    return summary
+
+
+def import_file(
+    config: str | Path,
+    overrides: Sequence[str],
+    output: str | Path,
+    given: str | Path,
+    *,
+    source: str | None = None,
+    policy: str | Path | None = None,
+) -> dict[str, Any]:
+    """Imports the traces of another model into the trace store ``output``; returns the store's summary.
+
+    They are graded by the training reward and tokenized for the recipe's model; no model is loaded. What was imported
+    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.traces.import_traces`.
+
+    Raises:
+        UserError: for a recipe, data, a file or a store that cannot be used.
+    """
+    preflight.quiet()
+    recipe, problems = _recipe_and_problems(config, overrides, policy)
+    _, tokenizer = _policy(recipe)
+    prompts = [prompt_of(problem, recipe.data) for problem in problems]
+    store = _open_or_create(Path(output), _data_facts(recipe, problems, prompts, tokenizer))
+    grader = Grader(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+    try:
+        with store.writing(), bar("importing", None) as advance:
+            done = import_traces(given, store, tokenizer, grader, problems, source, advance)
+            summary = {**summarize(store, problems), "last_import": {"from": str(given), **done}}
+            store.write_json(SUMMARY, summary)
+    finally:
+        grader.close()
+    return summary
+
+
+def _recipe_and_problems(
+    config: str | Path, overrides: Sequence[str], policy: str | Path | None
+) -> tuple[Recipe, list[Problem]]:
+    recipe = load_recipe(config, overrides)
+    if policy is not None:
+        recipe = replace(recipe, model=replace(recipe.model, name_or_path=str(policy), revision=None))
+    recipe = replace(recipe, data=replace(recipe.data, traces=None))  # it may name the very store to be made
+    problems = training_data(recipe)
+    twice = [repr(i) for i, n in Counter(p.id for p in problems).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"{recipe.data.train} has ids that stand for more than one problem; a trace could not be told to belong to "
+            "which. Give every row an id of its own:",
+            at_most(twice),
+        )
+    return recipe, problems
+
+
+def _load(path: str, recipe: Recipe) -> PreTrainedModel:
+    """The policy, on the GPU if there is one that the recipe does not forgo."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"revision": recipe.model.revision, "attn_implementation": recipe.model.attn_implementation}
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype or "auto", **options)
+    except (OSError, ValueError) as error:
+        raise DataError(f"no model could be loaded from {path}: {error}") from error
+    cuda = torch.cuda.is_available() and not recipe.training_value("use_cpu")
+    return model.to("cuda" if cuda else "cpu").eval()
+
+
+# --- what a store belongs to ------------------------------------------------------------------------------------------
+
+
+def _data_facts(
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    prompts: Sequence[str | list[dict[str, str]]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    return {
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "data": recipe.data.train,
+        "problems_sha256": _sha256([(p.id, p.text, p.answer) for p in problems]),
+        "prompts_sha256": _sha256([encode_prompt(prompt, tokenizer) for prompt in prompts]),
+    }
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _weights_sha256(model: PreTrainedModel) -> str:
+    """The hash of the parameters and their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+_COMPARED = {
+    "tokenizer_sha256": "another tokenizer",
+    "problems_sha256": "other problems: an id, a text, an answer or their number has changed",
+    "prompts_sha256": "other prompts: the instruction, the system prompt or the chat template has changed",
+    "model_sha256": "another model: its parameters differ",
+}
+
+
+def _open_or_create(folder: Path, facts: Mapping[str, Any]) -> TraceStore:
+    """The store to go on with, or a new one.
+
+    Raises:
+        DataError: naming every difference, if the store in the folder came about in another way.
+    """
+    if not (folder / "store.json").exists():
+        return TraceStore.create(folder, facts)
+    store = TraceStore.open(folder)
+    then = store.facts
+    old, new = then.get("settings") or {}, facts.get("settings") or {}
+    differences = [
+        what for name, what in _COMPARED.items() if name in then and name in facts and then[name] != facts[name]
+    ]
+    for name in old.keys() & new:
+        if name in _MAY_GROW and new[name] < old[name]:
+            differences.append(f"{name} was {old[name]}, now {new[name]}; it may grow, not shrink")
+        elif name not in _MAY_GROW and new[name] != old[name]:
+            differences.append(f"{name} was {old[name]}, now {new[name]}")
+    if differences:
+        raise DataError(
+            f"the trace store {folder} was collected in another way. Undo the changes, or collect into another folder:",
+            sorted(differences),
+        )
+    kept = {name: then[name] for name in ("model",) if name in then}  # the same parameters under another name
+    if {**then, **facts, **kept} != then:
+        store.update({**facts, **kept})
+    return store
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def _sample(
+    store: TraceStore,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    prompts: Sequence[str | list[dict[str, str]]],
+    grader: Grader,
+    plan: Plan,
+) -> None:
+    """Samples and stores batches until the plan is done."""
+    from .evaluation.sampling import sample
+
+    facts = store.facts
+    settings, parameters = facts["settings"], facts["parameters"]
+    lengths = [len(encode_prompt(prompt, tokenizer)) for prompt in prompts]
+    counted = store.attempts(plan.k), store.attempts()
+    first, every = ([tallies.get(p.id, Tally()) for p in problems] for tallies in counted)
+    with _attempts_bar(sum(tally.attempts for tally in every)) as show:
+        show(plan, first, every)
+        while batch := plan.next_batch(first, every, settings["batch_size"]):
+            done = sum(tally.attempts for tally in every)
+            samples = sample(
+                model,
+                tokenizer,
+                [problems[i] for i in batch],
+                [prompts[i] for i in batch],
+                grader,
+                max_completion_length=settings["max_completion_length"],
+                temperature=settings["temperature"],
+                batch_size=len(batch),
+                seed=random.Random(repr(("collect", settings["seed"], done))).getrandbits(40),
+            )
+            traces = []
+            for i, made in zip(batch, samples, strict=True):
+                traces.append(
+                    Trace(
+                        problem_id=problems[i].id,
+                        problem=problems[i].text,
+                        answer=problems[i].answer,
+                        attempt=every[i].attempts,
+                        source=facts["model"],
+                        text=made.text,
+                        completion_ids=made.completion_ids,
+                        prompt_tokens=lengths[i],
+                        outcome=str(made.outcome),
+                        truncated=made.truncated,
+                        flops=float(inference_flops(parameters, lengths[i] + len(made.completion_ids))),
+                    )
+                )
+                every[i] = every[i].plus(made.outcome, made.truncated)
+                if every[i].attempts <= plan.k:
+                    first[i] = every[i]
+            store.append(traces)
+            show(plan, first, every)
+
+
+@contextmanager
+def _attempts_bar(before: int) -> Iterator[Callable[[Plan, Sequence[Tally], Sequence[Tally]], None]]:
+    """A bar of attempts and how many were right; its end moves, as it depends on what is solved."""
+    from tqdm import tqdm
+
+    with tqdm(desc="sampling", unit=" attempts", initial=before, leave=False, delay=1) as shown:
+
+        def show(plan: Plan, first: Sequence[Tally], every: Sequence[Tally]) -> None:
+            done = sum(tally.attempts for tally in every)
+            shown.n, shown.total = done, done + plan.remaining(first, every)
+            shown.set_postfix_str(f"{sum(tally.right for tally in every):,} right")
+
+        yield show
+
+
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+
+def summarize(store: TraceStore, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What a store has come to: how hard the problems are, which have traces, and what it all cost.
+
+    ``pass_at_k`` and ``hard`` are None before every problem has been sampled ``k`` times. Operations are 2 N for each
+    token of prompt and completion (PrefixRL, App. F.2); those of imported traces are known only if they came along.
+    """
+    facts = store.facts
+    plan = Plan(**{name: facts["settings"][name] for name in asdict(Plan())}) if "settings" in facts else None
+    tallies = store.attempts()
+    every = [tallies.get(p.id, Tally()) for p in problems]
+    sampled, imported = store.accounts()
+    levels = hard = None
+    if plan and all(tally.attempts >= plan.k for tally in every):
+        found = store.attempts(plan.k)
+        first = [found[p.id] for p in problems]
+        never = sum(tally.right == 0 for tally in first)
+        rarely = sum(tally.right > 0 and plan.is_hard(tally) for tally in first)
+        levels = {"k": plan.k, "never": never, "rarely": rarely, "solved": len(problems) - never - rarely,
+                  "pass_at_k": 1 - never / len(problems)}  # fmt: skip
+        at = [every[i] for i, tally in enumerate(first) if plan.is_hard(tally)]
+        hard = {
+            "problems": len(at),
+            "with_all_wanted": sum(tally.usable >= plan.wanted for tally in at),
+            "with_some": sum(0 < tally.usable < plan.wanted for tally in at),
+            "with_none": sum(tally.usable == 0 for tally in at),
+            "mean_attempts": sum(tally.attempts for tally in at) / len(at) if at else None,
+            "ids": [p.id for p, tally in zip(problems, first, strict=True) if plan.is_hard(tally)],
+        }
+    return {
+        "policy": facts.get("model"),
+        "parameters": facts.get("parameters"),
+        "data": facts.get("data"),
+        "problems": len(problems),
+        "problems_with_a_usable_trace": len({trace.problem_id for trace in store.usable()}),
+        "settings": facts.get("settings"),
+        "pass_at_k": levels,
+        "hard": hard,
+        "sampled": _described(sampled),
+        "imported": {name: _described(account) for name, account in sorted(imported.items())},
+        "versions": preflight.versions(),
+    }
+
+
+def _described(account: Account) -> dict[str, Any]:
+    return {**asdict(account), "wrong": account.traces - account.right}
+
+
+def collect_main_table(summary: Mapping[str, Any]) -> str:
+    """The summary as a few lines for a terminal."""
+    lines = [f"{summary['problems']:,} problems of {summary['data']}"]
+
+    def line(count: int, what: str) -> None:
+        lines.append(f"  {count:>11,}  {what}")
+
+    if levels := summary["pass_at_k"]:
+        rate = summary["settings"]["max_pass_rate"]
+        lines.append(f"{summary['policy']}, {levels['k']:,} attempts at every problem")
+        line(levels["never"], "never solved")
+        if rate > 0:
+            line(levels["rarely"], f"solved rarely (at most {rate:.3g} of the attempts)")
+        line(levels["solved"], "solved")
+    if hard := summary["hard"]:
+        attempts = f", {hard['mean_attempts']:,.0f} attempts each in the mean" if hard["problems"] else ""
+        lines.append(f"{hard['problems']:,} hard problems{attempts}")
+        wanted = summary["settings"]["wanted"]
+        line(hard["with_all_wanted"], f"have {wanted} right traces" if wanted > 1 else "have a right trace")
+        if hard["with_some"]:
+            line(hard["with_some"], "have fewer")
+        line(hard["with_none"], f"have none after {summary['settings']['cap']:,} attempts")
+    kinds = {"sampled": summary["sampled"]} | {f"imported from {k}": v for k, v in summary["imported"].items()}
+    for name, account in kinds.items():
+        if account["traces"]:
+            unknown = f", not known for {account['flops_unknown']:,}" if account["flops_unknown"] else ""
+            lines.append(f"{account['traces']:,} traces {name}")
+            line(account["right"], "right")
+            line(account["wrong"], "not right")
+            line(account["generated_tokens"], "tokens generated")
+            lines.append(f"  {account['flops']:>11.3g}  floating-point operations{unknown}")
+    return "\n".join(lines)

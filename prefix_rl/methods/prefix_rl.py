@@ -1,0 +1,90 @@
+"""PrefixRL (arXiv 2601.18795): groups that start from a prefix of a correct trace, beside groups that do not.
+
+``max_pi  sum over x_pre in D_pre of E_{y ~ pi(.|x_pre)} r(x_pre, y) + sum over x in D of E_{y ~ pi(.|x)} r(x, y)``
+(Eq. 3.1)
+
+- *Injected.* An epoch holds each problem with a correct trace ``cuts`` times with a prefix, and ``plain`` times
+  without: 3:1. The cuts are drawn once, uniformly between ``low`` and ``high`` of the trace's tokens, and kept. All
+  rollouts of a group start from the same prefix. A problem without a correct trace keeps its plain copy.
+- *Credit.* ``r - mean(group)`` among the rollouts of one (problem, prefix).
+- *Which tokens move.* Those that the policy wrote. The prefix is context: no gradient, no importance weight.
+
+The traces are the policy's own, from ``prefix-rl collect`` (``data.traces``), or any demonstrations. The paper's
+``plain: 0`` experiment trains on prefixed problems alone and asks for unprefixed accuracy (back-generalization).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..prefixes import NO_PREFIX, Prefix, cut, draw_fraction, uniform
+from ..rollouts import Rollouts, Row, Step
+from .base import Method
+
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class PrefixRL(Method):
+    """PrefixRL with the paper's settings as defaults. ``cuts: 0`` is Dr.GRPO."""
+
+    cuts: Annotated[int, Ge(0)] = 3
+    """Prefixed copies of a problem in an epoch, each with a cut of its own."""
+    plain: Annotated[int, Ge(0)] = 1
+    """Copies without a prefix. 0: prefixed problems only; problems without a trace are then left out."""
+    low: Fraction = 0.4
+    """The least share of a trace's tokens that a prefix holds."""
+    high: Fraction = 0.8
+    """The largest."""
+    redraw: bool = False
+    """Draw the cuts anew in every step, instead of once."""
+    balance: Literal["problem", "epoch"] = "problem"
+    """problem: copies are counted for each problem, as in the paper. epoch: problems with a trace are repeated until
+    cuts : plain holds for the whole epoch, however few they are."""
+
+    @property
+    def injects(self) -> bool:
+        return self.cuts > 0
+
+    def problems(self, training: Mapping[str, object]) -> list[str]:
+        found = []
+        if self.cuts + self.plain == 0:
+            found.append("method.cuts = 0 and method.plain = 0 leave no row to train on")
+        if self.low > self.high:
+            found.append(f"method.low = {self.low} is above method.high = {self.high}")
+        if self.balance == "epoch" and self.plain == 0:
+            found.append("method.balance = epoch keeps cuts : plain over an epoch, and method.plain = 0; use problem")
+        return found
+
+    def copies(self, demonstrated: Sequence[bool]) -> list[int]:
+        having = sum(demonstrated)
+        cuts = self.cuts
+        if self.balance == "epoch" and having:
+            cuts = math.ceil(self.cuts * len(demonstrated) / having)
+        return [self.plain + (cuts if has else 0) for has in demonstrated]
+
+    def asks(self, row: Row, group_size: int) -> bool:
+        return row.copy >= self.plain and bool(row.demonstrations)
+
+    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
+        return [
+            self._prefix(row, row.index // group_size, step) if self.asks(row, group_size) else NO_PREFIX
+            for row in rows
+        ]
+
+    def _prefix(self, row: Row, group: int, step: Step) -> Prefix:
+        """The same for all rows of a group: it depends on the problem, its copy and, if re-drawn, the step."""
+        key = (step.seed, row.problem, row.copy, *((step.index, group) if self.redraw else ()))
+        which = int(uniform("trace", *key) * len(row.demonstrations))
+        fraction = draw_fraction(self.low, self.high, uniform("cut", *key))
+        return cut(row.demonstrations[which], fraction, max_tokens=step.max_completion_length - 1)
+
+    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
+        return rollouts.continuation_mask

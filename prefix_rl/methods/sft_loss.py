@@ -1,0 +1,108 @@
+"""Reinforcement learning with a supervised term, and CHORD (arXiv 2508.11408), which lets its weight decay.
+
+``L = L_RL + w * NLL(demonstrations)`` with a constant ``w``; CHORD: ``L = (1 - mu_t) * L_RL + mu_t * NLL``
+
+- *Injected.* Of the N rollouts of a question, ``demonstrations`` are demonstrations from beginning to end; nothing is
+  generated for them.
+- *Credit.* The policy's rollouts are measured against their own mean; a demonstration is none of them.
+- *Extra objective.* ``NLL`` is the mean over all demonstration tokens of the generation batch, over ranks and
+  micro-batches, so a long demonstration weighs as much a token as a short one. CHORD's ``mu_t`` rises linearly to
+  ``weight`` over ``warmup`` steps and falls along a cosine to ``end`` at step ``warmup + horizon``.
+
+This is also the baseline "RL with SFT loss" of LUFFY (arXiv 2504.14945), whose weight is not published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Interval
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..advantages import group_centered, to_tokens
+from ..losses import negative_log_likelihood
+from ..prefixes import Demonstration, Prefix
+from ..rollouts import Rollouts, Row, Step
+from ..schedules import cosine_decay, linear
+from .base import Method, whole_demonstrations
+
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class SFTLoss(Method):
+    """RL plus NLL. ``demonstrations: 0`` is Dr.GRPO; so is ``weight: 0`` but for the smaller group."""
+
+    demonstrations: Annotated[int, Ge(0)] = 1
+    """Rollouts of a group that are whole demonstrations."""
+    weight: Annotated[float, Ge(0)] = 0.1
+    """Of the supervised term; with the chord schedule its peak, at most 1 (the paper: 0.9)."""
+    schedule: Literal["constant", "chord"] = "constant"
+    """constant: the term is added. chord: the loss is a mixture, and the weight warms up and decays."""
+    end: Fraction = 0.05
+    """chord: the weight from the end of the decay on."""
+    warmup: Annotated[int, Ge(0)] = 0
+    """chord: optimizer steps to the peak."""
+    horizon: Annotated[int, Ge(1)] | None = None
+    """chord: optimizer steps from peak to end; null: the rest of the run (the paper: 200)."""
+    tokens: Literal["all", "uncertain"] = "all"
+    """uncertain: each token is weighed by p(1 - p) (CHORD-phi)."""
+
+    imitates = True
+
+    @property
+    def injects(self) -> bool:
+        return self.demonstrations > 0
+
+    def usable(self, demonstration: Demonstration) -> bool:
+        return len(demonstration.ids) > 0
+
+    def problems(self, training: Mapping[str, object]) -> list[str]:
+        found, group_size = [], training["num_generations"]
+        if self.demonstrations > group_size - 2 and self.injects:
+            found.append(
+                f"method.demonstrations = {self.demonstrations} leaves fewer than two rollouts of "
+                f"training.num_generations = {group_size} to the policy, and credit needs two to compare"
+            )
+        if self.schedule == "chord" and self.weight > 1:
+            found.append(f"method.weight = {self.weight}: with the chord schedule it is a share of the loss, at most 1")
+        return found
+
+    def mixed(self, step: Step) -> float:
+        """``mu_t``: the weight of the supervised term at this step."""
+        if self.schedule == "constant":
+            return self.weight
+        if step.index < self.warmup:
+            return linear(0.0, self.weight, self.warmup)(step.index)
+        horizon = self.horizon or max(step.total - self.warmup, 1)
+        return cosine_decay(self.weight, self.end, horizon)(step.index - self.warmup)
+
+    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
+        return whole_demonstrations(rows, group_size, step, self.demonstrations)
+
+    def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        """Credit on the policy's tokens; on a demonstration's, the weight of their NLL in units of ``1 / (B * L)``."""
+        mu = self.mixed(rollouts.step)
+        credit = group_centered(rollouts.rewards, rollouts.group_size, without=rollouts.prefixed)
+        credit = to_tokens(credit, rollouts.continuation_mask)
+        if not self.injects:
+            return credit
+        if self.schedule == "chord":
+            credit = credit * (1 - mu)
+        tokens = rollouts.prefix_mask.sum().clamp(min=1)
+        scale = len(rollouts.rewards) * rollouts.step.max_completion_length / tokens
+        return torch.where(rollouts.prefix_mask, mu * scale, credit)
+
+    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
+        return rollouts.continuation_mask
+
+    def extra_loss(
+        self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
+    ) -> Float[Tensor, ""] | None:
+        nll = negative_log_likelihood(logps, by_uncertainty=self.tokens == "uncertain")
+        weighed = torch.where(rollouts.prefix_mask, nll * rollouts.advantages, 0.0)
+        return weighed.sum() / (len(weighed) * rollouts.step.max_completion_length)

@@ -1,0 +1,244 @@
+"""The report of a ladder: a table for each regime, the search, and curves."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .. import preflight
+from ..evaluation.metrics import Accuracy, Difference, over_seeds, paired_difference
+from ..ladder import Job, Ladder, by_seed, runs_in, settings_for
+from .plots import COLORS, figure, save
+
+_STYLES = ("-", "--", ":", "-.")
+
+
+def report(
+    ladder: Ladder,
+    searched: Mapping[tuple[str, str], Sequence[Job]],
+    chosen: Mapping[tuple[str, str], dict],
+    jobs: Sequence[Job],
+    output: Path,
+) -> dict[str, Path]:
+    """Writes ``ladder.json``, ``ladder.md``, ``curves.png`` and ``back_generalization.png``; returns their paths.
+
+    An arm is in the table of a regime once all of its seeds have finished there; what is missing is said.
+    """
+    cells: dict[tuple[str, str], list[Job]] = defaultdict(list)
+    for job in jobs:
+        cells[job.regime, job.arm].append(job)
+    results = {
+        "seeds": list(ladder.seeds),
+        "versions": preflight.versions(),
+        "git_commits": sorted({r["git_commit"] or "unknown" for job in jobs if (r := job.result())}),
+        "minutes": _minutes(jobs, searched),
+        "search": search_table(ladder, searched, chosen),
+        "regimes": {regime: regime_table(ladder, regime, cells, chosen) for regime in ladder.regimes},
+    }
+    paths = {name: output / name for name in ("ladder.json", "ladder.md", "curves.png", "back_generalization.png")}
+    paths["ladder.json"].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    drawn = [_curves(ladder, cells, paths["curves.png"]), _back(ladder, cells, paths["back_generalization.png"])]
+    paths["ladder.md"].write_text(markdown(ladder, results, drawn), encoding="utf-8")
+    return paths
+
+
+def _minutes(jobs: Sequence[Job], searched: Mapping[tuple[str, str], Sequence[Job]]) -> float:
+    """Minutes of one core that all runs took."""
+    every = {job.folder: job for job in [*jobs, *(job for tried in searched.values() for job in tried)]}
+    return sum(sum(r["seconds"].values()) for job in every.values() if (r := job.result())) / 60
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def regime_table(
+    ladder: Ladder, regime: str, cells: Mapping[tuple[str, str], Sequence[Job]], chosen: Mapping[tuple[str, str], dict]
+) -> dict[str, Any]:
+    """One row for each arm of a regime, by arm; None for an arm with a seed that is missing."""
+    right = {
+        arm: by_seed(cells[regime, arm], ladder.seeds, lambda r: r["right"])
+        for arm in ladder.arms
+        if runs_in(ladder, arm, regime)
+    }
+    rows: dict[str, Any] = {}
+    for arm, values in right.items():
+        if values is None:
+            rows[arm] = None
+            continue
+        found = [job.result() for job in sorted(cells[regime, arm], key=lambda j: ladder.seeds.index(j.seed))]
+        rows[arm] = {
+            "accuracy": asdict(over_seeds(values)),
+            "by_seed": [r["accuracy"] for r in found],
+            "levels": {name: asdict(over_seeds([r["levels"][name] for r in found])) for name in ladder.levels},
+            "against": {
+                other: asdict(paired_difference(values, right[other]))
+                for other in ladder.against
+                if other != arm and right.get(other) is not None
+            },
+            "cost": {key: fmean(r["cost"][key] for r in found) for key in found[0]["cost"]},
+            "steps": fmean(r["curve"][-1]["step"] if r["curve"] else 0 for r in found),
+            "settings": settings_for(ladder, chosen, arm, regime),
+        }
+    for arm, row in rows.items():
+        if row:
+            row["flops_to_match"] = {
+                other: _flops_to(cells[regime, arm], rows[other]["accuracy"]["mean"])
+                for other in ladder.against
+                if other != arm and rows.get(other)
+            }
+    return {"question": ladder.regimes[regime].question, "arms": rows}
+
+
+def _flops_to(jobs: Sequence[Job], accuracy: float) -> float | None:
+    """The mean over seeds of what was spent when the held-out accuracy first reached ``accuracy``; None if a seed never
+    did, or if there is nothing to reach."""
+    firsts = [
+        next((point["flops"] for point in job.result()["curve"] if point["accuracy"] >= accuracy), None) for job in jobs
+    ]
+    return None if accuracy <= 0 or any(f is None for f in firsts) else fmean(firsts)
+
+
+def search_table(
+    ladder: Ladder, searched: Mapping[tuple[str, str], Sequence[Job]], chosen: Mapping[tuple[str, str], dict]
+) -> list[dict[str, Any]]:
+    """Every try of the search, with its accuracy on the held-out problems of the search."""
+    return [
+        {
+            "arm": arm,
+            "regime": regime,
+            "settings": ladder.search.tries[arm][job.trial],
+            "accuracy": r["accuracy"] if (r := job.result()) else None,
+            "chosen": ladder.search.tries[arm][job.trial] is chosen.get((arm, regime)),
+        }
+        for (arm, regime), jobs in searched.items()
+        for job in jobs
+    ]
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(ladder: Ladder, results: Mapping[str, Any], drawn: Sequence[Path | None]) -> str:
+    """All tables as Markdown."""
+    seeds = ", ".join(map(str, ladder.seeds))
+    lines = [
+        "# Ladder",
+        "",
+        f"Seeds {seeds}. Accuracy is unprefixed, on held-out problems; its interval is over seeds and problems, the "
+        "numbers in parentheses are the seeds. A difference is paired by seed and problem, in points, with its 95 % "
+        "interval and p value. Tokens are in thousands, FLOPs as 2ND + 6ND with collected traces and the supervised "
+        "stage included.",
+        "",
+        f"Commit {', '.join(results['git_commits'])}; {results['minutes']:.0f} minutes of one core in all.",
+    ]
+    for regime, table in results["regimes"].items():
+        lines += ["", f"## {regime}", "", table["question"], "", *_rows(ladder, table["arms"])]
+        missing = [arm for arm, row in table["arms"].items() if row is None]
+        if missing:
+            lines += ["", f"Not finished: {', '.join(missing)}."]
+    if results["search"]:
+        lines += ["", "## Search", "", "Every arm had the same number of tries, on a seed and held-out problems of "
+                  "their own. The chosen settings are marked.", "",
+                  "| arm | regime | settings | accuracy | |", "|---|---|---|---:|---|"]  # fmt: skip
+        for row in results["search"]:
+            settings = ", ".join(f"{key} = {value}" for key, value in row["settings"].items()) or "as in the recipe"
+            accuracy = "failed" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
+            mark = "chosen" if row["chosen"] else ""
+            lines.append(f"| {row['arm']} | {row['regime']} | {settings} | {accuracy} | {mark} |")
+    for path in drawn:
+        if path:
+            lines += ["", f"![{path.stem}]({path.name})"]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(ladder: Ladder, arms: Mapping[str, Any]) -> list[str]:
+    titles = ["arm", "accuracy", *ladder.levels, *(f"against {other}" for other in ladder.against),
+              "steps", "generated", "injected", "trained", "FLOPs"]  # fmt: skip
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    for arm, row in arms.items():
+        if row is None:
+            continue
+        by_seed = "/".join(f"{100 * a:.0f}" for a in row["by_seed"])
+        cost = row["cost"]
+        cells = [
+            arm,
+            f"{Accuracy(**row['accuracy'])} ({by_seed})",
+            *(f"{100 * row['levels'][name]['mean']:.1f} %" for name in ladder.levels),
+            *(str(Difference(**row["against"][o])) if o in row["against"] else "" for o in ladder.against),
+            f"{row['steps']:.0f}",
+            *(f"{cost[key] / 1000:,.0f}" for key in ("generated_tokens", "injected_tokens", "trained_tokens")),
+            f"{cost['flops']:.2e}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _curves(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path: Path) -> Path | None:
+    """Held-out accuracy against FLOPs: the mean over seeds and, shaded, their range."""
+    panels = list(ladder.regimes)
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    fig, axes = figure(rows, columns, width=5 * columns, height=3.4 * rows)
+    flat = [axes] if len(panels) == 1 else list(axes.flat)
+    styles = {
+        arm: (COLORS[i % len(COLORS)], _STYLES[i // len(COLORS) % len(_STYLES)]) for i, arm in enumerate(ladder.arms)
+    }
+    some = False
+    for ax, regime in zip(flat, panels, strict=False):
+        ax.set(title=regime, xlabel="FLOPs", ylabel="held-out accuracy, unprefixed")
+        for arm, (color, style) in styles.items():
+            found = [r["curve"] for job in cells.get((regime, arm), ()) if (r := job.result()) and r["curve"]]
+            if len(found) < len(ladder.seeds):
+                continue
+            points = [list(p) for p in zip(*found, strict=False)]
+            x = [fmean(p["flops"] for p in at) for at in points]
+            ax.plot(x, [fmean(p["accuracy"] for p in at) for at in points], style, color=color, label=arm, lw=1.4)
+            low, high = ([f(p["accuracy"] for p in at) for at in points] for f in (min, max))
+            ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
+            some = True
+        ax.set_ylim(0, 1)
+        if ax.lines:
+            ax.legend(fontsize=7)
+    for ax in flat[len(panels) :]:
+        ax.remove()
+    save(fig, path)
+    return path if some else None
+
+
+def _back(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path: Path) -> Path | None:
+    """Accuracy from parts of a demonstration over training, for each arm that starts rollouts from prefixes."""
+    found = {}
+    for (regime, arm), jobs in cells.items():
+        by_step: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for job in jobs:
+            for point in (job.result() or {}).get("by_prefix_fraction", []):
+                for fraction, accuracy in point["accuracy"].items():
+                    by_step[point["step"]][fraction].append(accuracy)
+        if by_step:
+            found[regime, arm] = by_step
+    if not found:
+        return None
+    columns = min(len(found), 4)
+    rows = -(-len(found) // columns)
+    fig, axes = figure(rows, columns, width=3.4 * columns, height=2.6 * rows)
+    flat = [axes] if len(found) == 1 else list(axes.flat)
+    for ax, ((regime, arm), by_step) in zip(flat, found.items(), strict=False):
+        fractions = sorted({f for at in by_step.values() for f in at}, key=float)
+        for color, fraction in zip(COLORS, fractions, strict=False):
+            points = [(step, fmean(at[fraction])) for step, at in sorted(by_step.items()) if fraction in at]
+            ax.plot(*zip(*points, strict=True), "-o", color=color, markersize=3, lw=1.3, label=f"{float(fraction):.0%}")
+        ax.set(title=f"{arm}, {regime}", xlabel="step", ylabel="accuracy")
+        ax.set_ylim(0, 1)
+        ax.legend(fontsize=7, title="prefix", title_fontsize=7)
+    for ax in flat[len(found) :]:
+        ax.remove()
+    save(fig, path)
+    return path

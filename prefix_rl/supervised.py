@@ -1,0 +1,220 @@
+"""The supervised stage: demonstrations through TRL's ``SFTTrainer``, with every token weighing the same.
+
+The order of all epochs is laid out beforehand, in whole optimizer steps, and read in sequence. So an optimizer step sees
+the same demonstrations however it is cut into micro-batches and ranks, and a resumed stage goes on where it was. The
+loss of a step is the mean over its tokens, over all of them: TRL divides by the number of tokens of the whole step.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from .checkpoints import check_continues, facts_of, last_whole, mark_whole, set_aside_incomplete
+from .costs import Cost, update_flops
+from .data.problems import Problem
+from .data.tokenizer import DemonstrationTable, encode_prompt, opening_of
+from .errors import DataError, RecipeError
+from .methods.base import Supervised
+from .progress import say
+from .recipe import Recipe, prompt_of, world_size
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+FINAL = "final"
+_SHARED_KEYS = (
+    "bf16", "fp16", "use_cpu", "seed", "gradient_checkpointing", "gradient_checkpointing_kwargs", "max_grad_norm",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "report_to", "run_name", "logging_steps",
+    "save_steps", "save_strategy", "save_total_limit", "disable_tqdm", "project", "dataloader_num_workers",
+)  # fmt: skip
+
+
+def order(count: int, settings: Supervised, seed: int) -> list[int]:
+    """Which of ``count`` demonstrations each place of the stage holds: ``batch_size`` places for each optimizer step.
+
+    Every epoch is another permutation; the number of steps is ``epochs * count / batch_size``, rounded, at least 1.
+
+    >>> order(3, Supervised(epochs=2, batch_size=2), seed=0)
+    [0, 2, 1, 2, 1, 0]
+    """
+    places = max(round(settings.epochs * count / settings.batch_size), 1) * settings.batch_size
+    found: list[int] = []
+    for epoch in range(math.ceil(places / count)):
+        found += Random(repr(("supervised", seed, epoch))).sample(range(count), count)
+    return found[:places]
+
+
+def micro_batches(settings: Supervised, ranks: int) -> tuple[int, int]:
+    """Demonstrations of a micro-batch on one rank, and micro-batches of an optimizer step.
+
+    Raises:
+        RecipeError: if the ranks cannot share a batch equally.
+
+    >>> micro_batches(Supervised(batch_size=64, per_device_batch_size=8), ranks=2)
+    (8, 4)
+    """
+    if settings.batch_size % ranks:
+        raise RecipeError(
+            f"method.supervised.batch_size = {settings.batch_size} demonstrations cannot be shared equally by {ranks} "
+            "processes; make it a multiple of their number"
+        )
+    own = settings.batch_size // ranks
+    micro = max(n for n in range(1, min(settings.per_device_batch_size, own) + 1) if own % n == 0)
+    return micro, own // micro
+
+
+def fine_tune(
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    policy: str,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    facts: Mapping[str, Any],
+    adapters: Mapping[str, Any],
+) -> Cost:
+    """Trains the stage and leaves the policy in ``folder/final``; returns what it cost.
+
+    A stage that is finished is not trained again; one that was cut off goes on from its last whole checkpoint.
+
+    Raises:
+        DataError: if there is no demonstration to train on.
+        CheckpointError: if the folder holds the stage of another run.
+    """
+    final = folder / FINAL
+    if (done := facts_of(final)) is not None:
+        check_continues(final, facts)
+        say(f"the supervised stage is finished: {final}")
+        return Cost(**done["cost"])
+
+    import torch
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from .trainer import MetricsFile
+
+    settings = recipe.method.supervised
+    micro, accumulation = micro_batches(settings, world_size())
+    dataset = rows(recipe, problems, tokenizer)
+    places = order(len(dataset), settings, recipe.training_value("seed"))
+    steps = len(places) // settings.batch_size
+    shared = {key: recipe.training[key] for key in _SHARED_KEYS if key in recipe.training}
+    loading = {
+        "dtype": recipe.model.dtype,
+        "attn_implementation": recipe.model.attn_implementation,
+        "revision": recipe.model.revision,
+    }
+    args = SFTConfig(
+        **shared,
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.min_lr},
+        warmup_steps=round(settings.warmup * steps),
+        train_sampling_strategy="sequential",
+        average_tokens_across_devices=True,
+        max_length=None,
+        packing=False,
+        eval_strategy="no",
+        model_init_kwargs={key: value for key, value in loading.items() if value is not None} or None,
+    )
+
+    class MarkWhole(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if args.should_save:
+                whole = {**facts, "step": state.global_step, "world_size": args.world_size}
+                mark_whole(folder / f"checkpoint-{state.global_step}", whole)
+
+    trainer = SFTTrainer(
+        model=policy,
+        args=args,
+        train_dataset=dataset.select(places),
+        processing_class=tokenizer,
+        callbacks=[MarkWhole(), MetricsFile(folder)],
+        **adapters,
+    )
+    if trainer.accelerator.is_main_process:
+        set_aside_incomplete(folder)
+        say(f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all")
+    trainer.accelerator.wait_for_everyone()
+    resume = last_whole(folder)
+    if resume:
+        check_continues(resume, {**facts, "world_size": args.world_size})
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.save_model(str(final))
+    lengths = [(len(ids), sum(label != -100 for label in labels)) for ids, labels in
+               zip(dataset["input_ids"], dataset["labels"], strict=True)]  # fmt: skip
+    trained = float(sum(lengths[i][1] for i in places))
+    flops = float(update_flops(parameters, sum(lengths[i][0] for i in places)))
+    cost = Cost(injected_tokens=trained, trained_tokens=trained, flops=flops)
+    if trainer.accelerator.is_main_process:
+        tokenizer.save_pretrained(final)
+        mark_whole(final, {**facts, "step": steps, "world_size": args.world_size, "cost": asdict(cost)})
+    trainer.accelerator.wait_for_everyone()
+    _forget(trainer)
+    del trainer
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return cost
+
+
+def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """``input_ids`` and ``labels`` of every demonstration: ``prompt | demonstration | end``, -100 on the prompt.
+
+    Demonstrations that do not fit into ``max_completion_length`` are left out, as the RL methods leave them out.
+
+    Raises:
+        DataError: if none is left.
+    """
+    from datasets import Dataset
+
+    table = DemonstrationTable(
+        [p.demonstrations for p in problems],
+        [p.answer for p in problems],
+        tokenizer,
+        "none",
+        usable=recipe.method.usable,
+        opening=opening_of(encode_prompt(prompt_of(problems[0], recipe.data), tokenizer), tokenizer),
+    )
+    budget = recipe.training_value("max_completion_length")
+    found, too_long = [], 0
+    for row, problem in enumerate(problems):
+        prompt = encode_prompt(prompt_of(problem, recipe.data), tokenizer) if table[row] else []
+        for demonstration in table[row]:
+            completion = [*demonstration.ids, demonstration.stop]
+            if len(completion) > budget:
+                too_long += 1
+                continue
+            found.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    if too_long:
+        say(f"left out {too_long} demonstrations of more than max_completion_length = {budget} tokens")
+    if not found:
+        raise DataError(
+            f"no demonstration is left to fine-tune on: {too_long} have more than max_completion_length = {budget} "
+            "tokens, and the other problems have none"
+        )
+    return Dataset.from_list(found)
+
+
+def _forget(trainer) -> None:
+    """Lets the next trainer of this process read its configuration anew.
+
+    accelerate keeps one state for the process. DeepSpeed's batch sizes, which stand as ``auto`` in the configuration,
+    would otherwise stay those of this stage.
+    """
+    from accelerate.state import AcceleratorState, GradientState
+
+    trainer.accelerator.free_memory()
+    AcceleratorState._reset_state()
+    GradientState._reset_state()

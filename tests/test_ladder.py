@@ -1,0 +1,325 @@
+"""The ladder: what it refuses, which runs it makes, what it computes from them, and that it goes on where it was."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prefix_rl.errors import RecipeError, UserError
+from prefix_rl.evaluation.metrics import over_seeds, paired_difference
+from prefix_rl.ladder import Job, chosen_settings, climb, final_jobs, load_ladder, search_jobs, settings_for
+from prefix_rl.recipe import read_yaml
+from prefix_rl.reports.ladder import _flops_to, report
+
+LAB = Path(__file__).parents[1] / "recipes" / "lab"
+
+
+def written(folder, **changes):
+    """A small ladder of two arms and two regimes, with blocks replaced by ``changes``; None removes one."""
+    content = {
+        "output": str(folder / "ladder"),
+        "seeds": [0, 1],
+        "against": ["dr_grpo"],
+        "set": {
+            "data.lab.base_steps": 200, "data.lab.problems": 8, "data.lab.held_out": 8, "evaluation.samples": 1,
+            "training.per_device_train_batch_size": 16, "training.num_generations": 4, "training.max_steps": 4,
+            "training.eval_steps": 2, "training.logging_steps": 1, "training.save_steps": 2,
+            "evaluation.prefix_fractions": [0, 0.5], "training.report_to": "none",
+        },
+        "levels": {"easier": {"data.lab.operations": 3}},
+        "arms": {
+            "dr_grpo": {"recipe": str(LAB / "dr_grpo.yaml")},
+            "prefix_rft": {"recipe": str(LAB / "prefix_rft.yaml"), "set": {"method.horizon": 4}},
+        },
+        "regimes": {
+            "clean": {"question": "clean?"},
+            "garbled": {"question": "garbled?", "demonstrations": {"data.lab.demonstrations": "garbled"}},
+        },
+    }  # fmt: skip
+    content |= changes
+    path = folder / "ladder.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    return path
+
+
+SEARCH = {
+    "seed": 9, "regimes": ["clean"], "set": {"data.lab.held_out_seed": 1},
+    "tries": {"prefix_rft": [{"training.learning_rate": 1e-4}, {"training.learning_rate": 4e-4}]},
+}  # fmt: skip
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def refused(path):
+    with pytest.raises(RecipeError) as caught:
+        load_ladder(path)
+    return "\n".join([caught.value.what, *caught.value.problems])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, 1, 0]}, "seeds: 0 stands twice"),
+        ({"seeds": []}, "seeds: give at least one"),
+        ({"against": ["sft_than_rl"]}, "against: no arm sft_than_rl"),
+        ({"regimes": {"clean": {}}}, "regimes.clean.question: is missing"),
+        ({"armz": {}}, "armz: no such key (did you mean arms?)"),
+        ({"search": {**SEARCH, "seed": 1}}, "search.seed = 1 is one of seeds"),
+        ({"search": {**SEARCH, "regimes": ["klean"]}}, "search.regimes: no regime klean (did you mean clean?)"),
+        (
+            {"search": {**SEARCH, "tries": {**SEARCH["tries"], "dr_grpo": [{}]}}},
+            "every arm gets the same number of tries, given {'dr_grpo': 1, 'prefix_rft': 2}",
+        ),
+        ({"set": {"training.learning_rat": 1}}, "training.learning_rat: no such key (did you mean learning_rate"),
+        (
+            {"arms": {"a": {"recipe": str(LAB / "dr_grpo.yaml"), "set": {"method.share": 0.2}}}, "against": []},
+            "method.share: is a setting of prefix_rft, not of dr_grpo",
+        ),
+        (
+            {"arms": {"a": {"recipe": str(LAB / "dr_grpo.yaml"), "set": {"method.name": "dr_grop"}}}, "against": []},
+            "did you mean dr_grpo?",
+        ),
+        ({"arms": {"a": {"recipe": "nowhere.yaml"}}, "against": []}, "cannot read the recipe"),
+    ],
+)  # fmt: skip
+def test_a_ladder_that_cannot_run_is_refused(tmp_path, changes, message):
+    assert message in refused(written(tmp_path, **changes))
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    said = refused(written(tmp_path, seeds=[0, 0], against=["x"], search={**SEARCH, "seed": 0}))
+    assert "3 problems" in said and "stands twice" in said and "no arm x" in said and "search.seed = 0" in said
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"data.lab.operations": 5}, {"data.limit": 4}, {"evaluation.temperature": 0.0}, {"evaluation.limit": 4},
+        {"budget.flops": 1e9}, {"training.max_completion_length": 29}, {"model.name_or_path": "other"},
+        {"data.lab.demonstrations": "garbled"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arms_that_differ_in_data_evaluation_or_budget_are_refused(tmp_path, setting):
+    arms = {name: {"recipe": str(LAB / "prefix_rft.yaml"), "set": extra} for name, extra in (("a", {}), ("b", setting))}
+    ((key, value),) = setting.items()
+    said = refused(written(tmp_path, arms=arms, against=[]))
+    assert f"b in clean: {key} = {json.dumps(value)}, but a has" in said
+
+
+def test_the_ladder_of_the_lab_can_run():
+    found = load_ladder(LAB / "ladder.yaml")
+    assert {"dr_grpo", "sft", "sft_then_rl", "luffy", "sft_loss", "chord", "prefix_rft", "prefix_rl"} <= set(found.arms)
+    assert {"clean", "ten_percent", "one_percent", "eight", "garbled", "slipping", "restating", "own"} == set(
+        found.regimes
+    )
+    assert set(found.search.tries) == {name for name, arm in found.arms.items() if arm.tuned_as is None}
+    fast = load_ladder(LAB / "ladder.yaml", fast=True)
+    assert len(fast.seeds) == 1 and fast.search is None and fast.output != found.output
+
+
+# --- which runs -------------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_without_demonstrations_runs_once_for_all_regimes_that_differ_in_them(tmp_path):
+    path = written(tmp_path)
+    jobs = final_jobs(path, load_ladder(path), {})
+    assert len(jobs) == 2 * 2 * 2  # arms x regimes x seeds
+    folders = {(j.arm, j.regime, j.seed): j.folder for j in jobs}
+    assert folders["dr_grpo", "clean", 0] == folders["dr_grpo", "garbled", 0] != folders["dr_grpo", "clean", 1]
+    assert len({f for (arm, _, _), f in folders.items() if arm == "prefix_rft"}) == 4
+    regimes = {"clean": {"question": "?"}, "short": {"question": "?", "set": {"training.max_completion_length": 29}}}
+    path = written(tmp_path, regimes=regimes)
+    folders = {(j.arm, j.regime, j.seed): j.folder for j in final_jobs(path, load_ladder(path), {})}
+    assert folders["dr_grpo", "clean", 0] != folders["dr_grpo", "short", 0]
+
+
+def test_a_changed_setting_is_another_run(tmp_path):
+    path = written(tmp_path)
+    before = {j.folder for j in final_jobs(path, load_ladder(path), {})}
+    assert before == {j.folder for j in final_jobs(path, load_ladder(path), {})}
+    changed = {**yaml.safe_load(path.read_text())["set"], "training.learning_rate": 1e-3}
+    path = written(tmp_path, set=changed)
+    assert before.isdisjoint(j.folder for j in final_jobs(path, load_ladder(path), {}))
+
+
+def finish(job, accuracy, right=None, flops=100.0, **more):
+    job.folder.mkdir(parents=True, exist_ok=True)
+    right = right if right is not None else [accuracy] * 4
+    cost = {"generated_tokens": 1e3, "injected_tokens": 2e3, "trained_tokens": 3e3, "flops": flops}
+    curve = [
+        {"step": 2, "flops": flops / 2, "accuracy": accuracy / 2},
+        {"step": 4, "flops": flops, "accuracy": accuracy},
+    ]
+    result = {
+        "right": right, "accuracy": accuracy, "levels": {"easier": [1.0] * 4}, "curve": curve, "cost": cost,
+        "seconds": {"training": 60, "evaluation": 60}, "git_commit": "abc", "by_prefix_fraction": [], **more,
+    }  # fmt: skip
+    (job.folder / "result.json").write_text(json.dumps(result))
+
+
+def test_the_best_try_is_chosen_and_used_where_it_was_found(tmp_path):
+    path = written(tmp_path, search=SEARCH)
+    found = load_ladder(path)
+    searched = search_jobs(path, found)
+    assert list(searched) == [("prefix_rft", "clean")]
+    first, second = searched["prefix_rft", "clean"]
+    assert first.seed == 9 and "data.lab.held_out_seed=1" in first.overrides
+    finish(first, 0.25)
+    finish(second, 0.75)
+    chosen = chosen_settings(found, searched)
+    assert chosen["prefix_rft", "clean"] == {"training.learning_rate": 4e-4}
+    assert settings_for(found, chosen, "prefix_rft", "garbled") == {
+        "training.learning_rate": 4e-4
+    }  # not searched there
+    assert settings_for(found, chosen, "dr_grpo", "clean") == {}
+    finish(first, 0.75)  # of equals the first
+    assert chosen_settings(found, searched)["prefix_rft", "clean"] == {"training.learning_rate": 1e-4}
+    (job,) = [j for j in final_jobs(path, found, chosen) if (j.arm, j.regime, j.seed) == ("prefix_rft", "clean", 0)]
+    assert "training.learning_rate=0.0004" in job.overrides and "data.lab.held_out_seed=1" not in job.overrides
+
+
+# --- what is computed -------------------------------------------------------------------------------------------------
+
+
+def test_the_table_pairs_arms_by_seed_and_problem(tmp_path):
+    path = written(tmp_path)
+    found = load_ladder(path)
+    jobs = final_jobs(path, found, {})
+    for job in jobs:
+        ours = job.arm == "prefix_rft"
+        if not (ours and job.regime == "garbled" and job.seed == 1):  # one run has not finished
+            finish(job, 0.75 if ours else 0.25, right=[1.0, 1.0, 1.0, 0.0] if ours else [0.0, 0.0, 1.0, 0.0])
+    paths = report(found, {}, {}, jobs, tmp_path)
+    table = json.loads(paths["ladder.json"].read_text())["regimes"]
+    row = table["clean"]["arms"]["prefix_rft"]
+    assert row["by_seed"] == [0.75, 0.75]
+    # differences by problem are 1, 1, 0, 0 in both seeds: mean 1/2
+    assert row["against"]["dr_grpo"]["mean"] == 0.5
+    assert row["flops_to_match"]["dr_grpo"] == 50  # 0.375 >= 0.25 at the first point of the curve
+    assert row["cost"]["flops"] == 100
+    assert table["garbled"]["arms"]["prefix_rft"] is None
+    text = paths["ladder.md"].read_text()
+    assert "Not finished: prefix_rft." in text and "75.0 %" in text and "+50.0" in text
+    assert paths["curves.png"].stat().st_size > 10_000
+
+
+def test_flops_to_reach_an_accuracy(tmp_path):
+    jobs = [Job("a", "r", s, "", (), tmp_path / str(s), {}) for s in (0, 1)]
+    finish(jobs[0], 0.8, flops=100)
+    finish(jobs[1], 0.8, flops=300)
+    assert _flops_to(jobs, 0.4) == (50 + 150) / 2
+    assert _flops_to(jobs, 0.5) == (100 + 300) / 2
+    assert _flops_to(jobs, 0.9) is None
+    assert _flops_to(jobs, 0.0) is None  # nothing to reach
+
+
+def test_a_paired_difference_by_hand():
+    # one seed, differences 1, 1, 0, 0: mean 1/2, standard error sqrt(1/3)/2 = 0.2887, t(3) quantile 3.182
+    found = paired_difference([[1, 1, 1, 0]], [[0, 0, 1, 0]])
+    assert found.mean == 0.5
+    assert found.high - found.mean == pytest.approx(3.18245 * (1 / 12) ** 0.5, rel=1e-4)
+    # three seeds, the same difference on every problem of a seed: 0.2, 0.3, 0.4
+    ours = [[0.2] * 5, [0.3] * 5, [0.4] * 5]
+    found = paired_difference(ours, [[0.0] * 5] * 3)
+    # by seed: sample variance 0.01, /3; by problem: 0; mean 0.3, error 0.0577, t(2) = 5.196, p = 0.0351
+    assert found.p == pytest.approx(0.0351, abs=2e-4)
+    assert paired_difference([[1, 0]] * 3, [[1, 0]] * 3).p == 1
+    with pytest.raises(ValueError, match="same seeds and problems"):
+        paired_difference([[1, 0]], [[1, 0], [1, 0]])
+
+
+def simulated(seeds, problems, effect, rng):
+    """Two arms whose runs and problems both vary."""
+    hard = [rng.gauss(0, 0.25) for _ in range(problems)]
+    arms = []
+    for shift in (effect, 0.0):
+        runs = [rng.gauss(0.4 + shift, 0.08) for _ in range(seeds)]
+        arms.append([[float(rng.random() < min(max(run + h, 0), 1)) for h in hard] for run in runs])
+    return arms
+
+
+def test_the_paired_test_keeps_its_level_and_its_intervals_cover():
+    rng, wrong, covered, n = random.Random(0), 0, 0, 400
+    for _ in range(n):
+        null = paired_difference(*simulated(3, 60, 0.0, rng))
+        wrong += null.p < 0.05
+        covered += null.low <= 0 <= null.high
+    assert wrong / n <= 0.07  # 0.05 and two standard errors of 400 trials
+    assert covered / n >= 0.93
+    detected = sum(paired_difference(*simulated(3, 60, 0.5, rng)).p < 0.05 for _ in range(100))
+    assert detected >= 80
+
+
+def test_an_accuracy_over_seeds_is_less_sure_than_one_over_samples():
+    same = over_seeds([[1, 1, 0, 0] * 16] * 3)
+    differing = over_seeds([[1, 1, 1, 1] * 16, [1, 1, 0, 0] * 16, [0, 0, 0, 0] * 16])
+    assert same.mean == differing.mean == 0.5
+    assert differing.high - differing.low > 1.5 * (same.high - same.low)
+    assert 0 < over_seeds([[0] * 64] * 3).high < 0.2
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_ladder_runs_stops_and_goes_on(tmp_path, monkeypatch):
+    path = written(tmp_path, seeds=[0], search={**SEARCH, "seed": 9})
+    paths = climb(path, processes=2)
+    results = sorted((tmp_path / "ladder" / "runs").glob("*/result.json"))
+    assert len(results) == 2 + 3  # two tries; dr_grpo once, prefix_rft in two regimes
+    table = json.loads(paths["ladder.json"].read_text())["regimes"]
+    assert all(row for regime in table.values() for row in regime["arms"].values())
+    row = table["clean"]["arms"]["prefix_rft"]
+    assert row["cost"]["flops"] > table["clean"]["arms"]["dr_grpo"]["cost"]["flops"] > 1e8  # entropies cost a pass
+    (folder,) = [r.parent for r in results if json.loads(r.read_text())["by_prefix_fraction"]][:1]
+    assert [set(p["accuracy"]) for p in json.loads((folder / "result.json").read_text())["by_prefix_fraction"]] == [
+        {"0", "0.5"}, {"0", "0.5"}
+    ]  # fmt: skip
+
+    before = {r: (r.stat().st_mtime_ns, r.read_text()) for r in results}
+    lost = results[0]
+    lost.unlink()
+    climb(path, processes=2)
+    assert {r for r in results if r.stat().st_mtime_ns == before[r][0]} == set(results[1:])
+    again, first = json.loads(lost.read_text()), json.loads(before[lost][1])
+    assert again["right"] == first["right"] and again["cost"] == first["cost"]
+
+
+@pytest.mark.slow
+def test_a_failing_run_is_told_and_the_others_finish(tmp_path, monkeypatch):
+    path = written(tmp_path, seeds=[0], regimes={"clean": {"question": "?"}})
+    broken = final_jobs(path, load_ladder(path), {})[0]
+    broken.folder.mkdir(parents=True)
+    (broken.folder / "final").write_text("in the way")  # the policy cannot be saved there
+    with pytest.raises(UserError) as caught:
+        climb(path, processes=2)
+    assert "1 runs failed" in caught.value.what and broken.name in caught.value.problems[0]
+    table = json.loads((tmp_path / "ladder" / "ladder.json").read_text())["regimes"]["clean"]["arms"]
+    assert table["dr_grpo"] is None and table["prefix_rft"]["steps"] == 4
+
+
+@pytest.mark.slow
+def test_the_fast_form_of_the_lab_ladder_ends(tmp_path):
+    content = read_yaml(LAB / "ladder.yaml")
+    content["output"] = str(tmp_path / "ladder")
+    for arm in content["arms"].values():
+        arm["recipe"] = str(LAB / arm["recipe"])
+    content["fast"]["set"] |= {"data.lab.base_steps": 400, "budget.flops": 4e10}
+    path = tmp_path / "ladder.yaml"
+    path.write_text(json.dumps(content))
+    command = [sys.executable, "-c", "from prefix_rl.cli import main; main()", "ladder", str(path), "--fast"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = json.loads((tmp_path / "ladder-fast" / "ladder.json").read_text())["regimes"]
+    assert set(table) == {"clean", "garbled"}
+    for regime in table.values():
+        spent = {arm: row["cost"]["flops"] for arm, row in regime["arms"].items()}
+        assert set(spent) == {"dr_grpo", "sft_then_rl", "prefix_rft", "prefix_rl"}
+        assert all(4e10 <= flops < 4e10 + 7e9 for flops in spent.values()), spent  # equal but for the last step
+    assert "| sft_then_rl |" in done.stdout
