@@ -172,9 +172,7 @@ def collect(
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="The trace store, a folder.")] = Path("runs/traces"),
     k: Annotated[int, typer.Option(help="Attempts at every problem; pass@k is known afterwards.")] = 512,
-    max_pass_rate: Annotated[
-        float, typer.Option(help="A problem is hard if at most this share of them is right.")
-    ] = 0.0,
+    max_pass_rate: Annotated[float, typer.Option(help="A problem is hard if at most this share is right.")] = 0.0,
     wanted: Annotated[int, typer.Option(help="Right traces wanted for a hard problem.")] = 1,
     cap: Annotated[int, typer.Option(help="Attempts at one problem at most.")] = 2500,
     batch_size: Annotated[int | None, typer.Option(help="Attempts generated together.")] = None,

@@ -24,9 +24,8 @@ class Cost:
     flops: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            *(mine + theirs for mine, theirs in zip(asdict(self).values(), asdict(other).values(), strict=True))
-        )
+        theirs = asdict(other)
+        return Cost(**{name: mine + theirs[name] for name, mine in asdict(self).items()})
 
 
 def inference_flops(parameters: int, tokens: float) -> float:

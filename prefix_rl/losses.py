@@ -16,6 +16,7 @@ def shaped_ratio(logps: Float[Tensor, "B T"], gamma: float) -> Float[Tensor, "B 
     Raises:
         ValueError: if ``gamma`` is not above 0.
 
+    >>> import torch
     >>> shaped_ratio(torch.log(torch.tensor([[0.1, 0.9]])), gamma=0.1)
     tensor([[0.5000, 0.9000]])
     """
@@ -31,6 +32,7 @@ def negative_log_likelihood(logps: Float[Tensor, "B T"], *, by_uncertainty: bool
     With ``by_uncertainty`` each token is weighed by ``p * (1 - p)``, without gradient through the weight: CHORD-phi
     (arXiv 2508.11408), which lets go of tokens that the policy is sure of, either way.
 
+    >>> import torch
     >>> negative_log_likelihood(torch.log(torch.tensor([[0.5]])))
     tensor([[0.6931]])
     >>> negative_log_likelihood(torch.log(torch.tensor([[0.5]])), by_uncertainty=True)

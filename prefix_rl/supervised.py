@@ -1,8 +1,8 @@
 """The supervised stage: demonstrations through TRL's ``SFTTrainer``, with every token weighing the same.
 
-The order of all epochs is laid out beforehand, in whole optimizer steps, and read in sequence. So an optimizer step sees
-the same demonstrations however it is cut into micro-batches and ranks, and a resumed stage goes on where it was. The
-loss of a step is the mean over its tokens, over all of them: TRL divides by the number of tokens of the whole step.
+The order of all epochs is laid out beforehand, in whole optimizer steps, and read in sequence. So an optimizer step
+sees the same demonstrations however it is cut into micro-batches and ranks, and a resumed stage goes on where it was.
+The loss of a step is the mean over its tokens, over all of them: TRL divides by the number of tokens of the whole step.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedToken
         tokenizer,
         "none",
         usable=recipe.method.usable,
-        opening=opening_of(encode_prompt(prompt_of(problems[0], recipe.data), tokenizer), tokenizer),
+        opening=opening_of(encode_prompt(prompt_of(problems[0], recipe.data), tokenizer), tokenizer)
+        if problems
+        else "",
     )
     budget = recipe.training_value("max_completion_length")
     found, too_long = [], 0

@@ -49,9 +49,8 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
         return _imitate(recipe, problems, run)
     trainer = build(recipe, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
-    if resume and facts_of(resume)["step"] >= trainer.args.max_steps > 0:
-        say(f"{run} has already finished its {trainer.args.max_steps} steps; nothing was trained. "
-            "To train again, give another output.dir.")  # fmt: skip
+    if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
+        say(f"{run} has already {ended}; nothing was trained. To train again, give another output.dir.")
         return run
     if is_main():
         _record(run, recipe, trainer.facts)
@@ -347,6 +346,15 @@ def _checkpoint_to_resume(trainer: PrefixTrainer, run: Path, recipe: Recipe) -> 
     if is_main():
         say(f"continuing from {folder}")
     return folder
+
+
+def _ended(reached: dict[str, Any], max_steps: int, budget: float | None) -> str | None:
+    """Why a run that got as far as this checkpoint has nothing left to do; None if it has."""
+    if reached["step"] >= max_steps > 0:
+        return f"finished its {max_steps} steps"
+    if budget is not None and reached.get("cost", {}).get("flops", 0) >= budget:
+        return f"spent its budget.flops = {budget:g}"
+    return None
 
 
 def _record(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ class PrefixTrainer(GRPOTrainer):
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.prefixes.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
         facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
-        spent: the cost of what came before this run (collected traces, a supervised stage); it counts as the run's.
+        spent: the cost of what came before this run (collected traces, a supervised stage); it counts as the run's; None: nothing.
         budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
 
     Raises:
@@ -77,7 +77,7 @@ class PrefixTrainer(GRPOTrainer):
         answer_guard: AnswerGuard = "mention",
         rollouts_every: int = 0,
         facts: Mapping[str, Any] | None = None,
-        spent: Cost = Cost(),
+        spent: Cost | None = None,
         budget: float | None = None,
         **kwargs,
     ):
@@ -141,7 +141,7 @@ class PrefixTrainer(GRPOTrainer):
         self._parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
         self.top_entropy_quantile = 0.0  # any value below 1 makes TRL ask get_high_entropy_mask, which knows better
         self._generations = 0
-        self.add_callback(Spending(**asdict(spent)))
+        self.add_callback(Spending(**asdict(spent or Cost())))
         self.add_callback(_Budget(self, budget))
         self.add_callback(MetricsFile(Path(args.output_dir)))
 
@@ -507,7 +507,8 @@ class PrefixTrainer(GRPOTrainer):
         if self.args.should_save:
             run = self._get_output_dir(trial=trial)
             folder = Path(run, f"checkpoint-{self.state.global_step}")
-            mark_whole(folder, {**self.facts, "step": self.state.global_step, "world_size": self.args.world_size})
+            now = {"step": self.state.global_step, "world_size": self.args.world_size, "cost": asdict(self.cost)}
+            mark_whole(folder, {**self.facts, **now})
             rotate_checkpoints(output_dir=run, save_total_limit=limit)
 
 

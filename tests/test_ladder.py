@@ -93,7 +93,10 @@ def test_a_ladder_that_cannot_run_is_refused(tmp_path, changes, message):
 
 def test_all_problems_are_told_at_once(tmp_path):
     said = refused(written(tmp_path, seeds=[0, 0], against=["x"], search={**SEARCH, "seed": 0}))
-    assert "3 problems" in said and "stands twice" in said and "no arm x" in said and "search.seed = 0" in said
+    assert "3 problems" in said
+    assert "stands twice" in said
+    assert "no arm x" in said
+    assert "search.seed = 0" in said
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,9 @@ def test_the_ladder_of_the_lab_can_run():
     )
     assert set(found.search.tries) == {name for name, arm in found.arms.items() if arm.tuned_as is None}
     fast = load_ladder(LAB / "ladder.yaml", fast=True)
-    assert len(fast.seeds) == 1 and fast.search is None and fast.output != found.output
+    assert len(fast.seeds) == 1
+    assert fast.search is None
+    assert fast.output != found.output
 
 
 # --- which runs -------------------------------------------------------------------------------------------------------
@@ -169,7 +174,8 @@ def test_the_best_try_is_chosen_and_used_where_it_was_found(tmp_path):
     searched = search_jobs(path, found)
     assert list(searched) == [("prefix_rft", "clean")]
     first, second = searched["prefix_rft", "clean"]
-    assert first.seed == 9 and "data.lab.held_out_seed=1" in first.overrides
+    assert first.seed == 9
+    assert "data.lab.held_out_seed=1" in first.overrides
     finish(first, 0.25)
     finish(second, 0.75)
     chosen = chosen_settings(found, searched)
@@ -181,7 +187,8 @@ def test_the_best_try_is_chosen_and_used_where_it_was_found(tmp_path):
     finish(first, 0.75)  # of equals the first
     assert chosen_settings(found, searched)["prefix_rft", "clean"] == {"training.learning_rate": 1e-4}
     (job,) = [j for j in final_jobs(path, found, chosen) if (j.arm, j.regime, j.seed) == ("prefix_rft", "clean", 0)]
-    assert "training.learning_rate=0.0004" in job.overrides and "data.lab.held_out_seed=1" not in job.overrides
+    assert "training.learning_rate=0.0004" in job.overrides
+    assert "data.lab.held_out_seed=1" not in job.overrides
 
 
 # --- what is computed -------------------------------------------------------------------------------------------------
@@ -205,7 +212,9 @@ def test_the_table_pairs_arms_by_seed_and_problem(tmp_path):
     assert row["cost"]["flops"] == 100
     assert table["garbled"]["arms"]["prefix_rft"] is None
     text = paths["ladder.md"].read_text()
-    assert "Not finished: prefix_rft." in text and "75.0 %" in text and "+50.0" in text
+    assert "Not finished: prefix_rft." in text
+    assert "75.0 %" in text
+    assert "+50.0" in text
     assert paths["curves.png"].stat().st_size > 10_000
 
 
@@ -288,7 +297,8 @@ def test_a_ladder_runs_stops_and_goes_on(tmp_path, monkeypatch):
     climb(path, processes=2)
     assert {r for r in results if r.stat().st_mtime_ns == before[r][0]} == set(results[1:])
     again, first = json.loads(lost.read_text()), json.loads(before[lost][1])
-    assert again["right"] == first["right"] and again["cost"] == first["cost"]
+    assert again["right"] == first["right"]
+    assert again["cost"] == first["cost"]
 
 
 @pytest.mark.slow
@@ -299,9 +309,11 @@ def test_a_failing_run_is_told_and_the_others_finish(tmp_path, monkeypatch):
     (broken.folder / "final").write_text("in the way")  # the policy cannot be saved there
     with pytest.raises(UserError) as caught:
         climb(path, processes=2)
-    assert "1 runs failed" in caught.value.what and broken.name in caught.value.problems[0]
+    assert "1 runs failed" in caught.value.what
+    assert broken.name in caught.value.problems[0]
     table = json.loads((tmp_path / "ladder" / "ladder.json").read_text())["regimes"]["clean"]["arms"]
-    assert table["dr_grpo"] is None and table["prefix_rft"]["steps"] == 4
+    assert table["dr_grpo"] is None
+    assert table["prefix_rft"]["steps"] == 4
 
 
 @pytest.mark.slow

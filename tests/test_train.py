@@ -61,6 +61,107 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, save_steps, resumed
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+STAGE = "{epochs: 1, batch_size: 4, per_device_batch_size: 2, learning_rate: 1e-3}"
+OTHERS = {
+    "prefix_rl": "{name: prefix_rl}",
+    "luffy": "{name: luffy}",
+    "sft_loss": "{name: sft_loss, weight: 0.5, schedule: chord, warmup: 2}",
+    "sft_then_rl": f"{{name: sft_then_rl, supervised: {STAGE}}}",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_methods_resume_exactly(tmp_path, name):
+    # Two micro-batches a step, and two steps for each generation batch: rollouts at steps 0, 2 and 4
+    settings = [
+        f"method={OTHERS[name]}", "training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=2",
+        "training.num_iterations=2", "training.save_steps=2", "training.learning_rate=1e-3",
+    ]  # fmt: skip
+    whole = run(tmp_path / "whole", *settings)
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for folder in (cut / "checkpoint-4", cut / "checkpoint-6", cut / "final"):
+        shutil.rmtree(folder)
+    for file in (cut / "rollouts" / "step_000002.parquet", cut / "rollouts" / "step_000004.parquet", cut / "cost.json"):
+        file.unlink()
+    run(cut, *settings)
+    for step in (0, 2, 4):
+        records = read_rollouts(whole, step)
+        assert len(records) == 16
+        assert records == read_rollouts(cut, step), f"step {step}"
+        if name in ("luffy", "sft_loss"):  # one of four is a whole demonstration: 20 totals, seven words, and the end
+            assert [r["prefix_tokens"] for r in records] == [28, 0, 0, 0] * 4
+    left, right = (load_file(folder / "final" / "model.safetensors") for folder in (whole, cut))
+    assert all(left[key].equal(right[key]) for key in left)
+    moved = load_file(whole / "checkpoint-2" / "model.safetensors")
+    assert any(not left[key].equal(moved[key]) for key in left)
+    assert (whole / "cost.json").read_text() == (cut / "cost.json").read_text()
+    assert (cut / "sft").exists() == (name == "sft_then_rl")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_methods_train_adapters(tmp_path, name):
+    folder = run(tmp_path / "run", f"method={OTHERS[name]}", "model.lora={r: 4}", "training.max_steps=2",
+                 "training.save_strategy=no", "training.learning_rate=1e-2")  # fmt: skip
+    assert not (folder / "final" / "model.safetensors").exists()
+    adapters = load_file(folder / "final" / "adapter_model.safetensors")
+    assert {key.rpartition(".lora_")[2] for key in adapters} == {"A.weight", "B.weight"}
+    assert any(value.any() for key, value in adapters.items() if "lora_B" in key)  # they start at 0
+    if name == "sft_then_rl":
+        stage = load_file(folder / "sft" / "final" / "adapter_model.safetensors")
+        assert stage.keys() == adapters.keys()  # the same adapters, trained on
+        assert any(value.any() for key, value in stage.items() if "lora_B" in key)
+        assert any(not stage[key].equal(adapters[key]) for key in stage)
+
+
+def test_the_stages_adapters_are_trained_on_and_resumed_exactly(tmp_path):
+    settings = [f"method={OTHERS['sft_then_rl']}", "model.lora={r: 4}", "training.max_steps=2", "training.save_steps=1"]
+    whole = run(tmp_path / "whole", *settings)
+    still = run(tmp_path / "still", *settings, "training.learning_rate=1e-12")
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for folder in (cut / "checkpoint-2", cut / "final"):
+        shutil.rmtree(folder)
+    run(cut, *settings)
+    adapters = {f.name: load_file(f / "final" / "adapter_model.safetensors") for f in (whole, cut, still)}
+    stage = load_file(still / "sft" / "final" / "adapter_model.safetensors")
+    for key, value in adapters["whole"].items():
+        assert value.equal(adapters["cut"][key])
+        assert (adapters["still"][key] - stage[key]).abs().max() < 1e-8  # where the RL stage started
+    assert read_rollouts(whole, 1) == read_rollouts(cut, 1)
+
+
+def test_a_run_that_was_cut_off_between_its_stages_goes_on(tmp_path, capsys):
+    settings = [f"method={OTHERS['sft_then_rl']}", "training.max_steps=2", "training.save_strategy=no"]
+    whole = run(tmp_path / "whole", *settings)
+    cut = tmp_path / "cut"
+    shutil.copytree(whole / "sft", cut / "sft")
+    capsys.readouterr()
+    run(cut, *settings)
+    assert "the supervised stage is finished" in capsys.readouterr().err
+    assert read_rollouts(whole, 0) == read_rollouts(cut, 0)  # the same noise, whether the stage has just run or not
+    left, right = (load_file(folder / "final" / "model.safetensors") for folder in (whole, cut))
+    assert all(left[key].equal(right[key]) for key in left)
+    assert (whole / "cost.json").read_text() == (cut / "cost.json").read_text()
+
+
+def test_a_run_that_has_spent_its_budget_says_so_and_trains_nothing(tmp_path, capsys):
+    folder = run(tmp_path / "run", "budget.flops=1", "training.save_strategy=no")
+    assert [p.name for p in checkpoints.checkpoints(folder)] == ["checkpoint-1"]
+    assert (folder / "final").is_dir()
+    spent = json.loads((folder / "cost.json").read_text())
+    before = (folder / "metrics.jsonl").read_text()
+    run(tmp_path / "run", "budget.flops=1", "training.save_strategy=no")
+    assert "already spent its budget.flops = 1; nothing was trained" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_text() == before
+    run(tmp_path / "run", f"budget.flops={1.5 * spent['flops']}", "training.save_strategy=no")  # more to spend
+    steps = [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "reward" in line
+    ]
+    assert steps == [1, 2]
+    assert json.loads((folder / "cost.json").read_text())["flops"] >= 1.5 * spent["flops"]
+
+
 def test_the_epochs_of_a_run_differ_in_their_order(tmp_path):
     whole = run(tmp_path / "run", "training.save_strategy=no")
     orders = [
@@ -204,7 +305,7 @@ GOOD = {"problem": "1 +1 ?", "answer": "2", "solution": r"5 9 7 \boxed{ 2 }"}
         ([GOOD, {**GOOD, "problem": "9" * 10_000_000}], "problem has 10,000,000 characters"),
         ([GOOD, {**GOOD, "answer": r"\frac{1"}], r"rows.jsonl:2: the gold answer '\\\\frac{1' cannot be parsed"),
         ([{**GOOD, "solution": "no answer at all"}] * 8, "earns the training reward"),
-        ([{**GOOD, "solution": ""}] * 8, "method prefix_rft starts rollouts from demonstrations"),
+        ([{**GOOD, "solution": ""}] * 8, "method prefix_rft needs demonstrations"),
         ([GOOD], "fewer than the 4 prompts of one generation batch"),
     ],
     ids=[
@@ -226,6 +327,45 @@ def test_bad_rows_are_named_and_nothing_is_trained(tmp_path, rows, message):
         run(tmp_path / "run", f"data.train={path}")
     assert message.replace("\\\\\\\\", "\\\\") in str(error.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("{name: luffy, cuts: 3}", "method.cuts: is a setting of prefix_rl, not of luffy"),
+        ("{name: sft_loss, gamma: 0.1}", "method.gamma: is a setting of luffy, not of sft_loss"),
+        ("{name: prefix_rl, prefixed: 1}", "method.prefixed: is a setting of prefix_rft, not of prefix_rl"),
+        ("{name: dr_grpo, weight: 0.1}", "method.weight: is a setting of sft_loss, not of dr_grpo"),
+        ("{name: sft_then_rl, epochs: 3}", "method.epochs"),
+        ("{name: sft_then_rl, supervised: {epoch: 3}}", "did you mean epochs?"),
+        ("{name: sft_then_rl, supervised: {epochs: -1}}", "method.supervised.epochs"),
+        ("{name: lufy}", "did you mean luffy?"),
+        ("{name: prefix_lr}", "did you mean prefix_rl?"),
+        ("{name: luffy, demonstrations: 4}", "leaves no rollout of training.num_generations = 4"),
+        ("{name: prefix_rl, cuts: 0, plain: 0}", "leave no row to train on"),
+        ("{name: luffy, gamma: 0}", "method.gamma = 0"),
+    ],
+)
+def test_what_is_wrong_with_a_method_is_said(tmp_path, method, message):
+    with pytest.raises(RecipeError) as error:
+        run(tmp_path / "run", f"method={method}")
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method={name: prefix_rl, plain: 0}", "data.lab.demonstrated=1"],
+         "data.train has 8 problems (3 rows with the copies of prefix_rl), fewer than the 4 prompts"),
+        (["method={name: sft_then_rl}", "data.lab.demonstrated=0"], "method sft_then_rl needs demonstrations"),
+        (["method={name: luffy}", "data.demonstration_share=0"], "method luffy needs demonstrations"),
+    ],
+)  # fmt: skip
+def test_data_that_a_method_cannot_train_on(tmp_path, overrides, message):
+    with pytest.raises(RecipeError) as error:
+        run(tmp_path / "run", *overrides)
+    assert message in str(error.value)
 
 
 def test_invalid_utf8_is_named_by_line(tmp_path):

@@ -9,7 +9,7 @@ module holds its settings. The prompt gets no gradient, and the id that ends a c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..prefixes import Demonstration
 from .base import Method, Supervised
@@ -19,7 +19,7 @@ from .base import Method, Supervised
 class SFT(Method):
     """Supervised fine-tuning with the settings of arXiv 2604.23747 as defaults."""
 
-    supervised: Supervised = Supervised()
+    supervised: Supervised = field(default_factory=Supervised)
     """The supervised stage."""
 
     reinforces = False

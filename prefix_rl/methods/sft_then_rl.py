@@ -6,7 +6,7 @@ The ``training`` block is the RL stage's; the supervised stage's cost counts tow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..prefixes import Demonstration
 from .base import Method, Supervised
@@ -16,7 +16,7 @@ from .base import Method, Supervised
 class SFTThenRL(Method):
     """SFT, then Dr.GRPO. ``supervised: {epochs: 0}`` is Dr.GRPO."""
 
-    supervised: Supervised = Supervised()
+    supervised: Supervised = field(default_factory=Supervised)
     """The supervised stage."""
 
     def usable(self, demonstration: Demonstration) -> bool:

@@ -104,7 +104,7 @@ def grade(text: str, gold: str) -> Outcome:
     >>> grade(r"\boxed{42}", "")
     <Outcome.BAD_GOLD: 'bad_gold'>
     """
-    if not parse_gold(gold):
+    if _integers(gold) is None and not parse_gold(gold):
         return Outcome.BAD_GOLD
     answer = final_answer(text)
     if answer is None:
