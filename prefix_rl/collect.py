@@ -30,7 +30,7 @@ from .errors import DataError, UserError, at_most
 from .progress import bar, say
 from .recipe import Recipe, load_recipe, prompt_of, training_data
 from .rewards.workers import Grader
-from .train import _policy
+from .train import policy_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _MAY_GROW = ("k", "wanted", "cap")
 SUMMARY = "summary.json"
 """What a collection came to, in the store's folder."""
+HARD = "hard.jsonl"
+"""The hard problems as training rows, in the store's folder: what PrefixRL trains on."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def collect(
     if wrong:
         raise UserError("nothing can be collected with these settings:", wrong)
 
-    path, tokenizer = _policy(recipe)
+    path, tokenizer = policy_of(recipe)
     prompts = [prompt_of(problem, recipe.data) for problem in problems]
     model = _load(path, recipe)
     about = {
@@ -191,6 +193,7 @@ def collect(
             grader.close()
         summary = summarize(store, problems)
         store.write_json(SUMMARY, summary)
+        store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(summary["hard"]["ids"])])
     return summary
 
 
@@ -213,7 +216,7 @@ def import_file(
     """
     preflight.quiet()
     recipe, problems = _recipe_and_problems(config, overrides, policy)
-    _, tokenizer = _policy(recipe)
+    _, tokenizer = policy_of(recipe)
     prompts = [prompt_of(problem, recipe.data) for problem in problems]
     store = _open_or_create(Path(output), _data_facts(recipe, problems, prompts, tokenizer))
     grader = Grader(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)

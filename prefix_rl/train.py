@@ -98,7 +98,7 @@ def build(
     _arguments(recipe)  # what TRL does not accept is said before a supervised stage has run
     facts = _facts(recipe, problems)
     model, spent = _start(recipe, problems, facts)
-    path, tokenizer = _policy(recipe)
+    path, tokenizer = policy_of(recipe)
     adapters = _adapters(recipe)
     if recipe.method.supervised and adapters and model != path:  # the stage's adapters are trained on
         model, adapters = _with_adapters(path, model, recipe), {}
@@ -144,7 +144,7 @@ def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
 
 def _start(recipe: Recipe, problems: Sequence[Problem], facts: dict[str, Any]) -> tuple[str, Cost]:
     """The policy that reinforcement learning starts from, and what it cost to have it and its traces."""
-    path, tokenizer = _policy(recipe)
+    path, tokenizer = policy_of(recipe)
     spent = Cost()
     if recipe.data.traces is not None:
         from .data.traces import TraceStore
@@ -197,7 +197,7 @@ def _arguments(recipe: Recipe):
         raise RecipeError(f"TRL does not accept the training block: {error}") from error
 
 
-def _policy(recipe: Recipe):
+def policy_of(recipe: Recipe):
     """What to load the model from, and its tokenizer."""
     from .data.tokenizer import load_tokenizer
 

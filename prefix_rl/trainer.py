@@ -56,7 +56,7 @@ class PrefixTrainer(GRPOTrainer):
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.prefixes.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
         facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
-        spent: the cost of what came before this run (collected traces, a supervised stage); it counts as the run's; None: nothing.
+        spent: the cost of what came before this run (collected traces, a supervised stage): it counts as its own.
         budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
 
     Raises:

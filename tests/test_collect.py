@@ -17,7 +17,7 @@ import prefix_rl.evaluation.sampling
 from prefix_rl import collect as collecting
 from prefix_rl.collect import Plan, collect, collect_main_table, import_file
 from prefix_rl.costs import Cost
-from prefix_rl.data.problems import Problem
+from prefix_rl.data.problems import Problem, load
 from prefix_rl.data.tokenizer import DemonstrationTable, load_tokenizer
 from prefix_rl.data.traces import Account, Tally, Trace, TraceStore, attach, import_traces, tokenizer_sha256
 from prefix_rl.errors import DataError, UserError
@@ -605,6 +605,10 @@ def test_a_hard_problem_stays_hard_when_stage_2_solves_it(tmp_path, scripted):
     summary, tallies = scripted_run(tmp_path / "s", wanted=2)
     assert tallies["train/0"][1:] == (2, 2)
     assert summary["hard"]["ids"] == ["train/0", "train/1", "train/2"]
+    rows = [json.loads(line) for line in (tmp_path / "s" / "hard.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == summary["hard"]["ids"]
+    hard = load(str(tmp_path / "s" / "hard.jsonl"))  # training rows that match the store
+    assert [p.id for p in attach(hard, TraceStore.open(tmp_path / "s")) if p.demonstrations] == ["train/0"]
 
 
 def test_k_wanted_and_cap_may_grow(tmp_path, scripted):

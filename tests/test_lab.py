@@ -58,6 +58,43 @@ def test_garbled_demonstrations_are_wrong_on_the_way_and_right_in_the_end():
     assert wrong == pytest.approx(1083, rel=0.1)
 
 
+def test_a_slipping_teacher_is_one_too_high_on_the_way_and_right_in_the_end():
+    wrong = 0
+    for problem in training_problems(World(demonstrations="slipping", problems=200)):
+        written = [int(w) for w in problem.demonstrations[0]["text"].split()[:20]]
+        slips = [(a - b) % 20 for a, b in zip(written, solve(problem.text), strict=True)]
+        assert set(slips) <= {0, 1}
+        assert slips[-1] == 0
+        wrong += sum(slips)
+        assert grade(problem.demonstrations[0]["text"], problem.answer) is Outcome.RIGHT
+    assert wrong == pytest.approx(200 * 19 * 0.3, rel=0.1)
+
+
+def test_a_restating_teacher_writes_every_addition_before_its_total():
+    world = World(demonstrations="restating", problems=4, held_out=4)
+    for problem in [*training_problems(world), *held_out_problems(world)]:
+        text = problem.demonstrations[0]["text"]
+        words = text.split()
+        assert words[0:40:2] == problem.text.split()[1:-1]
+        assert [int(w) for w in words[1:40:2]] == solve(problem.text)
+        assert grade(text, problem.answer) is Outcome.RIGHT
+        assert "boxed" not in text[: problem.demonstrations[0]["readable_from"]]
+        assert text[problem.demonstrations[0]["readable_from"] :].split()[0] == words[39]  # the last total
+
+
+def test_teachers_differ_and_problems_do_not():
+    kinds = ("clean", "garbled", "slipping", "restating")
+    by_kind = [training_problems(World(demonstrations=kind, problems=4)) for kind in kinds]
+    assert len({tuple((p.text, p.answer) for p in problems) for problems in by_kind}) == 1
+    assert len({problems[0].demonstrations[0]["text"] for problems in by_kind}) == 4
+
+
+def test_settings_are_chosen_on_other_problems_than_results_are_reported_on():
+    reported = {p.text for p in held_out_problems(World())}
+    assert reported.isdisjoint(p.text for p in held_out_problems(World(held_out_seed=1)))
+    assert reported == {p.text for p in held_out_problems(World(seed=5))}
+
+
 def test_few_demonstrations():
     having = [bool(p.demonstrations) for p in training_problems(World(demonstrated=8))]
     assert having == [True] * 8 + [False] * 56

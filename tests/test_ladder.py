@@ -215,6 +215,8 @@ def test_the_table_pairs_arms_by_seed_and_problem(tmp_path):
     assert "Not finished: prefix_rft." in text
     assert "75.0 %" in text
     assert "+50.0" in text
+    assert "Highest accuracy: prefix_rft." in text
+    assert "final accuracy of dr_grpo, as a share of what it spent: prefix_rft 0.50." in text
     assert paths["curves.png"].stat().st_size > 10_000
 
 

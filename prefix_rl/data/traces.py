@@ -193,6 +193,15 @@ class TraceStore:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         self._write(self.folder / name, lambda file: file.write(text.encode()))
 
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a JSONL file of the folder as a whole.
+
+        Raises:
+            DataError: if it cannot be written.
+        """
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._write(self.folder / name, lambda file: file.write(text.encode()))
+
     # --- writing ------------------------------------------------------------------------------------------------------
 
     @contextmanager

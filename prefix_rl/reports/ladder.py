@@ -137,7 +137,7 @@ def markdown(ladder: Ladder, results: Mapping[str, Any], drawn: Sequence[Path | 
         f"Commit {', '.join(results['git_commits'])}; {results['minutes']:.0f} minutes of one core in all.",
     ]
     for regime, table in results["regimes"].items():
-        lines += ["", f"## {regime}", "", table["question"], "", *_rows(ladder, table["arms"])]
+        lines += ["", f"## {regime}", "", table["question"], "", *_rows(ladder, table["arms"]), *_notes(table["arms"])]
         missing = [arm for arm, row in table["arms"].items() if row is None]
         if missing:
             lines += ["", f"Not finished: {', '.join(missing)}."]
@@ -175,6 +175,22 @@ def _rows(ladder: Ladder, arms: Mapping[str, Any]) -> list[str]:
             f"{cost['flops']:.2e}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _notes(arms: Mapping[str, Any]) -> list[str]:
+    """Which arm is the best, and what the others spent to come as far as those they are compared with."""
+    rows = {arm: row for arm, row in arms.items() if row}
+    if not rows:
+        return []
+    best = max(rows, key=lambda arm: rows[arm]["accuracy"]["mean"])
+    lines = ["", f"Highest accuracy: {best}."]
+    for other in dict.fromkeys(o for row in rows.values() for o in row["flops_to_match"]):
+        spent = {arm: flops for arm, row in rows.items() if (flops := row["flops_to_match"].get(other)) is not None}
+        if spent:
+            whole = rows[other]["cost"]["flops"]
+            told = ", ".join(f"{arm} {flops / whole:.2f}" for arm, flops in sorted(spent.items(), key=lambda s: s[1]))
+            lines += ["", f"FLOPs to reach the final accuracy of {other}, as a share of what it spent: {told}."]
     return lines
 
 
