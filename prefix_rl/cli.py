@@ -111,8 +111,9 @@ def schedule(
     chosen = having[:problems] if problems else having
     tokenizer = load_tokenizer(model_path(found))
     table = DemonstrationTable(
-        [p.demonstrations for p in chosen], [p.answer for p in chosen], tokenizer, found.data.answer_guard
-    )
+        [p.demonstrations for p in chosen], [p.answer for p in chosen], tokenizer,
+        found.data.answer_guard, usable=found.method.usable,
+    )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
     print(reports.table_of(lengths))

@@ -102,10 +102,10 @@ def whole(demonstration: Demonstration, max_tokens: int) -> Prefix:
     This is what is imitated (LUFFY, arXiv 2504.14945), so the answer stands in it: nothing is asked from it.
 
     >>> whole(Demonstration(ids=(5, 6, 7), safe_length=1, stop=2), max_tokens=10)
-    Prefix(ids=[5, 6, 7, 2], drawn=3, of=3, complete=True)
+    Prefix(ids=[5, 6, 7, 2], drawn=4, of=4, complete=True)
     """
     ids = [*demonstration.ids, *([] if demonstration.stop is None else [demonstration.stop])]
-    return Prefix(ids, len(demonstration.ids), len(demonstration.ids), True) if len(ids) <= max_tokens else NO_PREFIX
+    return Prefix(ids, len(ids), len(ids), True) if len(ids) <= max_tokens else NO_PREFIX
 
 
 def join(prefix: Sequence[T], continuation: Sequence[T], max_length: int) -> list[T]:

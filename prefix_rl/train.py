@@ -44,6 +44,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
     reward = _reward(recipe)
+    _arguments(recipe)  # joins the processes, and says what TRL does not accept before anything is graded or trained
     problems = _verified(recipe, problems, reward)
     if not recipe.method.reinforces:
         return _imitate(recipe, problems, run)
@@ -93,9 +94,9 @@ def build(
     from .trainer import PrefixTrainer
 
     if reward is None:
+        _arguments(recipe)
         reward = _reward(recipe)
         problems = _verified(recipe, problems, reward)
-    _arguments(recipe)  # what TRL does not accept is said before a supervised stage has run
     facts = _facts(recipe, problems)
     model, spent = _start(recipe, problems, facts)
     path, tokenizer = policy_of(recipe)

@@ -12,7 +12,7 @@ from prefix_rl.cli import app
 
 ROOT = Path(__file__).parents[1]
 LAB = str(ROOT / "recipes" / "lab" / "prefix_rft.yaml")
-COMMANDS = ["train", "prepare", "schedule", "evaluate", "report", "quickstart", "tiny", "check"]
+COMMANDS = ["train", "prepare", "schedule", "evaluate", "report", "quickstart", "tiny", "check", "collect", "ladder"]
 
 
 def prefix_rl(*arguments, cwd=ROOT):
@@ -50,7 +50,15 @@ def test_problems_end_in_status_2_without_a_traceback():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["prepare", "x.jsonl"], ["nonsense"], ["evaluate", "nowhere"], ["report", "nowhere"]],
+    [
+        ["train"],
+        ["prepare", "x.jsonl"],
+        ["nonsense"],
+        ["evaluate", "nowhere"],
+        ["report", "nowhere"],
+        ["ladder", "nowhere.yaml"],
+        ["collect", "nowhere.yaml"],
+    ],
     ids=str,
 )
 def test_wrong_use_is_explained(arguments, tmp_path):
@@ -90,3 +98,39 @@ def test_schedule_of_a_method_without_prefixes_is_refused(tmp_path):
     done = prefix_rl("schedule", str(ROOT / "recipes" / "lab" / "dr_grpo.yaml"), "data.lab.base_steps=3")
     assert done.returncode == 2
     assert "starts no rollout from a prefix" in done.stderr
+
+
+def test_schedule_of_fixed_cuts_is_the_same_at_every_step(tmp_path):
+    recipe = str(ROOT / "recipes" / "lab" / "prefix_rl.yaml")
+    options = ["data.lab.base_steps=3", "data.answer_guard=none", "--plot", str(tmp_path / "plot.png")]
+    done = prefix_rl("schedule", recipe, *options)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[1:] for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 11
+    assert all(row == rows[0] for row in rows)
+    assert float(rows[0][4]) == pytest.approx(0.6, abs=0.03)  # the middle of 0.4 and 0.8
+    assert rows[0][3] == "21"  # at most floor(0.8 * 27) of the 27 words
+
+
+def test_collect_fills_a_store_that_train_takes(tmp_path):
+    recipe, lab = str(ROOT / "recipes" / "lab" / "prefix_rl.yaml"), ["data.lab.base_steps=3", "data.lab.problems=4"]
+    store = tmp_path / "traces"
+    done = prefix_rl("collect", recipe, *lab, "--output", str(store), "--k", "2", "--cap", "4", "--batch-size", "8")
+    assert done.returncode == 0, done.stderr
+    assert "4 problems of lab" in done.stdout
+    assert "4  never solved" in done.stdout
+    done = prefix_rl("check", recipe, *lab, f"data.traces={store}")
+    assert done.returncode == 2
+    assert "no right trace" in done.stderr  # an untrained policy solves nothing
+
+    rows = tmp_path / "other.jsonl"
+    from prefix_rl.lab.world import World, training_problems
+
+    problems = training_problems(World(problems=4))
+    rows.write_text(
+        "".join(json.dumps({"problem_id": p.id, "text": p.demonstrations[0]["text"]}) + "\n" for p in problems)
+    )
+    done = prefix_rl("collect", recipe, *lab, "--output", str(store), "--import", str(rows), "--source", "expert")
+    assert done.returncode == 0, done.stderr
+    done = prefix_rl("check", recipe, *lab, f"data.traces={store}", "training.per_device_train_batch_size=16")
+    assert done.returncode == 0, done.stderr

@@ -393,7 +393,7 @@ def test_prefix_rl_trains_on_what_the_policy_wrote():
 # --- LUFFY: whole demonstrations --------------------------------------------------------------------------------------
 
 THREE = (Demonstration((5, 6, 7), safe_length=1, stop=2),)
-WHOLE = Prefix([5, 6, 7, 2], drawn=3, of=3, complete=True)  # the answer guard has no say: nothing is asked from it
+WHOLE = Prefix([5, 6, 7, 2], drawn=4, of=4, complete=True)  # the answer guard has no say: nothing is asked from it
 
 
 @pytest.mark.parametrize("method", [LUFFY, SFTLoss])

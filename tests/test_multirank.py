@@ -100,6 +100,87 @@ def test_two_sharded_processes_resume_exactly(tmp_path, parallel):
     assert all(left[name].equal(right[name]) for name in left)
 
 
+# --- the other methods ------------------------------------------------------------------------------------------------
+
+# Demonstrations of very unequal lengths: 1 to 20 totals before the answer. Every second problem has none.
+TOTALS = [1, 9, 20, 9, 2, 9, 15, 9]
+OTHERS = {
+    "luffy": "method={name: luffy}",
+    "sft_loss": "method={name: sft_loss, weight: 0.5, tokens: uncertain}",
+    "skewed": "method={name: tests.skewed_credit, supervised: {epochs: 3, batch_size: 4, per_device_batch_size: %d, "
+    "learning_rate: 1e-3, warmup: 0}}",
+}
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    """Training rows in the lab's words."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = []
+    for i, count in enumerate(TOTALS):
+        row = {"problem": f"{i} +1 +{i} -3 ?", "answer": f"({i}, {i}, {i + 1})"}
+        if i % 2 == 0:
+            row["solution"] = " ".join(str((i + n) % 20) for n in range(count)) + rf" \boxed{{( {i} , {i} , {i + 1} )}}"
+        rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(name, rows, at_once):
+    method = OTHERS[name] % at_once if "%d" in OTHERS[name] else OTHERS[name]
+    return [*GREEDY, f"data.train={rows}", "data.demonstration_share=1", "data.answer_guard=none", method,
+            "training.max_steps=3", "training.warmup_steps=0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def apart(unequal, tmp_path_factory):
+    """Each of them on one process, in one micro-batch."""
+    folder = tmp_path_factory.mktemp("apart")
+    return {name: one_process(folder / name, *settings(name, unequal, at_once=4)) for name in OTHERS}
+
+
+def same_parameters(one, other, most):
+    left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert left.keys() == right.keys()
+    for name in left:
+        assert (left[name] - right[name]).abs().max() < most, name
+
+
+@pytest.mark.parametrize(
+    ("name", "parallel"),
+    [("skewed", "cpu"), *[(name, parallel) for name in OTHERS for parallel in ("zero2", "zero3")]],
+)
+def test_two_processes_train_the_other_methods_as_one(unequal, apart, tmp_path, name, parallel):
+    one, two = apart[name], tmp_path / "run"
+    # Two micro-batches of 6 on each process where one process has a single one of 24; in the supervised stage two of 1
+    # where it has one of 4. So a stage that kept the other's sizes would not get far
+    launch(parallel, two, *settings(name, unequal, at_once=1), "training.per_device_train_batch_size=6",
+           "training.gradient_accumulation_steps=2")  # fmt: skip
+    for step in range(3):
+        together, here = read_rollouts(one, step), read_rollouts(two, step)
+        assert len(together) == len(here) == 24
+        for left, right in zip(together, here, strict=True):
+            assert left["prompt"] == right["prompt"]
+            assert left["prefix_tokens"] == right["prefix_tokens"]
+            assert left["completion_ids"] == right["completion_ids"]
+            assert left["advantage"] == pytest.approx(right["advantage"], abs=1e-4)
+    for left, right in zip(metrics(one), metrics(two), strict=True):
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+        assert left["grad_norm"] > 1e-3
+    same_parameters(one / "final", two / "final", 1e-4)
+    assert json.loads((one / "cost.json").read_text()) == json.loads((two / "cost.json").read_text())
+    if name == "skewed":
+        same_parameters(one / "sft" / "final", two / "sft" / "final", 1e-5)
+    else:
+        # 1, 20, 2 or 15 totals, seven words, and the end, in the first of each group; none for every second problem
+        found = [[r["prefix_tokens"] for r in read_rollouts(two, step)] for step in range(3)]
+        lengths = {n for step in found for n in step[::8]}
+        assert lengths <= {0, 9, 28, 10, 23}
+        assert len(lengths) > 2
+        assert all(step[i] == 0 for step in found for i in range(24) if i % 8)
+        assert any(any(step[:12]) != any(step[12:]) for step in found)  # a process that holds none beside one that does
+
+
 def test_ten_steps_on_real_rows_alone_and_under_zero2(tmp_path, shared_data):
     rows = shared_data / "gsm8k-train.jsonl.gz"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

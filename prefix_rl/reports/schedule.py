@@ -31,12 +31,12 @@ class Lengths:
         return cuts[0], cuts[4], cuts[8]
 
 
-def total_steps(recipe: Recipe, problems: int) -> int:
-    """The optimizer steps that a recipe makes on so many problems."""
+def total_steps(recipe: Recipe, rows: int) -> int:
+    """The optimizer steps that a recipe makes with so many rows in an epoch."""
     if recipe.training_value("max_steps") > 0:
         return recipe.training_value("max_steps")
     found = batches(recipe, world_size())
-    return int(recipe.training_value("num_train_epochs") * (problems // found.prompts) * found.steps)
+    return int(recipe.training_value("num_train_epochs") * (rows // found.prompts) * found.steps)
 
 
 def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list[Lengths]:
@@ -45,13 +45,15 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
     Raises:
         RecipeError: if the method draws none.
     """
-    total = total_steps(recipe, len(table))
     group_size = recipe.training_value("num_generations")
     if not recipe.method.injects:
         raise RecipeError(f"method {recipe.method_name} with these settings starts no rollout from a prefix")
+    copies = recipe.method.copies([bool(table[problem]) for problem in range(len(table))])
+    epoch = [(problem, copy) for problem, count in enumerate(copies) for copy in range(count)]
+    total = total_steps(recipe, len(epoch))
     rows = [
-        Row(problem * group_size + member, problem, table[problem])
-        for problem in range(len(table)) if table[problem] for member in range(group_size)
+        Row(group * group_size + member, problem, table[problem], copy)
+        for group, (problem, copy) in enumerate(epoch) if table[problem] for member in range(group_size)
     ]  # fmt: skip
     found = []
     for step in sorted({round(i * max(total - 1, 0) / max(points - 1, 1)) for i in range(points)}):
