@@ -18,12 +18,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -456,10 +458,11 @@ def climb(path: str | os.PathLike, fast: bool = False, processes: int | None = N
     _prepare_base(first[0])
     say(f"{len({j.folder for j in trials})} runs search, then up to {len(final_jobs(path, ladder, {}))} count; "
         f"{processes} at a time")  # fmt: skip
-    failed = _run_all("search", trials, processes)
-    chosen = chosen_settings(ladder, searched)
-    jobs = final_jobs(path, ladder, chosen)
-    failed += _run_all("runs", jobs, processes)
+    with _terminated_like_interrupted():
+        failed = _run_all("search", trials, processes)
+        chosen = chosen_settings(ladder, searched)
+        jobs = final_jobs(path, ladder, chosen)
+        failed += _run_all("runs", jobs, processes)
     paths = report(ladder, searched, chosen, jobs, output)
     say(f"all of it took {(time.monotonic() - began) / 60:.1f} minutes; look at {paths['ladder.md']}")
     if failed:
@@ -467,6 +470,20 @@ def climb(path: str | os.PathLike, fast: bool = False, processes: int | None = N
             f"{len(failed)} runs failed and are missing in the table; the same command tries them again:", failed
         )
     return paths
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A ladder that is terminated stops its runs, as one that is interrupted does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _prepare_base(job: Job) -> None:
@@ -562,7 +579,15 @@ def collect_one(job: Job) -> None:
 
 
 def run_one(job: Job) -> None:
-    """Trains, measures, and leaves ``result.json``."""
+    """Trains, measures, and leaves ``result.json``. Waits for a process that an earlier ladder may have left behind."""
+    from filelock import FileLock
+
+    with FileLock(job.folder / ".lock"):
+        if job.result() is None:
+            _train_and_measure(job)
+
+
+def _train_and_measure(job: Job) -> None:
     from .train import train
 
     began = time.monotonic()

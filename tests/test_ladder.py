@@ -2,8 +2,10 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import yaml
 
 from prefix_rl.errors import RecipeError, UserError
 from prefix_rl.evaluation.metrics import over_seeds, paired_difference
-from prefix_rl.ladder import Job, chosen_settings, climb, final_jobs, load_ladder, search_jobs, settings_for
+from prefix_rl.ladder import Job, chosen_settings, climb, final_jobs, load_ladder, run_one, search_jobs, settings_for
 from prefix_rl.recipe import read_yaml
 from prefix_rl.reports.ladder import _flops_to, report
 
@@ -301,6 +303,41 @@ def test_a_ladder_runs_stops_and_goes_on(tmp_path, monkeypatch):
     again, first = json.loads(lost.read_text()), json.loads(before[lost][1])
     assert again["right"] == first["right"]
     assert again["cost"] == first["cost"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_ladder_that_is_stopped_stops_its_runs(tmp_path, number):
+    path = written(tmp_path, seeds=[0])
+    content = yaml.safe_load(path.read_text())
+    content["set"] |= {"training.max_steps": 5000, "training.save_strategy": "no", "training.eval_strategy": "no"}
+    path.write_text(yaml.safe_dump(content))
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # as in a terminal
+    program += "from prefix_rl.cli import main; main()"
+    ladder = subprocess.Popen([sys.executable, "-c", program, "ladder", str(path)], stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "ladder" / "runs"
+    wait_for(lambda: len(list(runs.glob("*/metrics.jsonl"))) == 2)  # both train
+    ladder.send_signal(number)
+    said = ladder.communicate(timeout=60)[1]
+    assert ladder.returncode == 130
+    assert "the same command goes on from there" in said
+    sizes = {p: p.stat().st_size for p in runs.glob("*/metrics.jsonl")}
+    time.sleep(1.5)
+    assert {p: p.stat().st_size for p in runs.glob("*/metrics.jsonl")} == sizes  # nobody trains any more
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
+
+
+def test_a_run_that_another_process_finishes_is_not_run_again(tmp_path, monkeypatch):
+    job = Job("a", "r", 0, "", (), tmp_path, {})
+    finish(job, 0.5)
+    monkeypatch.setattr("prefix_rl.ladder._train_and_measure", lambda job: pytest.fail("trained again"))
+    run_one(job)
 
 
 @pytest.mark.slow

@@ -143,7 +143,9 @@ def same_parameters(one, other, most):
     left, right = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert left.keys() == right.keys()
     for name in left:
-        assert (left[name] - right[name]).abs().max() < most, name
+        difference = (left[name] - right[name]).abs()
+        assert difference.max() < most, name  # AdamW divides: a gradient of almost 0 may end up on either side of it
+        assert difference.mean() < 1e-6, name
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_two_processes_train_the_other_methods_as_one(unequal, apart, tmp_path, 
     for left, right in zip(metrics(one), metrics(two), strict=True):
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
         assert left["grad_norm"] > 1e-3
-    same_parameters(one / "final", two / "final", 1e-4)
+    same_parameters(one / "final", two / "final", 5e-4)
     assert json.loads((one / "cost.json").read_text()) == json.loads((two / "cost.json").read_text())
     if name == "skewed":
         same_parameters(one / "sft" / "final", two / "sft" / "final", 1e-5)

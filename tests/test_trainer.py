@@ -17,7 +17,7 @@ from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
-from prefix_rl.prefixes import NO_PREFIX
+from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.trainer import PrefixTrainer
 
@@ -407,6 +407,16 @@ def test_nothing_is_generated_for_whole_demonstrations_and_they_end(tmp_path, mo
         else:
             assert ids
             assert not batch["prefix_mask"][i].any()
+
+
+def test_a_process_whose_rows_are_all_complete_still_takes_part_in_generation(tmp_path, monkeypatch):
+    made = trainer(tmp_path, LUFFY(), **LONG)
+    seen = asked_of_the_engine(monkeypatch)
+    made._plan = [Prefix([5, 6, TOKENIZER.eos_token_id], drawn=2, of=2, complete=True)] * 3
+    completions, logps = made._generate_single_turn([[7, 8], [9], [7]], None, {}, 4)
+    assert seen == [[[7, 8]]]  # sharded parameters are gathered by all processes
+    assert completions == [[5, 6, TOKENIZER.eos_token_id]] * 3
+    assert logps is None
 
 
 def test_a_demonstration_that_does_not_fit_is_as_if_it_were_not_there(tmp_path):
