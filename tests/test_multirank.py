@@ -154,10 +154,10 @@ def same_parameters(one, other, most):
 )
 def test_two_processes_train_the_other_methods_as_one(unequal, apart, tmp_path, name, parallel):
     one, two = apart[name], tmp_path / "run"
-    # Two micro-batches of 6 on each process where one process has a single one of 24; in the supervised stage two of 1
-    # where it has one of 4. So a stage that kept the other's sizes would not get far
-    launch(parallel, two, *settings(name, unequal, at_once=1), "training.per_device_train_batch_size=6",
-           "training.gradient_accumulation_steps=2")  # fmt: skip
+    # Three micro-batches of 4 on each process where one process has a single one of 24; in the supervised stage two of 1
+    # where it has one of 4. So a stage that kept the other's sizes would be found out
+    launch(parallel, two, *settings(name, unequal, at_once=1), "training.per_device_train_batch_size=4",
+           "training.gradient_accumulation_steps=3")  # fmt: skip
     for step in range(3):
         together, here = read_rollouts(one, step), read_rollouts(two, step)
         assert len(together) == len(here) == 24

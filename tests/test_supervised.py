@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from small import CHAT_TEMPLATE, arguments, byte_level_bpe, policy, token_reward
 from test_train import PREFIX_RFT, run
 from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
 
 from prefix_rl.costs import Cost
 from prefix_rl.data.problems import Problem
@@ -267,18 +269,24 @@ def test_the_cost_of_a_stage(start, tmp_path):
 def whole(start, tmp_path_factory):
     """Six steps with AdamW, a checkpoint at every second."""
     folder = tmp_path_factory.mktemp("whole")
-    recipe = recipe_for(start, "training.save_strategy=steps", "training.save_steps=2", epochs=3, learning_rate=1e-3)
+    saving = ("training.save_strategy=steps", "training.save_steps=2", "training.save_total_limit=3")
+    recipe = recipe_for(start, *saving, epochs=3, learning_rate=1e-3)
     return folder, recipe, stage_of(folder, recipe, start)
 
 
-@pytest.mark.parametrize("lost", [["checkpoint-4", "checkpoint-6", "final"], ["checkpoint-6", "final"], ["final"]])
-def test_a_resumed_stage_equals_an_uninterrupted_one(start, whole, tmp_path, lost):
+@pytest.mark.parametrize(
+    ("lost", "left"), [(["checkpoint-4", "checkpoint-6", "final"], 4), (["checkpoint-6", "final"], 2), (["final"], 0)]
+)
+def test_a_resumed_stage_equals_an_uninterrupted_one(start, whole, tmp_path, monkeypatch, lost, left):
     folder, recipe, cost = whole
     cut = tmp_path / "cut"
     shutil.copytree(folder, cut)
     for name in lost:
         shutil.rmtree(cut / name)
+    trained, step = [], SFTTrainer.training_step
+    monkeypatch.setattr("trl.SFTTrainer.training_step", lambda *args: trained.append(1) or step(*args))
     assert stage_of(cut, recipe, start) == cost
+    assert len(trained) == left  # it went on, and did not begin anew
     assert parameters(cut).equal(parameters(folder))
     logged = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == [1, 2, 3, 4, 5, 6]
@@ -315,6 +323,13 @@ def test_the_stage_of_another_run_is_refused(start, whole, tmp_path, finished):
         shutil.rmtree(cut / "final")
     with pytest.raises(CheckpointError, match="the training data has changed"):
         fine_tune(recipe, problems(), start, TOKENIZER, cut, {**FACTS, "data": "y"}, {})
+
+
+def test_a_stage_leaves_no_configuration_to_the_next_trainer_of_the_process(start, whole, tmp_path):
+    _, recipe, _ = whole
+    stage_of(tmp_path, recipe, start)
+    assert AcceleratorState._shared_state == {}
+    assert GradientState._shared_state == {}
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ EASY = ["data.lab.operations=4", "training.learning_rate=1e-3", "training.warmup
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_other_methods_resume_exactly(tmp_path, name):
+def test_the_other_methods_resume_exactly(tmp_path, capsys, name):
     # Two micro-batches a step, and two steps for each generation batch: rollouts at steps 0, 2 and 4
     settings = [
         f"method={OTHERS[name]}", "training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=2",
@@ -85,10 +85,12 @@ def test_the_other_methods_resume_exactly(tmp_path, name):
     shutil.copytree(whole, cut)
     for folder in (cut / "checkpoint-4", cut / "checkpoint-6", cut / "final"):
         shutil.rmtree(folder)
-    for file in (cut / "rollouts" / "step_000002.parquet", cut / "rollouts" / "step_000004.parquet", cut / "cost.json"):
-        file.unlink()
+    shutil.rmtree(cut / "rollouts")
+    (cut / "cost.json").unlink()
     run(cut, *settings)
-    for step in (0, 2, 4):
+    assert f"continuing from {cut / 'checkpoint-2'}" in capsys.readouterr().err
+    assert [p.name for p in sorted((cut / "rollouts").iterdir())] == ["step_000002.parquet", "step_000004.parquet"]
+    for step in (2, 4):
         records = read_rollouts(whole, step)
         assert len(records) == 16
         assert records == read_rollouts(cut, step), f"step {step}"
@@ -117,7 +119,7 @@ def test_the_other_methods_train_adapters(tmp_path, name):
         assert any(not stage[key].equal(adapters[key]) for key in stage)
 
 
-def test_the_stages_adapters_are_trained_on_and_resumed_exactly(tmp_path):
+def test_the_stages_adapters_are_trained_on_and_resumed_exactly(tmp_path, capsys):
     settings = [f"method={OTHERS['sft_then_rl']}", "model.lora={r: 4}", "training.max_steps=2", "training.save_steps=1",
                 *EASY]  # fmt: skip
     whole = run(tmp_path / "whole", *settings)
@@ -127,6 +129,7 @@ def test_the_stages_adapters_are_trained_on_and_resumed_exactly(tmp_path):
     for folder in (cut / "checkpoint-2", cut / "final"):
         shutil.rmtree(folder)
     run(cut, *settings)
+    assert f"continuing from {cut / 'checkpoint-1'}" in capsys.readouterr().err
     adapters = {f.name: load_file(f / "final" / "adapter_model.safetensors") for f in (whole, cut, still)}
     stage = load_file(still / "sft" / "final" / "adapter_model.safetensors")
     assert any(not value.equal(stage[key]) for key, value in adapters["whole"].items())
