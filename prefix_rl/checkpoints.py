@@ -17,6 +17,8 @@ from typing import Any
 from .errors import CheckpointError
 
 MARK = "prefix_rl.json"
+FINAL = "final"
+"""The folder of a finished policy, inside a run's."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _FREE_TO_CHANGE = ("reward", "budget", "evaluation", "output")
 _FREE_TRAINING_KEYS = {

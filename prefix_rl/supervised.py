@@ -15,11 +15,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import check_continues, facts_of, last_whole, mark_whole, set_aside_incomplete
+from .checkpoints import FINAL, check_continues, facts_of, last_whole, mark_whole, set_aside_incomplete
 from .costs import Cost, update_flops
 from .data.problems import Problem
 from .data.tokenizer import DemonstrationTable, encode_prompt, opening_of
-from .errors import DataError, RecipeError
+from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Supervised
 from .progress import say
 from .recipe import Recipe, prompt_of, world_size
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FINAL = "final"
 _SHARED_KEYS = (
     "bf16", "fp16", "use_cpu", "seed", "gradient_checkpointing", "gradient_checkpointing_kwargs", "max_grad_norm",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "report_to", "run_name", "logging_steps",
@@ -144,14 +143,25 @@ def fine_tune(
     )
     if trainer.accelerator.is_main_process:
         set_aside_incomplete(folder)
-        say(f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all")
+        say(
+            f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all, so "
+            f"{len(places) / len(dataset):.3g} passes over them"
+        )
     trainer.accelerator.wait_for_everyone()
     resume = last_whole(folder)
     if resume:
         check_continues(resume, {**facts, "world_size": args.world_size})
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trainer.save_model(str(final))
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.save_model(str(final))
+    except KeyboardInterrupt:
+        whole = last_whole(folder)
+        place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
+        say(f"stopped at step {trainer.state.global_step} of the supervised stage; {place}.")
+        raise
+    except OSError as error:
+        raise CheckpointError(f"the supervised stage could not be written to {folder}: {error}") from error
     lengths = [(len(ids), sum(label != -100 for label in labels)) for ids, labels in
                zip(dataset["input_ids"], dataset["labels"], strict=True)]  # fmt: skip
     trained = float(sum(lengths[i][1] for i in places))
@@ -161,7 +171,7 @@ def fine_tune(
         tokenizer.save_pretrained(final)
         mark_whole(final, {**facts, "step": steps, "world_size": args.world_size, "cost": asdict(cost)})
     trainer.accelerator.wait_for_everyone()
-    _forget(trainer)
+    trainer.accelerator.free_memory()
     del trainer
     gc.collect()
     if torch.cuda.is_available():
@@ -207,16 +217,3 @@ def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedToken
             "tokens, and the other problems have none"
         )
     return Dataset.from_list(found)
-
-
-def _forget(trainer) -> None:
-    """Lets the next trainer of this process read its configuration anew.
-
-    accelerate keeps one state for the process. DeepSpeed's batch sizes, which stand as ``auto`` in the configuration,
-    would otherwise stay those of this stage.
-    """
-    from accelerate.state import AcceleratorState, GradientState
-
-    trainer.accelerator.free_memory()
-    AcceleratorState._reset_state()
-    GradientState._reset_state()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import preflight
-from .checkpoints import check_continues, facts_of, last_whole, set_aside_incomplete
+from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
 from .data.prepare import is_verified
 from .data.problems import Problem, verify
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from .rewards import MathReward
     from .trainer import PrefixTrainer
+
+_PARTIAL = f"{FINAL}.partial"
 
 
 def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
@@ -51,23 +53,59 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     trainer = build(recipe, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
     if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
+        if is_main() and not (run / FINAL).is_dir():  # it was killed between its last checkpoint and its end
+            _final_from(resume, run)
         say(f"{run} has already {ended}; nothing was trained. To train again, give another output.dir.")
         return run
     if is_main():
         _record(run, recipe, trainer.facts)
         _announce(recipe, trainer)
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if not _spent_before(recipe, trainer):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except KeyboardInterrupt:
         whole = last_whole(run)
         place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
         say(f"stopped at step {trainer.state.global_step}; {place}. The same command goes on from there.")
         raise
-    trainer.save_model(str(run / "final"))
+    trainer.save_model(str(run / _PARTIAL))
     if is_main():
         _record_cost(run, trainer.cost)
-        say(f"trained {trainer.state.global_step} steps; the policy is in {run / 'final'}")
+        _put_in_place(run)
+        say(f"trained {trainer.state.global_step} steps; the policy is in {run / FINAL}")
+    trainer.accelerator.wait_for_everyone()
     return run
+
+
+def _spent_before(recipe: Recipe, trainer: PrefixTrainer) -> bool:
+    """Whether collected traces and the supervised stage have left nothing of the budget."""
+    budget, spent = recipe.budget.flops, trainer.cost.flops
+    if budget is None or spent < budget:
+        return False
+    say(f"collected traces and the supervised stage took {spent:.3g} of budget.flops = {budget:g}; the policy stays as "
+        "it is, without reinforcement learning")  # fmt: skip
+    return True
+
+
+def _final_from(checkpoint: Path, run: Path) -> None:
+    """The policy of a run that got as far as its last checkpoint: the checkpoint without what only a resume needs."""
+    resume_only = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "global_step*", "latest", MARK)
+    shutil.rmtree(run / _PARTIAL, ignore_errors=True)
+    shutil.copytree(checkpoint, run / _PARTIAL, ignore=shutil.ignore_patterns(*resume_only))
+    _record_cost(run, Cost(**facts_of(checkpoint)["cost"]))
+    _put_in_place(run)
+
+
+def _put_in_place(run: Path) -> None:
+    """The policy under its name, once it is whole; one of fewer steps makes room."""
+    try:
+        if (run / FINAL).is_dir():
+            shutil.rmtree(run / FINAL)
+        (run / _PARTIAL).rename(run / FINAL)
+    except OSError as error:
+        raise CheckpointError(
+            f"the policy is in {run / _PARTIAL} and could not be renamed to {FINAL}: {error.strerror or error}"
+        ) from error
 
 
 def _imitate(recipe: Recipe, problems: Sequence[Problem], run: Path) -> Path:
@@ -77,9 +115,9 @@ def _imitate(recipe: Recipe, problems: Sequence[Problem], run: Path) -> Path:
         _record(run, recipe, facts)
     policy, spent = _start(recipe, problems, facts)
     if is_main():
-        shutil.copytree(policy, run / "final", dirs_exist_ok=True)
+        shutil.copytree(policy, run / FINAL, dirs_exist_ok=True)
         _record_cost(run, spent)
-        say(f"the policy is in {run / 'final'}")
+        say(f"the policy is in {run / FINAL}")
     return run
 
 
@@ -155,7 +193,7 @@ def _start(recipe: Recipe, problems: Sequence[Problem], facts: dict[str, Any]) -
         spent += store.cost()
     if not recipe.uses_supervision:
         return path, spent
-    from .supervised import FINAL, fine_tune
+    from .supervised import fine_tune
 
     stage = Path(recipe.output.dir, "sft")
     spent += fine_tune(recipe, problems, path, tokenizer, stage, facts, _adapters(recipe))

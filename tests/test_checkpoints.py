@@ -13,7 +13,12 @@ from prefix_rl.checkpoints import (
 )
 from prefix_rl.errors import CheckpointError
 
-FACTS = {"step": 5, "world_size": 2, "data": "abc", "recipe": {"method": {"share": 0.2}, "training": {"seed": 1}, "output": {"dir": "x"}}}
+FACTS = {
+    "step": 5,
+    "world_size": 2,
+    "data": "abc",
+    "recipe": {"method": {"share": 0.2}, "training": {"seed": 1}, "output": {"dir": "x"}},
+}
 
 
 def checkpoint(run, step, whole=True):
@@ -70,7 +75,9 @@ def test_a_mark_lists_every_file_and_survives_being_written_again(tmp_path):
 def test_every_difference_to_the_run_is_named(tmp_path):
     folder = checkpoint(tmp_path, 5)
     check_continues(folder, FACTS)
-    check_continues(folder, FACTS | {"recipe": FACTS["recipe"] | {"output": {"dir": "y"}}})  # where it is written may change
+    check_continues(
+        folder, FACTS | {"recipe": FACTS["recipe"] | {"output": {"dir": "y"}}}
+    )  # where it is written may change
     now = {"world_size": 1, "data": "xyz", "recipe": {"method": {"share": 0.5}, "training": {"seed": 1, "beta": 0.1}}}
     with pytest.raises(CheckpointError) as error:
         check_continues(folder, now)
@@ -84,5 +91,8 @@ def test_every_difference_to_the_run_is_named(tmp_path):
 
 def test_logging_and_saving_may_change_between_two_parts_of_a_run(tmp_path):
     folder = checkpoint(tmp_path, 5)
-    recipe = FACTS["recipe"] | {"training": {"seed": 1, "save_steps": 7, "report_to": "wandb"}, "evaluation": {"data": "x"}}
+    recipe = FACTS["recipe"] | {
+        "training": {"seed": 1, "save_steps": 7, "report_to": "wandb"},
+        "evaluation": {"data": "x"},
+    }
     check_continues(folder, FACTS | {"recipe": recipe})

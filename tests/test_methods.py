@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl import methods
-from prefix_rl.methods.base import Method
+from prefix_rl.methods.base import Method, Supervised
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
@@ -613,3 +613,8 @@ def test_the_last_settings_that_work():
         PrefixRL(low=0.5, high=0.5),
     ):
         assert method.problems(TRAINING) == []
+
+
+def test_sft_without_epochs_has_nothing_to_do():
+    assert SFT().problems(TRAINING) == []
+    assert "leaves nothing to do" in SFT(supervised=Supervised(epochs=0)).problems(TRAINING)[0]

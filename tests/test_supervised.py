@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -314,6 +313,24 @@ def test_a_finished_stage_is_not_trained_again(start, whole, monkeypatch, capsys
     assert "the supervised stage is finished" in capsys.readouterr().err
 
 
+def test_a_stage_that_cannot_be_written_or_is_stopped_says_so(start, whole, tmp_path, monkeypatch, capsys):
+    _, recipe, _ = whole
+
+    def fail(error):
+        def train(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("trl.SFTTrainer.train", train)
+
+    fail(OSError(28, "No space left on device"))
+    with pytest.raises(CheckpointError, match=r"could not be written to .*No space left"):
+        stage_of(tmp_path / "a", recipe, start)
+    fail(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        stage_of(tmp_path / "b", recipe, start)
+    assert "stopped at step 0 of the supervised stage; no checkpoint has been written yet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_the_stage_of_another_run_is_refused(start, whole, tmp_path, finished):
     folder, recipe, _ = whole
@@ -323,13 +340,6 @@ def test_the_stage_of_another_run_is_refused(start, whole, tmp_path, finished):
         shutil.rmtree(cut / "final")
     with pytest.raises(CheckpointError, match="the training data has changed"):
         fine_tune(recipe, problems(), start, TOKENIZER, cut, {**FACTS, "data": "y"}, {})
-
-
-def test_a_stage_leaves_no_configuration_to_the_next_trainer_of_the_process(start, whole, tmp_path):
-    _, recipe, _ = whole
-    stage_of(tmp_path, recipe, start)
-    assert AcceleratorState._shared_state == {}
-    assert GradientState._shared_state == {}
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------

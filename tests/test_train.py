@@ -153,6 +153,30 @@ def test_a_run_that_was_cut_off_between_its_stages_goes_on(tmp_path, capsys):
     assert (whole / "cost.json").read_text() == (cut / "cost.json").read_text()
 
 
+def test_a_run_that_was_killed_before_its_end_gets_its_policy(tmp_path, capsys):
+    whole = run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    policy, cost = load_file(whole / "final" / "model.safetensors"), (whole / "cost.json").read_text()
+    files = {p.name for p in (whole / "final").iterdir()}
+    shutil.rmtree(whole / "final")
+    (whole / "cost.json").unlink()
+    (whole / "final.partial").mkdir()  # as a kill leaves it
+    run(tmp_path / "run", "training.max_steps=2", "training.save_steps=2")
+    assert "already finished its 2 steps" in capsys.readouterr().err
+    again = load_file(whole / "final" / "model.safetensors")
+    assert all(policy[key].equal(again[key]) for key in policy)
+    assert (whole / "cost.json").read_text() == cost
+    assert {p.name for p in (whole / "final").iterdir()} == files
+
+
+def test_a_budget_that_the_supervised_stage_has_spent_leaves_no_rollouts(tmp_path, capsys):
+    folder = run(tmp_path / "run", f"method={OTHERS['sft_then_rl']}", "budget.flops=1", "training.save_strategy=no")
+    assert "of budget.flops = 1; the policy stays as it is" in capsys.readouterr().err
+    assert not (folder / "rollouts").exists()
+    assert json.loads((folder / "cost.json").read_text())["generated_tokens"] == 0
+    left, right = (load_file(f / "model.safetensors") for f in (folder / "final", folder / "sft" / "final"))
+    assert all(left[key].equal(right[key]) for key in left)
+
+
 def test_a_run_that_has_spent_its_budget_says_so_and_trains_nothing(tmp_path, capsys):
     folder = run(tmp_path / "run", "budget.flops=1", "training.save_strategy=no")
     assert [p.name for p in checkpoints.checkpoints(folder)] == ["checkpoint-1"]

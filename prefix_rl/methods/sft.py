@@ -9,6 +9,7 @@ module holds its settings. The prompt gets no gradient, and the id that ends a c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..prefixes import Demonstration
@@ -23,6 +24,11 @@ class SFT(Method):
     """The supervised stage."""
 
     reinforces = False
+
+    def problems(self, training: Mapping[str, object]) -> list[str]:
+        if self.supervised.epochs == 0:
+            return ["method.supervised.epochs = 0 leaves nothing to do: sft has no other stage"]
+        return []
 
     def usable(self, demonstration: Demonstration) -> bool:
         return len(demonstration.ids) > 0
