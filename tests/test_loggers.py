@@ -1,5 +1,6 @@
 """The loggers that a recipe may name."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,13 @@ def test_wandb_offline_gets_our_metrics(tmp_path, monkeypatch):
 
     wandb.finish()
     (log,) = tmp_path.rglob("run-*.wandb")
-    content = log.read_bytes()
-    for name in (b"reward_with_prefix", b"prefix/kept_share", b"entropy_continuation"):
-        assert name in content
+    names = (b"reward_with_prefix", b"prefix/kept_share", b"entropy_continuation")
+    for _ in range(100):  # another process of wandb writes the file
+        content = log.read_bytes()
+        if all(name in content for name in names):
+            break
+        time.sleep(0.2)
+    assert [name for name in names if name not in content] == []
 
 
 def test_tensorboard_gets_our_metrics(tmp_path, monkeypatch):
