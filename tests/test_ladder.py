@@ -203,7 +203,9 @@ def test_the_table_pairs_arms_by_seed_and_problem(tmp_path):
     for job in jobs:
         ours = job.arm == "prefix_rft"
         if not (ours and job.regime == "garbled" and job.seed == 1):  # one run has not finished
-            finish(job, 0.75 if ours else 0.25, right=[1.0, 1.0, 1.0, 0.0] if ours else [0.0, 0.0, 1.0, 0.0])
+            right = [1.0, 1.0, 1.0, 0.0] if ours else [0.0, 0.0, 1.0, 0.0]
+            back = [{"step": 4 + job.seed, "accuracy": {"0": 0.5, "0.5": 0.75}}] if ours else []
+            finish(job, 0.75 if ours else 0.25, right=right, by_prefix_fraction=back)
     paths = report(found, {}, {}, jobs, tmp_path)
     table = json.loads(paths["ladder.json"].read_text())["regimes"]
     row = table["clean"]["arms"]["prefix_rft"]
@@ -220,6 +222,7 @@ def test_the_table_pairs_arms_by_seed_and_problem(tmp_path):
     assert "Highest accuracy: prefix_rft." in text
     assert "final accuracy of dr_grpo, as a share of what it spent: prefix_rft 0.50." in text
     assert paths["curves.png"].stat().st_size > 10_000
+    assert paths["back_generalization.png"].stat().st_size > 10_000
 
 
 def test_flops_to_reach_an_accuracy(tmp_path):
@@ -243,6 +246,8 @@ def test_a_paired_difference_by_hand():
     # by seed: sample variance 0.01, /3; by problem: 0; mean 0.3, error 0.0577, t(2) = 5.196, p = 0.0351
     assert found.p == pytest.approx(0.0351, abs=2e-4)
     assert paired_difference([[1, 0]] * 3, [[1, 0]] * 3).p == 1
+    # nothing varies: an error of one cell, 1/30, so t(2) = 30 and p = 2 * (1 - F(30)) = 1 - 30/sqrt(902) = 0.00111
+    assert paired_difference([[1] * 10] * 3, [[0] * 10] * 3).p == pytest.approx(0.00111, abs=1e-5)
     with pytest.raises(ValueError, match="same seeds and problems"):
         paired_difference([[1, 0]], [[1, 0], [1, 0]])
 

@@ -94,7 +94,8 @@ def paired_difference(
 
     The mean of ``d[s][q]`` has a variance from the runs and one from the problems; both count
     (:func:`_crossed_variance`), against Student's t with one degree of freedom less than there are seeds. So it
-    speaks of new seeds and new problems. With one seed only the problems vary, and it speaks of this one run.
+    speaks of new seeds and new problems. With one seed only the problems vary, and it speaks of this one run. Where
+    nothing varies at all, the error is taken as one cell of all that were measured, not as 0.
 
     Raises:
         ValueError: if the two do not have the same seeds and problems.
@@ -110,6 +111,8 @@ def paired_difference(
     seeds, problems = len(ours), len(ours[0])
     d = [[a - b for a, b in zip(mine, other, strict=True)] for mine, other in zip(ours, theirs, strict=True)]
     mean, error = sum(map(sum, d)) / (seeds * problems), math.sqrt(_crossed_variance(d))
+    if mean and not error:
+        error = 1 / (seeds * problems)
     freedom = (seeds if seeds > 1 else problems) - 1
     half = float(t.ppf((1 + confidence) / 2, freedom)) * error
     p = float(2 * t.sf(abs(mean) / error, freedom)) if error > 0 else float(mean == 0)

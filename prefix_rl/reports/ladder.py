@@ -221,6 +221,8 @@ def _curves(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path
             ax.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
             some = True
         ax.set_ylim(0, 1)
+        for line in ax.lines:
+            line.set_clip_on(False)  # a line along the axis is to be seen too
         if ax.lines:
             ax.legend(fontsize=7)
     for ax in flat[len(panels) :]:
@@ -233,23 +235,18 @@ def _back(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path: 
     """Accuracy from parts of a demonstration over training, for each arm that starts rollouts from prefixes."""
     found = {}
     for (regime, arm), jobs in cells.items():
-        by_step: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for job in jobs:
-            for point in (job.result() or {}).get("by_prefix_fraction", []):
-                for fraction, accuracy in point["accuracy"].items():
-                    by_step[point["step"]][fraction].append(accuracy)
-        if by_step:
-            found[regime, arm] = by_step
+        seeds = [points for job in jobs if (points := (job.result() or {}).get("by_prefix_fraction"))]
+        if seeds:  # a budget ends the seeds at slightly different steps: their checkpoints are matched in order
+            found[regime, arm] = list(zip(*seeds, strict=False))
     if not found:
         return None
     columns = min(len(found), 4)
     rows = -(-len(found) // columns)
     fig, axes = figure(rows, columns, width=3.4 * columns, height=2.6 * rows)
     flat = [axes] if len(found) == 1 else list(axes.flat)
-    for ax, ((regime, arm), by_step) in zip(flat, found.items(), strict=False):
-        fractions = sorted({f for at in by_step.values() for f in at}, key=float)
-        for color, fraction in zip(COLORS, fractions, strict=False):
-            points = [(step, fmean(at[fraction])) for step, at in sorted(by_step.items()) if fraction in at]
+    for ax, ((regime, arm), checkpoints) in zip(flat, found.items(), strict=False):
+        for color, fraction in zip(COLORS, sorted(checkpoints[0][0]["accuracy"], key=float), strict=False):
+            points = [(fmean(p["step"] for p in at), fmean(p["accuracy"][fraction] for p in at)) for at in checkpoints]
             ax.plot(*zip(*points, strict=True), "-o", color=color, markersize=3, lw=1.3, label=f"{float(fraction):.0%}")
         ax.set(title=f"{arm}, {regime}", xlabel="step", ylabel="accuracy")
         ax.set_ylim(0, 1)
