@@ -12,8 +12,12 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+
+VERSION = "2"
+"""Of the decisions of this module; it changes whenever a verdict may."""
 
 MAX_ANSWER_CHARACTERS = 1_000
 """A longer answer is wrong unless it is the gold answer to the letter: no answer of a benchmark comes near, and
@@ -29,6 +33,20 @@ class Outcome(StrEnum):
     BAD_GOLD = "bad_gold"
     TIMEOUT = "timeout"
     CRASH = "crash"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What people differ on. The defaults are those of the benchmarks' own graders."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided of one completion, and of which answer in it."""
+
+    outcome: Outcome
+    answer: str | None = None
+    found_by: str | None = None
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
@@ -94,8 +112,8 @@ def parse_gold(gold: str) -> tuple:
     return candidates
 
 
-def grade(text: str, gold: str) -> Outcome:
-    r"""The outcome of one completion.
+def grade(text: str, gold: str, rules: Rules | None = None) -> Outcome:
+    r"""The outcome of one completion: :func:`judge` without its reasons.
 
     >>> grade(r"The answer is \boxed{0.5}", r"\frac{1}{2}")
     <Outcome.RIGHT: 'right'>
@@ -104,12 +122,21 @@ def grade(text: str, gold: str) -> Outcome:
     >>> grade(r"\boxed{42}", "")
     <Outcome.BAD_GOLD: 'bad_gold'>
     """
+    return judge(text, gold, rules).outcome
+
+
+def judge(text: str, gold: str, rules: Rules | None = None, start: int = 0) -> Verdict:
+    """The outcome of one completion, its final answer and how it was found.
+
+    Args:
+        start: the offset in ``text`` at which the policy's own text begins, after an injected prefix.
+    """
     if _integers(gold) is None and not parse_gold(gold):
-        return Outcome.BAD_GOLD
+        return Verdict(Outcome.BAD_GOLD)
     answer = final_answer(text)
     if answer is None:
-        return Outcome.NO_ANSWER
-    return Outcome.RIGHT if equal(answer, gold) else Outcome.WRONG
+        return Verdict(Outcome.NO_ANSWER)
+    return Verdict(Outcome.RIGHT if equal(answer, gold) else Outcome.WRONG, answer, "marker")
 
 
 def equal(answer: str, gold: str) -> bool:
