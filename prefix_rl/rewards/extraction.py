@@ -1,0 +1,267 @@
+r"""Where a completion states its final answer.
+
+Only markers that people use on purpose count: a box, a ``####`` line, ``<answer>`` tags, "the answer is". A completion
+that is nothing but an answer is its own marker. The last number or formula of a text without any marker is a guess;
+it is taken only where the rules say so, and the verdict says that it was.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+FoundBy = Literal["box", "hashes", "tags", "statement", "bare", "last"]
+"""``last`` is the declared fallback; the others are markers."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A final answer, what marked it, and where in the completion it ends."""
+
+    answer: str
+    by: FoundBy
+    end: int
+
+
+TAIL = 20_000
+"""Characters from the end of a completion in which statements and unmarked answers are looked for. Boxes and ``####``
+lines are found wherever they are."""
+
+_END_OF_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end_of_text|end|user|assistant)\|>|</s>|<｜[^｜]{1,40}｜>")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{}\\$]+)")
+_HASHES = re.compile(r"####[ \t]*(?=\S)(?P<answer>[^\n]+)")
+_TAGS = re.compile(r"<answer>\s*(?P<answer>[^<]*(?:<(?!/answer>)[^<]*)*)</answer>", re.IGNORECASE)
+# Between boxes that together are one answer: "\boxed{1} and \boxed{2}", "\boxed{1}, \boxed{2}".
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.]|\\[\[\]()]|\\(?:quad|qquad|,|;|!)|\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\band\b|\bor\b){0,24}", re.IGNORECASE
+)
+_MATH = (
+    r"\$\$(?:[^$]|\\\$)+\$\$|\$(?:[^$\n]|\\\$)+\$|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\]"
+)
+_ANSWER = rf"(?P<answer>(?:{_MATH})(?:[ \t]*(?:,|and|or|,[ \t]*and)[ \t]*(?:{_MATH}))*|[^\n]+)"
+_STATEMENT = re.compile(
+    r"\b(?:answer|result|solution)s?\s*(?:\([^()\n]{1,40}\)\s*)?"
+    r"(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*(?:(?:is|are|was|equals|to be)\b|[=:])[\s:*]*(?:therefore|thus|then|simply|just|given by)?[\s:*]*"
+    + _ANSWER,
+    re.IGNORECASE,
+)
+_BARE_ANSWER = re.compile(rf"^[ \t*#>]*answer\s*[:\s]\s*(?P<answer>{_MATH}|[-+]?[\d.,/]*\d)[\s.*]*$", re.IGNORECASE | re.MULTILINE)
+_IS_ANSWER = re.compile(
+    rf"(?P<answer>{_MATH}|\S+)[ \t]+(?:is|are)[ \t]+(?:the|our|my)[ \t]+(?:final[ \t]+|correct[ \t]+)?(?:answer|solution|result)s?\b",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r"\\(?:math|text)bf\s*\{\s*-?\s*\d[^{}]*\}|\*\*[^*\n]{0,40}\d[^*\n]{0,40}\*\*")
+_REMARKS = (
+    re.compile(r"\bI hope (?:it|this|that) is (?:correct|helpful|right)\.?", re.IGNORECASE),
+    re.compile(r"(?<=[\s\d$])\([a-z][^()]{3,200}(?:\([^()]{0,100}\)[^()]{0,200})?\)(?=[\s.]*$)", re.IGNORECASE),  # "(see above)"
+)
+_RUN_ON = re.compile(r"\n[ \t*#]*(?:question|problem|exercise)\b[ \t]*\d{0,4}[ \t]*:", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<!\d)[.;!?](?:\s|$)|(?<=\d)\.(?:\s|$)|\n\s*\n")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-−]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?(?:\s*\\?%|\s+percent\b)?", re.IGNORECASE
+)
+_SEGMENT = re.compile(rf"{_MATH}", re.IGNORECASE)
+
+
+def find(text: str, fallback: bool = True) -> Found | None:
+    r"""The final answer that a completion states, or None.
+
+    What follows ``</think>`` counts if there is one; what follows the end of the turn, or a next "Problem:" after a
+    stated answer, does not. Then the last of these wins: a box (boxes joined by "and", "or" or a comma are one answer),
+    ``<answer>`` tags, a ``####`` line, "the answer is ..."; but a statement after the last box counts only where it
+    says "final". A text with none of them is taken as an answer if it is nothing else; else, with ``fallback``, the
+    last formula or number of its last sentence.
+
+    >>> find(r"first \boxed{3}, no: \boxed{\frac{1}{2}} it is")
+    Found(answer='\\frac{1}{2}', by='box', end=40)
+    >>> find(r"\boxed{1} and \boxed{-2}.").answer
+    '1,-2'
+    >>> find("so we get 12"), find("so we get 12", fallback=False)
+    (Found(answer='12', by='last', end=12), None)
+    """
+    start = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    stop = _END_OF_TURN.search(text, start)
+    end = stop.start() if stop and text[start : stop.start()].strip() else len(text)
+    found = _marked(text, start, end)
+    if found:
+        run_on = _RUN_ON.search(text, start, end)
+        if run_on and (earlier := _marked(text, start, run_on.start())):
+            found = earlier
+        weak = fallback and found.by == "statement" and text.find("bf", found.end, end) >= 0
+        return (_bold(text, found.end, end) if weak else None) or (found if found.answer else None)
+    return _bare(text, start, end) or (_last(text, start, end) if fallback else None)
+
+
+def _marked(text: str, start: int, end: int) -> Found | None:
+    """The answer that the last marker of ``text[start:end]`` marks."""
+    box = _last_box(text, start, end)
+    tail = max(start, end - TAIL)
+    tags = _last_match(_TAGS, text, tail, end)
+    hashes = _last_match(_HASHES, text, tail, end)
+    found = box
+    if tags and (not found or tags.start() > found.end):
+        inside = _last_box(text, tags.start("answer"), tags.end("answer"))
+        found = inside or Found(tags["answer"].strip(), "tags", tags.end("answer"))
+    if hashes and (not found or hashes.start() > found.end):
+        found = Found(_outside(hashes["answer"]), "hashes", hashes.end())
+    stated = _statement(text, max(tail, found.end) if found else tail, end, bool(found))
+    return stated or found
+
+
+def _last_match(pattern: re.Pattern, text: str, start: int, end: int) -> re.Match | None:
+    found = None
+    for found in pattern.finditer(text, start, end):  # noqa: B007  the last one is wanted
+        pass
+    return found
+
+
+def _last_box(text: str, start: int, end: int) -> Found | None:
+    """The last balanced box; boxes that only connectors stand between are one answer."""
+    opened = [m for m in _BOX.finditer(text, start, end)][-200:]
+    contents: list[tuple[int, int, str]] = []  # (start of the command, end of the box, content), from the last one
+    for m in reversed(opened):
+        inner = (m["bare"].rstrip(".,;"), m.end()) if m["bare"] else braced(text, m.end(), end)
+        if inner is None or (contents and inner[1] > contents[-1][0]):
+            continue  # never closed, or around a box that is known
+        if contents and not _BETWEEN_BOXES.fullmatch(text, inner[1], contents[-1][0]):
+            break
+        contents.append((m.start(), inner[1], inner[0].strip()))
+        if len(contents) == 1 and not inner[0].strip():
+            break
+    if not contents:
+        return None
+    parts = list(dict.fromkeys(content for _, _, content in reversed(contents)))
+    return Found(",".join(parts), "box", contents[0][1] - 1)
+
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def braced(text: str, start: int, end: int | None = None) -> tuple[str, int] | None:
+    """The content of the group that opens at ``start`` and the offset after it, None if it never closes."""
+    depth = 0
+    for brace in _BRACE.finditer(text, start, len(text) if end is None else end):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped brace is no brace
+        if depth == 0:
+            return text[start + 1 : brace.start()], brace.end()
+        if brace.start() - start > TAIL:
+            return None
+    return None
+
+
+def _statement(text: str, start: int, end: int, only_final: bool) -> Found | None:
+    """The last "the answer is ..." of ``text[start:end]``; after a box only one that says "final" or "#### "."""
+    best = None
+    for pattern in (_STATEMENT, _BARE_ANSWER, _IS_ANSWER):
+        match = _last_overlapping(pattern, text, start, end)
+        if match is None or (best and match.start() <= best[0]):
+            continue
+        if only_final and not re.search(r"final\s*(?:\*\*)?\s*$", text[max(start, match.start() - 12) : match.start()], re.IGNORECASE):
+            continue
+        answer = _outside(match["answer"])
+        if _is_answer(answer, match[0]):
+            best = (match.start(), Found(answer, "statement", match.end("answer")))
+    return best[1] if best else None
+
+
+def _is_answer(answer: str, statement: str) -> bool:
+    """Whether what follows "is" can be an answer: with words alone only after "answer", and then few."""
+    if not any(c.isalnum() for c in answer):
+        return False
+    if re.search(r"[\d$\\=]", answer) or len(answer) == 1:
+        return True
+    return "answer" in statement.lower() and len(answer.split()) <= 3
+
+
+def _last_overlapping(pattern: re.Pattern, text: str, start: int, end: int) -> re.Match | None:
+    """The last match of a pattern, matches inside of one another included ("Final Answer: the answer is 3")."""
+    found, position = None, start
+    while match := pattern.search(text, position, end):
+        found = match
+        position = match.start("answer") if match.start("answer") > position else match.end()
+    return found
+
+
+def _outside(answer: str) -> str:
+    """``$12$.`` -> ``12``; ``12. Check: ...`` -> ``12``; ``$12$ and $13$`` -> ``12 and 13``; ``3.5`` stays."""
+    answer = answer.strip().strip("*\"'“”`").strip()
+    if segments := list(_SEGMENT.finditer(answer)):
+        first = segments[0]
+        if not answer[: first.start()].strip(" \"'\\(["):
+            whole = [first]
+            for segment in segments[1:]:
+                between = answer[whole[-1].end() : segment.start()].strip(" \t")
+                if between not in (",", "and", "or", ", and", ", or", ",and"):
+                    break
+                whole.append(segment)
+            rest = re.match(r"\s*(?:\\?%|percent\b|pct\b)", answer[whole[-1].end() :])
+            return answer[first.start() : whole[-1].end()] + (rest[0] if rest else "")
+    sentence = _SENTENCE_END.split(answer, maxsplit=1)[0].strip().rstrip(".").strip(" *\"'“”`")
+    words = re.findall(r"[A-Za-z]{2,}", _SEGMENT.sub(" ", re.sub(r"\\\w+(?:\{[^{}]*\})?", " ", sentence)))
+    if len(words) >= 3:  # "Final answer: the largest $n$ is 34"
+        after = re.search(r".*\b(?:is|are|equals?|=)\s+(?P<rest>\S.*)$", sentence)
+        if after and len(re.findall(r"[A-Za-z]{3,}", after["rest"])) <= 2 and any(c.isalnum() for c in after["rest"]):
+            return _outside(after["rest"])
+        candidates = list(_SEGMENT.finditer(sentence)) or [m for m in _NUMBER.finditer(sentence) if m[0].strip()]
+        if candidates:
+            return candidates[-1][0].strip()
+    return sentence
+
+
+_PROSE = frozenset(
+    "we so thus hence therefore then get find have is are was the it its that this answer reply result because since".split()
+)
+
+
+def _bare(text: str, start: int, end: int) -> Found | None:
+    """The whole text where it is one short line that is nothing but an answer, or the last such line."""
+    lines = [line for line in text[max(start, end - 400) : end].split("\n") if line.strip()]
+    if not lines:
+        return None
+    line = lines[-1].strip()
+    only = len(lines) == 1 and end - start <= 400
+    around = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+", " ", _SEGMENT.sub(" ", line)))
+    allowed = 2 if only and not any(word.lower() in _PROSE for word in around) else 0
+    if len(line) <= 200 and len(around) <= allowed and any(c.isalnum() for c in line):
+        return Found(line.strip("* "), "bare", end)
+    return None
+
+
+def _bold(text: str, start: int, end: int) -> Found | None:
+    """The formula around the last number in bold type, or that number."""
+    bold = _last_match(_BOLD, text, start, end)
+    if not bold:
+        return None
+    around = next((m for m in _SEGMENT.finditer(text, start, end) if m.start() < bold.start() < m.end()), bold)
+    return Found(around[0].strip("*"), "last", around.end())
+
+
+def _last(text: str, start: int, end: int) -> Found | None:
+    """The last formula, or else the last number, of the last sentence that has one."""
+    tail = text[max(start, end - 2_000) : end]
+    for remark in _REMARKS:  # blanks keep the offsets
+        tail = remark.sub(lambda m: " " * len(m[0]), tail)
+    base = end - len(tail)
+    if bold := _bold(text, max(base, end - 600), end):
+        return bold
+    spans, begin = [], 0
+    for boundary in _SENTENCE_END.finditer(tail):
+        spans.append((begin, boundary.start()))
+        begin = boundary.end()
+    spans.append((begin, len(tail)))
+    for low, high in reversed(spans):
+        formulas = list(_SEGMENT.finditer(tail, low, high))
+        numbers = [m for m in _NUMBER.finditer(tail, low, high) if m[0].strip()]
+        outside = [m for m in numbers if not any(f.start() <= m.start() < f.end() for f in formulas)]
+        if candidates := sorted([*formulas, *outside], key=lambda m: m.end()):
+            first = re.match(r"[-−]?\d[\d.,/]*(?=\s+(?:because|since|as)\b)", tail[low:high].strip())
+            if first:
+                return Found(candidates[0][0].strip(), "last", base + candidates[0].end())
+            chosen = [candidates[-1]]
+            for earlier in reversed(candidates[:-1]):  # "are $\\frac{32}{9}$ and $\\frac{1}{2}$"
+                if not re.fullmatch(r"\s*(?:,|and|or|,\s*and|,\s*or)\s*", tail[earlier.end() : chosen[0].start()]):
+                    break
+                chosen.insert(0, earlier)
+            return Found(", ".join(m[0].strip() for m in chosen), "last", base + chosen[-1].end())
+    return None
