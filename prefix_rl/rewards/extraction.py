@@ -41,12 +41,13 @@ _MATH = (
 )
 _ANSWER = rf"(?P<answer>(?:{_MATH})(?:[ \t]*(?:,|and|or|,[ \t]*and)[ \t]*(?:{_MATH}))*|[^\n]+)"
 _STATEMENT = re.compile(
-    r"\b(?:answer|result|solution)s?\s*(?:\([^()\n]{1,40}\)\s*)?"
-    r"(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*(?:(?:is|are|was|equals|to be)\b|[=:])[\s:*]*(?:therefore|thus|then|simply|just|given by)?[\s:*]*"
+    r"(?:\b(?:answer|result|solution)s?|答案)\s*\**\s*(?:\([^()\n]{1,40}\)\s*)?"
+    r"(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*(?:(?:is|are|was|equals|to be)\b|[=:：]|是|为)[\s:*]*(?:therefore|thus|then|simply|just|given by|approximately|about|roughly)?[\s:*]*"
     + _ANSWER,
     re.IGNORECASE,
 )
 _BARE_ANSWER = re.compile(rf"^[ \t*#>]*answer\s*[:\s]\s*(?P<answer>{_MATH}|[-+]?[\d.,/]*\d)[\s.*]*$", re.IGNORECASE | re.MULTILINE)
+_HEADING = re.compile(rf"^[ \t*#>]*(?:final[ \t]+)?answer[ \t*:]*\n\s*(?P<answer>{_MATH}|[^\n]{{1,100}}$)", re.IGNORECASE | re.MULTILINE)
 _IS_ANSWER = re.compile(
     rf"(?P<answer>{_MATH}|\S+)[ \t]+(?:is|are)[ \t]+(?:the|our|my)[ \t]+(?:final[ \t]+|correct[ \t]+)?(?:answer|solution|result)s?\b",
     re.IGNORECASE,
@@ -153,7 +154,7 @@ def braced(text: str, start: int, end: int | None = None) -> tuple[str, int] | N
 def _statement(text: str, start: int, end: int, only_final: bool) -> Found | None:
     """The last "the answer is ..." of ``text[start:end]``; after a box only one that says "final" or "#### "."""
     best = None
-    for pattern in (_STATEMENT, _BARE_ANSWER, _IS_ANSWER):
+    for pattern in (_STATEMENT, _BARE_ANSWER, _HEADING, _IS_ANSWER):
         match = _last_overlapping(pattern, text, start, end)
         if match is None or (best and match.start() <= best[0]):
             continue
@@ -217,11 +218,11 @@ _PROSE = frozenset(
 def _bare(text: str, start: int, end: int) -> Found | None:
     """The whole text where it is one short line that is nothing but an answer, or the last such line."""
     lines = [line for line in text[max(start, end - 400) : end].split("\n") if line.strip()]
-    if not lines:
+    if not lines or r"\boxed" in lines[-1]:
         return None
     line = lines[-1].strip()
     only = len(lines) == 1 and end - start <= 400
-    around = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+", " ", _SEGMENT.sub(" ", line)))
+    around = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", _SEGMENT.sub(" ", line)))
     allowed = 2 if only and not any(word.lower() in _PROSE for word in around) else 0
     if len(line) <= 200 and len(around) <= allowed and any(c.isalnum() for c in line):
         return Found(line.strip("* "), "bare", end)
@@ -240,6 +241,8 @@ def _bold(text: str, start: int, end: int) -> Found | None:
 def _last(text: str, start: int, end: int) -> Found | None:
     """The last formula, or else the last number, of the last sentence that has one."""
     tail = text[max(start, end - 2_000) : end]
+    if r"\boxed" in tail:
+        return None  # a box that was never closed: the answer was cut off
     for remark in _REMARKS:  # blanks keep the offsets
         tail = remark.sub(lambda m: " " * len(m[0]), tail)
     base = end - len(tail)

@@ -179,6 +179,9 @@ def _unit(answer: str) -> str:
     return given[len(kept) :].lower() if given.startswith(kept) else ""
 
 
+_EQUIVALENTLY = r"\s*,?\s*\(?\s*(?:\bequivalently|\bi\.e\.|\bthat is|\bwhich (?:is|equals))(?![A-Za-z]),?\s*"
+
+
 def _readings(answer: str) -> list[str]:
     r"""The ways to read an answer: ``\textbf{(C)}\ 42`` is C or 42; ``\frac13 \approx 0.33`` is either of its ends."""
     text = clean(answer)
@@ -191,6 +194,9 @@ def _readings(answer: str) -> list[str]:
         first, last = (number((chain(e) or Chain("", e, None)).value) for e in (ends[0], ends[-1])) if len(ends) > 1 else (None, None)
         rounds = first is None or last is None or abs(first.value - last.value) * 20 <= abs(first.value)
         readings += ends[:1] + (ends[-1:] if rounds else [])
+    first, said, second = re.sub(_EQUIVALENTLY, "\0", text, count=1).partition("\0")
+    if said and first.strip():
+        readings += [clean(first), clean(second)] if _same(clean(first), clean(second), DEFAULT_RULES) else []
     return list(dict.fromkeys(readings))
 
 
@@ -251,7 +257,7 @@ def _same_group(a: Group, g: Group, rules: Rules) -> bool:
     if "list" in (a.kind, g.kind):  # a set of one, or an element that is repeated
         several, one = (a, g) if a.kind == "list" else (g, a)
         return all(_same_group(part, one, rules) if several is a else _same_group(one, part, rules) for part in several.parts)
-    return False
+    return bool(a.text and g.text) and _same_expression(_member(a.text), _member(g.text), rules)
 
 
 def _as_group(text: Group, other: Group) -> Group:
@@ -325,15 +331,16 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
     if x and y:
         return _same_number(x, y, rules)
     v, w = words(a), words(g)
-    if v and w:
-        return v == w
-    if (v and len(v) > 1) or (w and len(w) > 1):
-        return _same_phrase(a, g)
+    if (v and max(map(len, v.split())) > 2) or (w and max(map(len, w.split())) > 2):
+        return v == w if v and w else _same_phrase(a, g)
+    if v and w and len(v) == len(w) == 1:
+        return v == w  # x and X, or two choices
     one, other = chain(a), chain(g)
     if one or other:
         return _same_chain(a, g, one, other, rules)
-    a, g = _member(a), _member(g)
-    return _same_expression(a, g, rules)
+    if ":" in a and ":" in g:  # times and ratios are as they are written
+        return False
+    return _same_expression(_member(a), _member(g), rules)
 
 
 def _same_phrase(a: str, g: str) -> bool:
@@ -418,7 +425,7 @@ def _identical(a: Expr, b: Expr, tolerance: float) -> bool | None:
 
     None if they cannot be evaluated: unknown functions, sums without end.
     """
-    from sympy import Float, Function, Integral, Product, Rational, Sum
+    from sympy import Float, Function, I, Integral, Product, Rational, Sum
     from sympy.core.function import AppliedUndef
 
     if a == b:
@@ -437,7 +444,8 @@ def _identical(a: Expr, b: Expr, tolerance: float) -> bool | None:
             continue
         allowed = tolerance * min(1.0, abs(y)) if inexact else 10**-20 * max(1, abs(x), abs(y))
         if abs(x - y) > allowed:
-            return False
+            unit = next((s for s in symbols if s.name == "i"), None)
+            return bool(unit) and _identical(a.subs(unit, I), b.subs(unit, I), tolerance)
         agreed += 1
     return True if agreed else None
 

@@ -54,7 +54,7 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r"\\(?:left|right|middle|bigg?|Bigg?|bigl|bigr|Bigl|Bigr|biggl|biggr|displaystyle|textstyle|limits|nolimits|left\.|right\.)(?![A-Za-z])\.?", ""),
         (r"(?<=\d)(?:\{\s*,\s*\}|,?\\!|,\\!|,?\\,|\\;|\\:|\\ |~)\s*(?=\d{3}(?!\d))", ""),  # 10{,}000  15,\!000  1\,234
         (r"(?<=\d)\{\s*,\s*\}(?=\d)", "."),  # a decimal comma
-        (r"\\(?:[,;:!>]|quad|qquad|hspace\{[^{}]*\}|phantom\{[^{}]*\}|thinspace|enspace|nobreak|hfill)(?![A-Za-z])|\\ |~", " "),
+        (r"(?<!\\)\\(?:[,;:!>]|(?:quad|qquad|hspace\{[^{}]*\}|phantom\{[^{}]*\}|thinspace|enspace|nobreak|hfill)(?![A-Za-z]))|(?<!\\)\\ |~", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"), (r"\\(?:leqslant|leq|leqq)(?![A-Za-z])|<=|=<", r"\\le "), (r"\\(?:geqslant|geq|geqq)(?![A-Za-z])|>=", r"\\ge "),
         (r"\\neq(?![A-Za-z])|!=|\\not\s*=", r"\\ne "), (r"\\lt(?![A-Za-z])", "<"), (r"\\gt(?![A-Za-z])", ">"), (r"\\(?:approxeq|simeq|sim)(?![A-Za-z])|~=", r"\\approx "),
         (r"\\(?:lbrace|rbrace)(?![A-Za-z])", lambda m: r"\{" if m[0] == r"\lbrace" else r"\}"), (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
@@ -74,6 +74,7 @@ _RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "), (r"\\mathrm\{e\}|\\text\{e\}", "e"),
         (r"_\s*(?:\{\s*)?\\([A-Za-z]+)(?![A-Za-z{])(?:\s*\})?", r"_{\1}"), (rf"_\s*\{{\s*{_TEXT}\{{\s*([^{{}}]*)\s*\}}\s*\}}|_\s*{_TEXT}\{{\s*([^{{}}]*?)\s*\}}", lambda m: "_{" + (m[1] or m[2] or "") + "}"),
         (rf"{_TEXT}\{{([^{{}}]*\d[^{{}}]*)\}}", lambda m: re.sub(r"(?<=[\d.,]) +(?=[\d.,])", "", m[1]) if "bf" in m[0] or "bm" in m[0] else f" {m[1]} "), (rf"(?:{_TEXT}\{{\s*|(?<=\d)\s*)([ap])\.?\s?m\.?\s*(?:\}}|$)", r" \1m"),
+        (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"), (r"\\mathbb\s+(\w)", r"\\mathbb{\1}"),
         (r"\s*\\(?:mod|pmod)(?![A-Za-z])", r" \\bmod "), (r"\\operatorname\{(\w+)\}", r"\\\1 "),
     )
 )  # fmt: skip
@@ -135,7 +136,7 @@ def words(text: str) -> str | None:
     ('C', 'evelyn', None)
     """
     bare = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r" \1 ", text)
-    bare = re.sub(r"[(){}.,;:!'\"\s_*-]+", " ", bare).strip()
+    bare = re.sub(r"(?<=[a-z])-(?=[a-z])|[(){}.,;:!'\"\s_*]+", " ", bare).strip()
     if not bare or not re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", bare):
         return None
     return bare if len(bare) == 1 else bare.casefold()
@@ -237,7 +238,7 @@ class Group:
     """Several answers, or one that has parts.
 
     ``kind``: ``list`` (bare or in braces: no order), ``tuple`` (brackets: an order), ``union``, ``matrix`` (parts are
-    rows), or ``text`` for a part that is an expression. ``brackets`` are the delimiters of a tuple.
+    rows), or ``text``: one expression. ``brackets`` are the delimiters of a tuple, ``text`` is the whole.
     """
 
     kind: str
@@ -285,29 +286,33 @@ def parse(text: str) -> Group:
 
 
 def _parse(text: str, depth: int) -> Group:
+    def group(kind: str, parts: list[str], brackets: str = "") -> Group:
+        return Group(kind, tuple(_parse(p, depth + 1) for p in parts[:MAX_PARTS]), brackets, text)
+
     whole = Group("text", text=text)
     if depth > 6 or number(text) or words(text):
         return whole
     for separators in ((";",), (",",)):
         parts = [p for p in split(text, separators) if p]
         if len(parts) > 1:
-            return Group("list", tuple(_parse(p, depth + 1) for p in _spread(parts)[:MAX_PARTS]))
+            return group("list", _spread(parts))
     if len(parts := [p for p in split(text, (r"\cup",)) if p]) > 1:
-        return Group("union", tuple(_parse(p, depth + 1) for p in parts[:MAX_PARTS]))
+        return group("union", parts)
     if matrix := _MATRIX.fullmatch(text):
         rows = [r for r in split(matrix["body"], (r"\\",)) if r and r != r"\hline"]
-        return Group("matrix", tuple(Group("list", tuple(_parse(c, depth + 1) for c in split(r, ("&",)))) for r in rows[:MAX_PARTS]))
+        cells = (tuple(_parse(c, depth + 1) for c in split(r, ("&",))) for r in rows[:MAX_PARTS])
+        return Group("matrix", tuple(Group("list", row) for row in cells), text=text)
     inside, brackets = _inside(text)
     if brackets:
         parts = [p for p in split(inside, (",", ";")) if p]
         if brackets == "{}":
-            return Group("list", tuple(_parse(p, depth + 1) for p in _spread(parts)[:MAX_PARTS])) if parts and number(inside) is None else whole
+            return group("list", _spread(parts)) if parts and number(inside) is None else whole
         if len(parts) > 1 and not (number(inside) and brackets == "()"):
-            return Group("tuple", tuple(_parse(p, depth + 1) for p in parts[:MAX_PARTS]), brackets)
+            return group("tuple", parts, brackets)
         if len(parts) == 1 and brackets == "()":
             return _parse(parts[0], depth + 1)
     if len(parts := _spread([text])) > 1:
-        return Group("list", tuple(_parse(p, depth + 1) for p in parts))
+        return group("list", parts)
     return whole
 
 
