@@ -215,14 +215,29 @@ _PROSE = frozenset(
 )
 
 
+_CODE = re.compile(r"__\w+__|\b(?:import|exec|eval|open|getattr|lambda|compile|subprocess)\b\s*[('\"]|\b(?:os|sys)\.\w+\(")
+
+
+def _formulas(text: str, start: int, end: int) -> list[re.Match]:
+    """The formulas; what stands between two dollar signs and is prose is none."""
+    found = []
+    for m in _SEGMENT.finditer(text, start, end):
+        bare = re.sub(r"\\[a-zA-Z]+\s*(?:\{[^{}]*\})?", " ", m[0])
+        if len(re.findall(r"[^\W\d_]{3,}", bare)) < 2:
+            found.append(m)
+    return found
+
+
 def _bare(text: str, start: int, end: int) -> Found | None:
     """The whole text where it is one short line that is nothing but an answer, or the last such line."""
     lines = [line for line in text[max(start, end - 400) : end].split("\n") if line.strip()]
-    if not lines or r"\boxed" in lines[-1]:
+    if not lines or r"\boxed" in lines[-1] or _CODE.search(lines[-1]):
         return None
-    line = lines[-1].strip()
+    line = around = lines[-1].strip()
     only = len(lines) == 1 and end - start <= 400
-    around = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", _SEGMENT.sub(" ", line)))
+    for formula in reversed(_formulas(line, 0, len(line))):
+        around = around[: formula.start()] + " " + around[formula.end() :]
+    around = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", around))
     allowed = 2 if only and not any(word.lower() in _PROSE for word in around) else 0
     if len(line) <= 200 and len(around) <= allowed and any(c.isalnum() for c in line):
         return Found(line.strip("* "), "bare", end)
@@ -243,6 +258,8 @@ def _last(text: str, start: int, end: int) -> Found | None:
     tail = text[max(start, end - 2_000) : end]
     if r"\boxed" in tail:
         return None  # a box that was never closed: the answer was cut off
+    if _CODE.search(tail):
+        return None
     for remark in _REMARKS:  # blanks keep the offsets
         tail = remark.sub(lambda m: " " * len(m[0]), tail)
     base = end - len(tail)
@@ -254,7 +271,7 @@ def _last(text: str, start: int, end: int) -> Found | None:
         begin = boundary.end()
     spans.append((begin, len(tail)))
     for low, high in reversed(spans):
-        formulas = list(_SEGMENT.finditer(tail, low, high))
+        formulas = _formulas(tail, low, high)
         numbers = [m for m in _NUMBER.finditer(tail, low, high) if m[0].strip()]
         outside = [m for m in numbers if not any(f.start() <= m.start() < f.end() for f in formulas)]
         if candidates := sorted([*formulas, *outside], key=lambda m: m.end()):

@@ -400,6 +400,10 @@ def _verify(ours: object, theirs: object) -> bool:
     )
 
 
+# latex2sympy 1.11 adds where a product of two numbers is meant: it reads 2(4) as 6.
+_IMPLICIT = re.compile(r"(?:(?<![_^\d.])\d+(?:\.\d+)?|\))\s*(?=\()")
+
+
 @lru_cache(maxsize=8192)
 def expression(text: str):
     """What math-verify makes of a cleaned expression: a sympy object, or None."""
@@ -408,6 +412,7 @@ def expression(text: str):
     from sympy.matrices.matrixbase import MatrixBase
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we own the deadline
+    text = _IMPLICIT.sub(r"\g<0>\\cdot ", text)
     found = parse(
         rf"\boxed{{{text}}}",
         extraction_config=(LatexExtractionConfig(boxed_match_priority=0),),

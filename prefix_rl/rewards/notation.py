@@ -41,7 +41,7 @@ _UNIT_WORDS = (
     "hours?|hrs?|minutes?|mins?|secs?|days?|weeks?|months?|years?|yrs?|"
     "people|persons?|students?|children|men|women|boys?|girls?|ways?|times?|points?|apples?|books?|pages?|coins?|marbles?|cups?|eggs?|"
     "terms?|digits?|numbers?|sides?|edges?|faces?|pieces?|cards?|balls?|tickets?|votes?|games?|steps?|cars?|trees?|triples?|pairs?|"
-    "solutions?|values?|integers?|sequences?|arrangements?|permutations?|combinations?|distinct [a-z]+"
+    "[\u4e00-\u9fff]{1,4}|solutions?|values?|integers?|sequences?|arrangements?|permutations?|combinations?|distinct [a-z]+"
 )
 _UNITS = re.compile(rf"(?<=[\d)}}])\s*(?:{_UNIT_WORDS})(?:\s*(?:per|/|of)\s*[a-z]+)?(?:\s*\^\s*\{{?\s*-?\d\s*\}}?)?\s*$", re.IGNORECASE)
 _TEXT_AT_END = re.compile(rf"(?<=[\d)}}a-z])\s*(?:{_TEXT}\{{[^{{}}]*\}}\s*(?:\^\s*\{{?\s*-?\d\s*\}}?)?\s*/?\s*)+$")
@@ -88,6 +88,8 @@ def clean(answer: str) -> str:
     ('(\\frac{3}{5}, 14916]', '2^{1/4}', '15')
     """
     text = _SQUARED.sub("", answer.strip()).translate(_CHARACTERS)
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # \\\\frac, escaped once too often
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _edges(text)
@@ -298,7 +300,7 @@ def _parse(text: str, depth: int) -> Group:
             return group("list", _spread(parts))
     if len(parts := [p for p in split(text, (r"\cup",)) if p]) > 1:
         return group("union", parts)
-    if matrix := _MATRIX.fullmatch(text):
+    if (matrix := _MATRIX.fullmatch(text)) and r"\begin" not in matrix["body"]:
         rows = [r for r in split(matrix["body"], (r"\\",)) if r and r != r"\hline"]
         cells = (tuple(_parse(c, depth + 1) for c in split(r, ("&",))) for r in rows[:MAX_PARTS])
         return Group("matrix", tuple(Group("list", row) for row in cells), text=text)
