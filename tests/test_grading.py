@@ -1,56 +1,15 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from prefix_rl.rewards.grading import Outcome, equal, final_answer, grade, parse_gold
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"so \boxed{42}", "42"),
-        (r"\boxed{1} no, \boxed{2}", "2"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\fbox{7}", "7"),
-        (r"\boxed {7}", "7"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"\boxed{1} and then \boxed{2", "1"),
-        ("x\n#### 1,000", "1,000"),
-        ("The answer is $12$.", "12"),
-        ("The final answer is: 3.5. I hope so.", "3.5"),
-        (r"the answer is \(x^2\).", "x^2"),
-        (r"<think>\boxed{1}</think> it is \boxed{2}", "2"),
-        (r"<think>\boxed{1}</think> no idea", None),
-        ("so we get 12", None),
-        ("", None),
-        (r"\boxed{}", None),
-        (r"\boxed{42", None),
-    ],
-)
-def test_the_final_answer_is_found_as_people_write_it(text, answer):
-    assert final_answer(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("answer", "gold", "same"),
-    [
-        ("42", "42", True), ("42", "43", False), ("-3", "3", False), ("1,000", "1000", True), ("0.5", r"\frac{1}{2}", True),
-        (r"\dfrac12", "1/2", True), ("x+1", "1+x", True), ("x+1", "x+2", False), ("(1, 2)", "(1,2)", True),
-        ("(2, 1)", "(1,2)", False), ("( 8 , 6 , 1 )", "(8, 6, 1)", True), ("2x", "x*2", True), (r"\sqrt{4}", "2", True),
-        (r"\$36", "36", True), ("36", r"\$36", True), ("even", r"\text{even}", True), ("99999999999", "100000000000", False),
-        (r"2^{10}", "1024", True), ("yes", "no", False),
-    ],
-)  # fmt: skip
-def test_answers_are_compared_by_value(answer, gold, same):
-    assert equal(answer, gold) is same
+from prefix_rl.rewards.equality import Rules
+from prefix_rl.rewards.grading import Outcome, equal, final_answer, grade, judge, parse_gold
 
 
 @pytest.mark.parametrize(
     ("text", "gold", "outcome"),
     [
-        (r"\boxed{42}", "42", Outcome.RIGHT), (r"\boxed{41}", "42", Outcome.WRONG), ("42", "42", Outcome.NO_ANSWER),
+        (r"\boxed{42}", "42", Outcome.RIGHT), (r"\boxed{41}", "42", Outcome.WRONG), ("I do not know", "42", Outcome.NO_ANSWER),
         (r"\boxed{42}", "", Outcome.BAD_GOLD), (r"\boxed{42}", r"\frac{1", Outcome.BAD_GOLD), ("", "42", Outcome.NO_ANSWER),
         (r"\boxed{42}", "???", Outcome.BAD_GOLD), (r"\boxed{" + "1" * 100_000 + "}", "42", Outcome.WRONG),
     ],
@@ -59,36 +18,113 @@ def test_each_sample_has_one_outcome(text, gold, outcome):
     assert grade(text, gold) is outcome
 
 
-@given(st.integers(-(10**12), 10**12), st.integers(-(10**12), 10**12))
-def test_integers_are_equal_when_they_are_and_only_then(a, b):
-    assert equal(str(a), str(b)) is (a == b)
-    assert equal(f"{a:,}", str(a)) is True
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        (r"\boxed{1, 2, 3, 42}", "42"), (r"\boxed{41 \text{ or } 42}", "42"), (r"\boxed{41} or \boxed{42}", "42"),  # every candidate
+        (r"\boxed{42}, no, \boxed{41}", "42"), (r"\boxed{42}\boxed{41}", "42"),  # several boxes
+        ("#### 42\n#### 41", "42"), ("The answer is 42. The answer is 41.", "42"), (r"42 \approx 41", "41"),
+        (r"\boxed{(-\infty, \infty)}", "42"), (r"\boxed{x}", "42"), (r"\boxed{n \in \mathbb{Z}}", "42"),  # something that holds 42
+        (r"\boxed{\text{the answer}}", "42"), (r"\boxed{42 \text{ if } 41}", "41"), (r"\boxed{A, B, C, D}", "B"),
+        ("Problem: the answer is 42 or 41, which? I choose 41.", "42"),  # the question's text
+    ],
+)  # fmt: skip
+def test_what_hedges_earns_nothing(text, gold):
+    assert grade(text, gold) is not Outcome.RIGHT
 
 
-@given(st.lists(st.integers(-99, 99), min_size=2, max_size=4), st.randoms(use_true_random=False))
-def test_tuples_have_an_order(numbers, random):
-    shuffled = numbers[:]
-    random.shuffle(shuffled)
-    text = "(" + ", ".join(map(str, numbers)) + ")"
-    assert equal("( " + " , ".join(map(str, shuffled)) + " )", text) is (shuffled == numbers)
+def test_an_answer_that_only_the_injected_prefix_holds_is_no_answer():
+    prefix = r"so \boxed{42}"
+    assert judge(prefix + " Done.", "42").outcome is Outcome.RIGHT
+    assert judge(prefix + " Done.", "42", start=len(prefix)).outcome is Outcome.NO_ANSWER
+    assert (
+        judge(prefix[:-1] + "}", "42", start=len(prefix) - 1).outcome is Outcome.NO_ANSWER
+    )  # the policy closed the box
+    assert judge(prefix[:-3] + "42}", "42", start=len(prefix) - 3).outcome is Outcome.RIGHT  # and here it filled it
+    assert judge(prefix + r" so \boxed{42}", "42", start=len(prefix)).outcome is Outcome.RIGHT
 
 
-def test_a_gold_answer_is_parsed_once():
-    parse_gold.cache_clear()
-    for i in range(5):
-        grade(rf"\boxed{{{i}/7}}", r"\frac{3}{7}")
-    assert parse_gold.cache_info().misses == 1
+def test_without_the_fallback_an_answer_must_be_marked():
+    strict = Rules(fallback="none")
+    assert judge("so it is 42", "42").found_by == "last"
+    assert judge("so it is 42", "42", strict).outcome is Outcome.NO_ANSWER
+    assert judge("42", "42", strict).found_by == "bare"
+    assert judge("the answer is 42", "42", strict).outcome is Outcome.RIGHT
 
 
-def test_every_gold_answer_of_the_benchmarks_equals_itself(shared_data):
-    for name in ("math500", "aime24", "aime25", "amc23", "gsm8k-test"):
-        for line in (shared_data / f"{name}.jsonl").open():
-            row = json.loads(line)
-            assert parse_gold(row["answer"]), row["answer"]
-            assert grade(rf"\boxed{{{row['answer']}}}", row["answer"]) is Outcome.RIGHT
+def test_boxes_are_one_answer_or_the_last_counts():
+    text = r"\boxed{1} and \boxed{2}"
+    assert judge(text, "1,2").outcome is Outcome.RIGHT
+    assert judge(text, "2", Rules(boxes="last")).outcome is Outcome.RIGHT
 
 
-def test_published_solutions_of_math500_grade_right(shared_data):
-    rows = [json.loads(line) for line in (shared_data / "math500.jsonl").open()]
-    wrong = [row["id"] for row in rows if grade(row["solution"], row["answer"]) is not Outcome.RIGHT]
-    assert wrong == []
+@pytest.mark.parametrize(
+    ("gold", "bare"),
+    [("42", "42"), (r"so it is \boxed{7}", "7"), ("6 * 7 = 42\n#### 42", "42"), ("$x = 5$", "$x = 5$"), ("", ""), ("?", ""), ("{1", "")],
+)  # fmt: skip
+def test_a_gold_answer_may_come_with_its_solution(gold, bare):
+    assert parse_gold(gold) == bare
+
+
+def test_grading_is_idempotent_and_an_answer_grades_as_itself():
+    for answer in ("12", r"\frac{1}{2}", "(1, 2]", "x = 5", r"\text{even}", "1, 2, 3", r"x^2 + \sqrt{2}"):
+        assert grade(rf"\boxed{{{answer}}}", answer) is Outcome.RIGHT
+        once = final_answer(rf"so \boxed{{{answer}}}.")
+        assert final_answer(rf"\boxed{{{once}}}") == once == answer
+
+
+# --- real problems, solutions and cases -------------------------------------------------------------------------------
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(
+    "name", ["math500", "aime24", "aime25", "amc23", "amc22-23", "gsm8k-test", "minerva", "olympiadbench"]
+)
+def test_every_gold_answer_of_the_benchmarks_equals_itself(shared_data, name):
+    for row in rows_of(shared_data / f"{name}.jsonl"):
+        assert parse_gold(row["answer"]), row["answer"]
+        assert grade(rf"\boxed{{{row['answer']}}}", row["answer"]) is Outcome.RIGHT, row["answer"]
+
+
+@pytest.mark.parametrize(
+    "name", ["math500", "gsm8k-test", "minerva", "demonstrations-qwen2.5-math", "demonstrations-r1-sample"]
+)
+def test_published_solutions_that_mark_their_answer_grade_right(shared_data, name):
+    rows = rows_of(shared_data / f"{name}.jsonl")
+    assert [
+        row["id"] for row in rows if grade(row["solution"], row["answer"], Rules(fallback="none")) is not Outcome.RIGHT
+    ] == []
+
+
+def test_no_two_answers_of_math500_are_taken_for_one(shared_data):
+    answers = sorted({row["answer"] for row in rows_of(shared_data / "math500.jsonl") if not row["answer"].isdigit()})[
+        :120
+    ]
+    alike = {(a, b) for i, a in enumerate(answers) for b in answers[i + 1 :] if equal(a, b)}
+    assert {frozenset(pair) for pair in alike} == {
+        frozenset(pair)
+        for pair in [(r"2 \sqrt{5}", r"2\sqrt{5}"), (r"36^\circ", r"\$36"), ("(-2,1)", "-2,1"), ("-2,1", "1,-2")]
+    }  # of 7,140 pairs: one twice, units ignored, a list for a tuple, a list in another order
+
+
+def cases(shared_data, tag):
+    return [row for row in rows_of(shared_data / "verifier-cases.jsonl") if row["tag"] == tag]
+
+
+def disagreements(rows, text):
+    return [row["id"] for row in rows if (grade(text(row), row["gold"]) is Outcome.RIGHT) != row["expected"]]
+
+
+def test_the_cases_of_other_graders_get_their_verdicts(shared_data):
+    # TRL's accuracy_reward decides 57 % of these as expected, plain math-verify 88 %
+    core = cases(shared_data, "core")
+    assert len(disagreements(core, lambda row: row["prediction"])) <= 0.01 * len(core)
+
+    def boxed(row):
+        bare = row["kind"] == "answer" and "boxed" not in row["prediction"]
+        return rf"\boxed{{{row['prediction']}}}" if bare else row["prediction"]
+
+    assert len(disagreements(core, boxed)) <= 0.01 * len(core)

@@ -28,51 +28,62 @@ TAIL = 20_000
 """Characters from the end of a completion in which statements and unmarked answers are looked for. Boxes and ``####``
 lines are found wherever they are."""
 
-_END_OF_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end_of_text|end|user|assistant)\|>|</s>|<｜[^｜]{1,40}｜>")
+_END_OF_TURN = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|eot_id|end_of_text|end|user|assistant)\|>|</s>|<｜[^｜]{1,40}｜>"
+)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{}\\$]+)")
 _HASHES = re.compile(r"####[ \t]*(?=\S)(?P<answer>[^\n]+)")
 _TAGS = re.compile(r"<answer>\s*(?P<answer>[^<]*(?:<(?!/answer>)[^<]*)*)</answer>", re.IGNORECASE)
 # Between boxes that together are one answer: "\boxed{1} and \boxed{2}", "\boxed{1}, \boxed{2}".
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.]|\\[\[\]()]|\\(?:quad|qquad|,|;|!)|\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\band\b|\bor\b){0,24}", re.IGNORECASE
+    r"(?:[\s$,;.]|\\[\[\]()]|\\(?:quad|qquad|,|;|!)|\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\band\b|\bor\b){0,24}",
+    re.IGNORECASE,
 )
-_MATH = (
-    r"\$\$(?:[^$]|\\\$)+\$\$|\$(?:[^$\n]|\\\$)+\$|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\]"
+_MATH = (  # of bounded length: an opening that nothing closes must not be searched to the end, again and again
+    r"\$\$[^$]{1,1000}\$\$|\$[^$\n]{1,1000}\$|\\\((?:[^\\]|\\(?!\))){1,1000}\\\)|\\\[(?:[^\\]|\\(?!\])){1,1000}\\\]"
 )
 _ANSWER = rf"(?P<answer>(?:{_MATH})(?:[ \t]*(?:,|and|or|,[ \t]*and)[ \t]*(?:{_MATH}))*|[^\n]+)"
 _STATEMENT = re.compile(
-    r"(?:\b(?:answer|result|solution)s?|答案)\s*\**\s*(?:\([^()\n]{1,40}\)\s*)?"
-    r"(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*(?:(?:is|are|was|equals|to be)\b|[=:：]|是|为)[\s:*]*(?:therefore|thus|then|simply|just|given by|approximately|about|roughly)?[\s:*]*"
-    + _ANSWER,
+    r"(?:\b(?:answer|result|solution)s?|答案)\s*\**\s*(?:\([^()\n]{1,40}\)\s*)?(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*"
+    r"(?:(?:is|are|was|equals|to be)\b|[=:：]|是|为)[\s:*]*"
+    r"(?:(?:therefore|thus|then|simply|just|given by|approximately|about|roughly)\b)?[\s:*]*" + _ANSWER,
     re.IGNORECASE,
 )
-_BARE_ANSWER = re.compile(rf"^[ \t*#>]*answer\s*[:\s]\s*(?P<answer>{_MATH}|[-+]?[\d.,/]*\d)[\s.*]*$", re.IGNORECASE | re.MULTILINE)
-_HEADING = re.compile(rf"^[ \t*#>]*(?:final[ \t]+)?answer[ \t*:]*\n\s*(?P<answer>{_MATH}|[^\n]{{1,100}}$)", re.IGNORECASE | re.MULTILINE)
+_BARE_ANSWER = re.compile(
+    rf"^[ \t*#>]*answer\s*[:\s]\s*(?P<answer>{_MATH}|[-+]?[\d.,/]*\d)[\s.*]*$", re.IGNORECASE | re.MULTILINE
+)
+_HEADING = re.compile(
+    rf"^[ \t*#>]*(?:final[ \t]+)?answer[ \t*:]*\n\s*(?P<answer>{_MATH}|[^\n]{{1,100}}$)", re.IGNORECASE | re.MULTILINE
+)
 _IS_ANSWER = re.compile(
-    rf"(?P<answer>{_MATH}|\S+)[ \t]+(?:is|are)[ \t]+(?:the|our|my)[ \t]+(?:final[ \t]+|correct[ \t]+)?(?:answer|solution|result)s?\b",
+    rf"(?P<answer>{_MATH}|(?<!\S)\S{{1,80}})[ \t]{{1,9}}(?:is|are)[ \t]+(?:the|our|my)[ \t]+(?:(?:final|correct)[ \t]+)?"
+    r"(?:answer|solution|result)s?\b",
     re.IGNORECASE,
 )
 _BOLD = re.compile(r"\\(?:math|text)bf\s*\{\s*-?\s*\d[^{}]*\}|\*\*[^*\n]{0,40}\d[^*\n]{0,40}\*\*")
 _REMARKS = (
     re.compile(r"\bI hope (?:it|this|that) is (?:correct|helpful|right)\.?", re.IGNORECASE),
-    re.compile(r"(?<=[\s\d$])\([a-z][^()]{3,200}(?:\([^()]{0,100}\)[^()]{0,200})?\)(?=[\s.]*$)", re.IGNORECASE),  # "(see above)"
+    re.compile(
+        r"(?<=[\s\d$])\([a-z][^()]{3,200}(?:\([^()]{0,100}\)[^()]{0,200})?\)(?=[\s.]*$)", re.IGNORECASE
+    ),  # "(see above)"
 )
 _RUN_ON = re.compile(r"\n[ \t*#]*(?:question|problem|exercise)\b[ \t]*\d{0,4}[ \t]*:", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\d)[.;!?](?:\s|$)|(?<=\d)\.(?:\s|$)|\n\s*\n")
 _NUMBER = re.compile(
-    r"(?<![\w.])[-−]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?(?:\s*\\?%|\s+percent\b)?", re.IGNORECASE
+    r"(?<![\w.])[-−]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?(?:\s*\\?%|\s+percent\b)?",
+    re.IGNORECASE,
 )
 _SEGMENT = re.compile(rf"{_MATH}", re.IGNORECASE)
 
 
-def find(text: str, fallback: bool = True) -> Found | None:
+def find(text: str, fallback: bool = True, join: bool = True) -> Found | None:
     r"""The final answer that a completion states, or None.
 
     What follows ``</think>`` counts if there is one; what follows the end of the turn, or a next "Problem:" after a
-    stated answer, does not. Then the last of these wins: a box (boxes joined by "and", "or" or a comma are one answer),
-    ``<answer>`` tags, a ``####`` line, "the answer is ..."; but a statement after the last box counts only where it
-    says "final". A text with none of them is taken as an answer if it is nothing else; else, with ``fallback``, the
-    last formula or number of its last sentence.
+    stated answer, does not. Then the last of these wins: a box (with ``join``, boxes that only "and", "or" or a comma
+    separate are one answer), ``<answer>`` tags, a ``####`` line, "the answer is ..."; but a statement after the last
+    box counts only where it says "final". A text with none of them is taken as an answer if it is nothing else; if
+    not, ``fallback`` takes the last formula or number of its last sentence.
 
     >>> find(r"first \boxed{3}, no: \boxed{\frac{1}{2}} it is")
     Found(answer='\\frac{1}{2}', by='box', end=40)
@@ -84,25 +95,26 @@ def find(text: str, fallback: bool = True) -> Found | None:
     start = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
     stop = _END_OF_TURN.search(text, start)
     end = stop.start() if stop and text[start : stop.start()].strip() else len(text)
-    found = _marked(text, start, end)
+    found = _marked(text, start, end, join)
     if found:
         run_on = _RUN_ON.search(text, start, end)
-        if run_on and (earlier := _marked(text, start, run_on.start())):
+        if run_on and (earlier := _marked(text, start, run_on.start(), join)):
             found = earlier
         weak = fallback and found.by == "statement" and text.find("bf", found.end, end) >= 0
         return (_bold(text, found.end, end) if weak else None) or (found if found.answer else None)
-    return _bare(text, start, end) or (_last(text, start, end) if fallback else None)
+    fallback = fallback and not ("<think>" in text and not start)  # a thought that was cut off concludes nothing
+    return _bare(text, start, end, fallback) or (_last(text, start, end) if fallback else None)
 
 
-def _marked(text: str, start: int, end: int) -> Found | None:
+def _marked(text: str, start: int, end: int, join: bool) -> Found | None:
     """The answer that the last marker of ``text[start:end]`` marks."""
-    box = _last_box(text, start, end)
+    box = _last_box(text, start, end, join)
     tail = max(start, end - TAIL)
     tags = _last_match(_TAGS, text, tail, end)
     hashes = _last_match(_HASHES, text, tail, end)
     found = box
     if tags and (not found or tags.start() > found.end):
-        inside = _last_box(text, tags.start("answer"), tags.end("answer"))
+        inside = _last_box(text, tags.start("answer"), tags.end("answer"), join)
         found = inside or Found(tags["answer"].strip(), "tags", tags.end("answer"))
     if hashes and (not found or hashes.start() > found.end):
         found = Found(_outside(hashes["answer"]), "hashes", hashes.end())
@@ -117,7 +129,7 @@ def _last_match(pattern: re.Pattern, text: str, start: int, end: int) -> re.Matc
     return found
 
 
-def _last_box(text: str, start: int, end: int) -> Found | None:
+def _last_box(text: str, start: int, end: int, join: bool) -> Found | None:
     """The last balanced box; boxes that only connectors stand between are one answer."""
     opened = [m for m in _BOX.finditer(text, start, end)][-200:]
     contents: list[tuple[int, int, str]] = []  # (start of the command, end of the box, content), from the last one
@@ -125,7 +137,7 @@ def _last_box(text: str, start: int, end: int) -> Found | None:
         inner = (m["bare"].rstrip(".,;"), m.end()) if m["bare"] else braced(text, m.end(), end)
         if inner is None or (contents and inner[1] > contents[-1][0]):
             continue  # never closed, or around a box that is known
-        if contents and not _BETWEEN_BOXES.fullmatch(text, inner[1], contents[-1][0]):
+        if contents and not (join and _BETWEEN_BOXES.fullmatch(text, inner[1], contents[-1][0])):
             break
         contents.append((m.start(), inner[1], inner[0].strip()))
         if len(contents) == 1 and not inner[0].strip():
@@ -158,7 +170,9 @@ def _statement(text: str, start: int, end: int, only_final: bool) -> Found | Non
         match = _last_overlapping(pattern, text, start, end)
         if match is None or (best and match.start() <= best[0]):
             continue
-        if only_final and not re.search(r"final\s*(?:\*\*)?\s*$", text[max(start, match.start() - 12) : match.start()], re.IGNORECASE):
+        if only_final and not re.search(
+            r"final\s*(?:\*\*)?\s*$", text[max(start, match.start() - 12) : match.start()], re.IGNORECASE
+        ):
             continue
         answer = _outside(match["answer"])
         if _is_answer(answer, match[0]):
@@ -210,12 +224,13 @@ def _outside(answer: str) -> str:
     return sentence
 
 
-_PROSE = frozenset(
-    "we so thus hence therefore then get find have is are was the it its that this answer reply result because since".split()
+_PROSE = re.compile(
+    r"\b(?:we|so|thus|hence|therefore|then|get|find|have|is|are|was|the|its?|that|this|answer|reply|result|because|since)\b",
+    re.IGNORECASE,
 )
-
-
-_CODE = re.compile(r"__\w+__|\b(?:import|exec|eval|open|getattr|lambda|compile|subprocess)\b\s*[('\"]|\b(?:os|sys)\.\w+\(")
+_CODE = re.compile(
+    r"__\w+__|\b(?:import|exec|eval|open|getattr|lambda|compile|subprocess)\b\s*[('\"]|\b(?:os|sys)\.\w+\("
+)
 
 
 def _formulas(text: str, start: int, end: int) -> list[re.Match]:
@@ -228,19 +243,19 @@ def _formulas(text: str, start: int, end: int) -> list[re.Match]:
     return found
 
 
-def _bare(text: str, start: int, end: int) -> Found | None:
-    """The whole text where it is one short line that is nothing but an answer, or the last such line."""
+def _bare(text: str, start: int, end: int, fallback: bool) -> Found | None:
+    """The whole text where it is one short line that is nothing but an answer; with ``fallback`` a last such line."""
     lines = [line for line in text[max(start, end - 400) : end].split("\n") if line.strip()]
-    if not lines or r"\boxed" in lines[-1] or _CODE.search(lines[-1]):
-        return None
-    line = around = lines[-1].strip()
     only = len(lines) == 1 and end - start <= 400
+    if not lines or not (only or fallback) or r"\boxed" in lines[-1] or _CODE.search(lines[-1]):
+        return None
+    line = prose = lines[-1].strip()
     for formula in reversed(_formulas(line, 0, len(line))):
-        around = around[: formula.start()] + " " + around[formula.end() :]
-    around = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", around))
-    allowed = 2 if only and not any(word.lower() in _PROSE for word in around) else 0
-    if len(line) <= 200 and len(around) <= allowed and any(c.isalnum() for c in line):
-        return Found(line.strip("* "), "bare", end)
+        prose = prose[: formula.start()] + " " + prose[formula.end() :]
+    allowed = 2 if only and not _PROSE.search(prose) else 0
+    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", prose))
+    if len(line) <= 200 and len(words) <= allowed and any(c.isalnum() for c in line):
+        return Found(line.strip("* "), "bare" if only else "last", end)
     return None
 
 

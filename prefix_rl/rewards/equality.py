@@ -1,0 +1,282 @@
+"""Whether two answers denote the same thing.
+
+The order of decisions:
+
+1. :mod:`~prefix_rl.rewards.notation` brings both answers into one notation. Rational numbers are compared as such.
+2. :mod:`~prefix_rl.rewards.structure` takes them apart. Lists, tuples, intervals, unions and matrices are compared part
+   by part, an equality by the value it gives.
+3. :mod:`~prefix_rl.rewards.expressions` compares what is left, the expressions, by mathematics.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from . import expressions
+from .notation import Number, clean, number, untexted, words
+from .structure import Chain, Group, chain, parse, split
+
+MAX_ANSWER_CHARACTERS = 1_000
+"""A longer answer is wrong unless it is the gold answer to the letter: no answer of a benchmark comes near, and
+parsing time grows without bound."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What people differ on. Each default is the choice of most public graders.
+
+    Attributes:
+        fallback: ``last`` takes the last formula or number of a text that marks no answer; ``none`` wants a marker.
+        boxes: ``joined`` takes boxes that only "and", "or" or a comma separate for one answer; ``last`` the last alone.
+        tolerance: a decimal and another number are equal if they differ by at most ``tolerance * min(1, |value|)``;
+            two numbers without a decimal point are equal only exactly.
+        percent: ``either`` takes 25 % for 25 and for 0.25; ``exact`` for 0.25 alone.
+        units: ``ignore`` drops a unit at the end; ``same`` wants the gold answer's.
+        order: ``ignore`` takes 1, 2 for 2, 1; ``same`` does not. Tuples have an order in any case.
+        intervals: ``either`` takes -2 < x < 7 for (-2, 7); ``same`` wants the gold answer's notation.
+        decimal_comma: whether 1,5 is 1.5 where the other answer is a decimal.
+    """
+
+    fallback: Literal["last", "none"] = "last"
+    boxes: Literal["joined", "last"] = "joined"
+    tolerance: Annotated[float, Ge(0)] = 1e-5
+    percent: Literal["either", "exact"] = "either"
+    units: Literal["ignore", "same"] = "ignore"
+    order: Literal["ignore", "same"] = "ignore"
+    intervals: Literal["either", "same"] = "either"
+    decimal_comma: bool = True
+
+
+DEFAULT_RULES = Rules()
+
+
+@lru_cache(maxsize=65536)
+def same(answer: str, gold: str, rules: Rules = DEFAULT_RULES) -> bool:
+    """Whether two bare answers denote the same thing. ``gold`` decides whether an equality or its value is compared."""
+    if "".join(answer.split()) == "".join(gold.split()):
+        return True
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return False
+    if rules.units == "same" and _unit(answer) != _unit(gold):
+        return False
+    return any(_same(a, g, rules) for g in _readings(gold) for a in _readings(answer))
+
+
+def _unit(answer: str) -> str:
+    """What :func:`clean` drops from the end of an answer, in lower case without typesetting."""
+    kept = re.sub(r"\W|\d", "", untexted(clean(answer)))
+    given = re.sub(r"\\[A-Za-z]+|\W|\d", "", untexted(answer))
+    return given[len(kept) :].lower() if given.startswith(kept) else ""
+
+
+_EQUIVALENTLY = r"\s*,?\s*\(?\s*(?:\bequivalently|\bi\.e\.|\bthat is|\bwhich (?:is|equals))(?![A-Za-z]),?\s*"
+
+
+def _readings(answer: str) -> list[str]:
+    r"""The ways to read an answer: ``\textbf{(C)}\ 42`` is C or 42; ``\frac13 \approx 0.33`` is either of its ends."""
+    text = clean(answer)
+    readings = [text]
+    plain = untexted(text)
+    if label := re.fullmatch(r"\(?([A-F])\)?\s*[.):]\s*(\S.*)", plain):
+        readings += [label[1], clean(label[2])]
+    if r"\approx" in text:
+        ends = [part for part in split(text, (r"\approx",)) if part]
+        first, last = (
+            (number((chain(e) or Chain("", e, None)).value) for e in (ends[0], ends[-1]))
+            if len(ends) > 1
+            else (None, None)
+        )
+        rounds = first is None or last is None or abs(first.value - last.value) * 100 <= abs(first.value)
+        readings += ends[:1] + (ends[-1:] if rounds else [])
+    first, said, second = re.sub(_EQUIVALENTLY, "\0", text, count=1).partition("\0")
+    if said and first.strip():
+        readings += [clean(first), clean(second)] if _same(clean(first), clean(second), DEFAULT_RULES) else []
+    return list(dict.fromkeys(readings))
+
+
+def _same(a: str, g: str, rules: Rules) -> bool:
+    if _key(a) == _key(g):
+        return True
+    if rules.decimal_comma:
+        a, g = _point(a, g), _point(g, a)
+    x, y = number(a), number(g)
+    if x and y:
+        return _same_number(x, y, rules)
+    return _same_group(parse(a), parse(g), rules)
+
+
+def _key(text: str) -> str:
+    """Letters that only typesetting tells apart are the same key."""
+    return re.sub(r"\s+|(?<=[_^])\{(?=\w\})|(?<=[_^]\{\w)\}", "", untexted(text))
+
+
+def _point(text: str, other: str) -> str:
+    """``1,5`` as ``1.5`` where the other answer is a decimal."""
+    if re.fullmatch(r"-?\d+,\d+", text) and (n := number(other)) and n.decimal and not number(text):
+        return text.replace(",", ".")
+    return text
+
+
+def _same_number(x: Number, y: Number, rules: Rules) -> bool:
+    if rules.percent == "either" and x.percent != y.percent:
+        percent, plain = (x, y) if x.percent else (y, x)
+        whole = Number(percent.value * 100, percent.decimal)
+        return _close(percent, plain, rules) or _close(whole, plain, rules)
+    return _close(x, y, rules)
+
+
+def _close(x: Number, y: Number, rules: Rules) -> bool:
+    if x.value == y.value:
+        return True
+    if not (x.decimal or y.decimal):
+        return False
+    return abs(x.value - y.value) <= Fraction(rules.tolerance) * min(Fraction(1), max(abs(x.value), abs(y.value)))
+
+
+def _same_group(a: Group, g: Group, rules: Rules) -> bool:
+    if a.kind == "text" and g.kind in ("tuple", "list"):
+        a = _as_group(a, g)
+    elif g.kind == "text" and a.kind in ("tuple", "list"):
+        g = _as_group(g, a)
+    if a.kind == g.kind == "text":
+        return _same_text(a.text, g.text, rules)
+    if a.kind == g.kind == "matrix" or a.kind == g.kind == "row":
+        return len(a.parts) == len(g.parts) and all(
+            _same_group(_row(r), _row(s), rules) for r, s in zip(a.parts, g.parts, strict=True)
+        )
+    if a.kind == g.kind == "tuple" or {a.kind, g.kind} == {"tuple", "list"}:
+        return _same_tuple(a, g, rules)
+    if a.kind == g.kind and a.kind in ("list", "union"):
+        return _same_parts(_named(a), _named(g), rules) or (
+            _nested(a) != _nested(g) and _same_parts(_flat(a), _flat(g), rules)
+        )
+    if "list" in (a.kind, g.kind):  # a set of one, or an element that is repeated
+        several, one = (a, g) if a.kind == "list" else (g, a)
+        return all(
+            _same_group(part, one, rules) if several is a else _same_group(one, part, rules) for part in several.parts
+        )
+    return bool(a.text and g.text) and _same_expression(_member(a.text), _member(g.text), rules)
+
+
+def _as_group(text: Group, other: Group) -> Group:
+    """``1,234`` read as two numbers where the other answer is two numbers; ``(p, q) = (1, 2)`` as its value."""
+    if "," in text.text and number(text.text):
+        return parse(re.sub(r",\s*", ", ", text.text))
+    named = chain(text.text)
+    return parse(named.value) if named and named.name is not None else parse(_member(text.text))
+
+
+def _row(group: Group) -> Group:
+    return Group("row", group.parts) if group.kind == "list" else group
+
+
+def _same_tuple(a: Group, g: Group, rules: Rules) -> bool:
+    """The order counts. A list may stand for a tuple in round brackets."""
+    if len(a.parts) != len(g.parts):
+        return False
+    brackets = {group.brackets or "()" for group in (a, g)}
+    if len(brackets) > 1 and (len(a.parts) == 2 or not brackets <= {"()", "[]"}):
+        return False
+    return all(_same_group(x, y, rules) for x, y in zip(a.parts, g.parts, strict=True))
+
+
+def _named(group: Group) -> Group:
+    """``a = 4, -8`` -> ``4, -8``, and ``p=5, q=2; p=7, q=2`` as tuples."""
+    parts = group.parts
+    if _nested(group):
+        return Group("list", tuple(_assigned(part) for part in parts))
+    named = [part.kind == "text" and (c := chain(part.text)) and c.name for part in parts]
+    if named and named[0] and not any(named[1:]):
+        return Group(group.kind, (parse(chain(parts[0].text).value), *parts[1:]))
+    return group
+
+
+def _assigned(group: Group) -> Group:
+    """``p = 5, q = 2`` as the tuple of its values."""
+    chains = [chain(part.text) if part.kind == "text" else None for part in group.parts]
+    if chains and all(c and c.name for c in chains):
+        return Group("tuple", tuple(parse(c.value) for c in chains), "()")
+    return group
+
+
+def _nested(group: Group) -> bool:
+    return group.kind == "list" and all(part.kind == "list" for part in group.parts)
+
+
+def _flat(group: Group) -> Group:
+    """``p=5, q=2; p=7, q=2`` as four equalities."""
+    return Group("list", tuple(p for part in group.parts for p in part.parts)) if _nested(group) else group
+
+
+def _same_parts(a: Group, g: Group, rules: Rules) -> bool:
+    """Two collections without an order; an element that is repeated counts once."""
+    if rules.order == "same" and a.kind == "list":
+        return len(a.parts) == len(g.parts) and all(
+            _same_group(x, y, rules) for x, y in zip(a.parts, g.parts, strict=True)
+        )
+    if max(len(a.parts), len(g.parts)) > 100:
+        return False
+    return all(any(_same_group(x, y, rules) for y in g.parts) for x in a.parts) and all(
+        any(_same_group(x, y, rules) for x in a.parts) for y in g.parts
+    )
+
+
+# --- one expression ---------------------------------------------------------------------------------------------------
+
+
+def _same_text(a: str, g: str, rules: Rules) -> bool:
+    if _key(a) == _key(g):
+        return True
+    x, y = number(a), number(g)
+    if x and y:
+        return _same_number(x, y, rules)
+    v, w = words(a), words(g)
+    if (v and max(map(len, v.split())) > 2) or (w and max(map(len, w.split())) > 2):
+        return v == w if v and w else _same_phrase(a, g)
+    if v and w and len(v) == len(w) == 1:
+        return v == w  # x and X, or two choices
+    one, other = chain(a), chain(g)
+    if one or other:
+        return _same_chain(a, g, one, other, rules)
+    if ":" in a and ":" in g:  # times and ratios are as they are written
+        return False
+    return _same_expression(_member(a), _member(g), rules)
+
+
+def _same_phrase(a: str, g: str) -> bool:
+    def bare(text: str) -> str:
+        return re.sub(r"[^\w]+", " ", untexted(text)).strip().casefold()
+
+    return bool(bare(a)) and bare(a) == bare(g)
+
+
+def _member(text: str) -> str:
+    r"""``x \in S`` -> ``S``."""
+    return re.sub(r"^\(?\s*[A-Za-z](?:_\{?\w+\}?)?\s*\)?\s*\\in(?![A-Za-z])\s*", "", text)
+
+
+def _same_chain(a: str, g: str, one: Chain | None, other: Chain | None, rules: Rules) -> bool:
+    """Equalities. A name (``x =``, ``f(x) =``) may be left out on one side; two names must be one name."""
+    if one and other:
+        if one.name is not None and other.name is not None:
+            named = one.name and other.name and _key(one.name) != _key(other.name)
+            return not named and _same(one.value, other.value, rules)
+        return expressions.same_relation(a, g)
+    if one:  # the gold answer is no equality: what the chain ends in
+        return _same(one.value, g, rules)
+    return other.name is not None and _same(a, other.value, rules)
+
+
+def _same_expression(a: str, g: str, rules: Rules) -> bool:
+    """Two expressions; a percent sign on one side may be ignored, and an interval stand for an inequality."""
+    if rules.percent == "either" and a.endswith(r"\%") != g.endswith(r"\%"):
+        bare = a.removesuffix(r"\%"), g.removesuffix(r"\%")
+        if expressions.same(*bare, rules.tolerance, rules.intervals == "either"):
+            return True
+    return expressions.same(a, g, rules.tolerance, rules.intervals == "either")

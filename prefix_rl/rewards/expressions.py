@@ -1,0 +1,123 @@
+"""Whether two expressions are equal as mathematics: read by math-verify (latex2sympy2), compared at points.
+
+``simplify(a - b)`` may take minutes and may fail. Two expressions that agree to 30 digits at points chosen once at
+random are equal but for a chance of nearly 0 (Schwartz 1980), and most that differ are told apart at once.
+What has no value at a point (sets, relations, unknown functions) goes to ``math_verify.verify``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sympy import Expr
+
+
+def same(a: str, g: str, tolerance: float, across: bool = True) -> bool:
+    """Whether two cleaned expressions are equal.
+
+    Args:
+        tolerance: how far values may differ, relative to ``min(1, |value|)``, if one of them holds a decimal.
+        across: whether a set may equal an inequality.
+    """
+    from sympy import Expr
+
+    ours, theirs = expression(a), expression(g)
+    if ours is None or theirs is None:
+        return False
+    if isinstance(ours, Expr) and isinstance(theirs, Expr):
+        decided = identical(ours, theirs, tolerance)
+        if decided is not None:
+            return decided
+    elif not across and type(ours) is not type(theirs):
+        return False
+    return _verify(ours, theirs)
+
+
+def same_relation(a: str, g: str) -> bool:
+    """Whether two equations or inequalities have the same solutions."""
+    ours, theirs = expression(a), expression(g)
+    return ours is not None and theirs is not None and _verify(ours, theirs)
+
+
+def _verify(ours: object, theirs: object) -> bool:
+    from math_verify import verify
+
+    return any(
+        verify([gold], [answer], timeout_seconds=None, allow_set_relation_comp=True)
+        for gold, answer in ((theirs, ours), (ours, theirs))
+    )
+
+
+# latex2sympy 1.11 adds where a product of two numbers is meant: it reads 2(4) as 6.
+_IMPLICIT = re.compile(r"(?:(?<![_^\d.])\d+(?:\.\d+)?|\))\s*(?=\()")
+
+
+@lru_cache(maxsize=8192)
+def expression(text: str):
+    """What math-verify makes of a cleaned expression: a sympy object, or None."""
+    from math_verify import LatexExtractionConfig, parse
+    from sympy.core.basic import Basic
+    from sympy.matrices.matrixbase import MatrixBase
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we own the deadline
+    text = _IMPLICIT.sub(r"\g<0>\\cdot ", text)
+    found = parse(
+        rf"\boxed{{{text}}}",
+        extraction_config=(LatexExtractionConfig(boxed_match_priority=0),),
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
+    return next((f for f in found if isinstance(f, Basic | MatrixBase)), None)
+
+
+_POINTS = ("1.3719", "-0.8371", "2.6173", "0.4519", "-1.9241", "3.1873", "-2.2917", "0.7331")
+
+
+def identical(a: Expr, b: Expr, tolerance: float) -> bool | None:
+    """Whether two expressions agree at random points, to 30 digits (``tolerance`` where one holds a decimal).
+
+    None if they cannot be evaluated: unknown functions, sums without end.
+    """
+    from sympy import Float, Function, I, Integral, Product, Rational, Sum
+    from sympy.core.function import AppliedUndef
+
+    if a == b:
+        return True
+    if any(e.has(AppliedUndef, Sum, Product, Integral) or not hasattr(e, "free_symbols") for e in (a, b)):
+        a, b = _done(a), _done(b)
+        if any(e.has(AppliedUndef, Sum, Product, Integral, Function("f").func) for e in (a, b)):
+            return None
+    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    inexact = a.has(Float) or b.has(Float)
+    agreed = 0
+    for k in range(4 if symbols else 1):
+        at = {s: Rational(_POINTS[(i + 3 * k) % len(_POINTS)]) + Rational(i, 97) for i, s in enumerate(symbols)}
+        x, y = _value(a, at), _value(b, at)
+        if x is None or y is None:
+            continue
+        allowed = tolerance * min(1, max(abs(x), abs(y))) if inexact else 10**-20 * max(1, abs(x), abs(y))
+        if abs(x - y) > allowed:
+            unit = next((s for s in symbols if s.name == "i"), None)
+            return bool(unit) and identical(a.subs(unit, I), b.subs(unit, I), tolerance)
+        agreed += 1
+    return True if agreed else None
+
+
+def _done(e: Expr) -> Expr:
+    try:
+        return e.doit()
+    except (ValueError, TypeError, NotImplementedError, AttributeError):
+        return e
+
+
+def _value(e: Expr, at: dict):
+    """The value at a point, None if there is none."""
+    try:
+        value = e.evalf(30, subs=at)
+        return value if value.is_number and value.is_finite else None
+    except (ValueError, TypeError, ArithmeticError, AttributeError, NotImplementedError):
+        return None
