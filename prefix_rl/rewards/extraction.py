@@ -86,7 +86,7 @@ def find(text: str, fallback: bool = True, join: bool = True) -> Found | None:
     not, ``fallback`` takes the last formula or number of its last sentence.
 
     >>> find(r"first \boxed{3}, no: \boxed{\frac{1}{2}} it is")
-    Found(answer='\\frac{1}{2}', by='box', end=40)
+    Found(answer='\\frac{1}{2}', by='box', end=39)
     >>> find(r"\boxed{1} and \boxed{-2}.").answer
     '1,-2'
     >>> find("so we get 12"), find("so we get 12", fallback=False)
