@@ -12,8 +12,13 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from .notation import number
+
 if TYPE_CHECKING:
     from sympy import Expr
+
+MAX_DEPTH = 30
+"""Brackets that stand in one another; the parser takes exponentially long for more, and no answer has as many."""
 
 
 def same(a: str, g: str, tolerance: float, across: bool = True) -> bool:
@@ -60,9 +65,15 @@ _IMPLICIT = re.compile(r"(?:(?<![_^\d.])\d+(?:\.\d+)?|\))\s*(?=\()")
 def expression(text: str):
     """What math-verify makes of a cleaned expression: a sympy object, or None."""
     from math_verify import LatexExtractionConfig, parse
+    from sympy import Float, Rational
     from sympy.core.basic import Basic
     from sympy.matrices.matrixbase import MatrixBase
 
+    if n := number(text):
+        exact = Rational(n.value.numerator, n.value.denominator)
+        return Float(exact, 30) if n.decimal else exact
+    if _depth(text) > MAX_DEPTH:
+        return None
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we own the deadline
     text = _IMPLICIT.sub(r"\g<0>\\cdot ", text)
     found = parse(
@@ -72,6 +83,14 @@ def expression(text: str):
         parsing_timeout=None,
     )
     return next((f for f in found if isinstance(f, Basic | MatrixBase)), None)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 _POINTS = ("1.3719", "-0.8371", "2.6173", "0.4519", "-1.9241", "3.1873", "-2.2917", "0.7331")
