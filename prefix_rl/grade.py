@@ -124,11 +124,12 @@ def grade(
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
     """``["completion=solution"]`` -> ``{"completion": "solution"}``."""
-    problems = [
-        f"--column {pair}: " + ("there is no =" if "=" not in pair else f"{ours} is not one of them{nearest(ours, KNOWN)}")
-        for pair in pairs
-        if "=" not in pair or (ours := pair.partition("=")[0]) not in KNOWN
-    ]  # fmt: skip
+    problems = []
+    for pair in pairs:
+        ours, equals, _ = pair.partition("=")
+        if not equals or ours not in KNOWN:
+            why = f"{ours} is not one of them{nearest(ours, KNOWN)}" if equals else "there is no ="
+            problems.append(f"--column {pair}: {why}")
     if problems:
         raise DataError(f"OURS in --column OURS=THEIRS is one of {', '.join(KNOWN)}:", problems)
     return {ours: theirs for ours, _, theirs in (pair.partition("=") for pair in pairs)}

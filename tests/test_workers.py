@@ -38,24 +38,6 @@ def test_a_hanging_expression_costs_its_deadline_and_nothing_else(grader):
     assert time.monotonic() - began < 2 * 2.0 + 6  # two deadlines, and starting the replacements
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        r"\boxed{9**9**9**9}", r"\boxed{" + "9" * 100_000 + "}", r"\boxed{" * 20_000 + "1" + "}" * 20_000, "(" * 50_000, r"\boxed{(((((((((((1)}",
-        "\\boxed{" + "x^{" * 200 + "1" + "}" * 200 + "}", r"\boxed{__import__('os').system('true')}", "\0\ufffd\ud7ff" * 1000,
-        r"\boxed{\frac{\frac{\frac{1}{}}{}}{}}", "#### " * 100_000, "answer is " * 100_000,
-    ],
-    ids=["tower", "long", "nested boxes", "open brackets", "unbalanced", "powers", "code", "control characters", "fractions",
-         "hashes", "statements"],
-)  # fmt: skip
-def test_hostile_text_ends_in_an_outcome_and_the_next_sample_is_graded(grader, text):
-    began = time.monotonic()
-    first, second = grader.grade([(text, "42"), (r"\boxed{42}", "42")])
-    assert first in (Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT, Outcome.CRASH)
-    assert second is Outcome.RIGHT
-    assert time.monotonic() - began < 2.0 + 4
-
-
 def test_code_in_an_answer_is_not_run(grader, tmp_path):
     marker = tmp_path / "marker"
     grader.grade([(rf"\boxed{{open('{marker}', 'w').write('x') or 0}}", "0")])
@@ -69,16 +51,6 @@ def test_a_worker_that_dies_costs_one_sample(grader, monkeypatch):
     outcomes = grader.grade([(r"\boxed{1}", "1")] * 20)
     assert outcomes.count(Outcome.CRASH) <= 1
     assert outcomes.count(Outcome.RIGHT) >= 19
-
-
-def test_too_much_memory_is_a_crash_of_one_sample():
-    small = Grader(workers=1, deadline=20.0, memory_mb=512)
-    outcomes = small.grade(
-        [(r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(3)) + "+10^{10^{9}}}", "42"), (r"\boxed{42}", "42")]
-    )
-    small.close()
-    assert outcomes[0] in (Outcome.CRASH, Outcome.WRONG, Outcome.TIMEOUT)
-    assert outcomes[1] is Outcome.RIGHT
 
 
 def test_threads_may_share_a_grader(grader):

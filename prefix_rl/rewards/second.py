@@ -1,9 +1,9 @@
 r"""A second opinion on answers, which shares no code with :mod:`prefix_rl.rewards.grading`, math-verify or sympy.
 
-It brings LaTeX into one plain form, as the grader of the MATH benchmark does (arXiv 2103.03874), reads that with a small
-parser, and compares values: exact fractions where it can, else 50 digits of mpmath, with some fixed number for each
-letter. It says True, False or, of what its grammar does not hold and of what is a convention (units, percent, rounding,
-the order of a bare list), None. Time and memory are bounded: it needs no process of its own.
+It brings LaTeX into one plain form, as the grader of the MATH benchmark does (arXiv 2103.03874), reads that with a
+small parser, and compares values: exact fractions where it can, else 50 digits of mpmath, with some fixed number for
+each letter. It says True, False or, of what its grammar does not hold and of what is a convention (units, percent,
+rounding, the order of a bare list), None. Time and memory are bounded: it needs no process of its own.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ needed, nothing is forked from a process that holds CUDA or threads. It gets sam
 every verdict as soon as it has it, so the sample in hand is always the first that it has not answered:
 
 - a worker that has not answered at the deadline of that sample is killed; the outcome is ``timeout``;
-- an error in a sample (no memory left under the cap, a recursion too deep) is its outcome ``crash``, and so is the death
-  of the worker (a stack that overflows, a system short of memory).
+- an error in a sample (no memory left under the cap, a recursion too deep) is its outcome ``crash``, and so is the
+  death of the worker (a stack that overflows, a system short of memory).
 
 The samples behind it in the batch have only waited. They are given to another worker, with a deadline of their own.
 """
