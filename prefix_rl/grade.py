@@ -157,13 +157,12 @@ def _rows(source: str, split: str, columns: dict[str, str]) -> Iterator[tuple[Ro
 
 
 def _names(raw: dict, columns: dict[str, str], source: str) -> dict[str, str]:
-    """The column of the file for each of ours."""
-    problems = [
-        f"there is no column {theirs!r}{nearest(theirs, raw)}" for theirs in columns.values() if theirs not in raw
-    ]
-    names = {ours: next((n for n in known if n in raw), None) for ours, known in KNOWN.items()} | columns
+    """The column of the file for each of ours; a start or a prefix may first stand in a later row."""
+    wanted = [theirs for theirs in columns.values() if theirs]
+    problems = [f"there is no column {theirs!r}{nearest(theirs, raw)}" for theirs in wanted if theirs not in raw]
+    names = {ours: next((n for n in known if n in raw), known[0]) for ours, known in KNOWN.items()} | columns
     for ours in ("completion", "answer"):
-        if names[ours] is None:
+        if names[ours] not in raw and names[ours] not in wanted:
             problems.append(f"no column holds the {ours}; known by name are {', '.join(KNOWN[ours])}")
     if problems:
         hint = "name a column with --column, as in --column completion=solution"
@@ -186,7 +185,8 @@ def _row(place: str, raw: dict, names: dict[str, str]) -> tuple[Row | None, list
         problems.append(f"{names['answer']} is {_kind(gold)}, not a text or a number")
     if start is not None and (type(start) is not int or not 0 <= start <= len(text or "")):
         problems.append(
-            f"{names['start']} = {start!r} is no offset in the text, which has {len(text or ''):,} characters"
+            f"{names['start']} = {start!r} is no offset in the text of {len(text or ''):,} characters; "
+            "--column start= leaves that column unread"
         )
     elif start is None and prefix is not None:
         if isinstance(prefix, str) and (text or "").startswith(prefix):

@@ -122,6 +122,8 @@ def test_the_start_reaches_the_grader(tmp_path, grader, monkeypatch):
     rows = [{"completion": r"\boxed{42}, done", "answer": "42"}, {"completion": r"\boxed{42}, done", "answer": "42", "start": 10},
             {"completion": r"\boxed{42}, done", "answer": "42", "prefix": r"\boxed{42}"}]  # fmt: skip
     report = grade(written(tmp_path, rows), grader)
+    assert grade(written(tmp_path, rows), grader, columns=parse_columns(["start=", "prefix="])).second["agree"] == 3
+    seen = seen[: len(seen) // 2]
     assert [start for _, gold, start in (s for s in seen if len(s) == 3) if gold == "42"] == [0, 10, 10]
     assert report.second["do not know"] == 2  # behind the prefix it finds no answer either
 
@@ -176,7 +178,7 @@ def test_a_file_that_cannot_be_read_is_explained(tmp_path, name):
 def test_broken_lines_are_named_and_nothing_is_written(tmp_path, grader):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"completion": "x", "answer": "1"}\n{"completion": \n\xff\n')
-    with pytest.raises(DataError, match="rows.jsonl:2") as raised:
+    with pytest.raises(DataError, match=r"rows\.jsonl:2") as raised:
         grade(str(path), grader, output=tmp_path / "graded.jsonl")
     assert any("rows.jsonl:3" in problem for problem in raised.value.problems)
     assert not (tmp_path / "graded.jsonl").exists()

@@ -101,7 +101,7 @@ def test_arithmetic_is_that_of_fractions(expression, other):
     exact = str(value)
     assert same(text, exact) is True
     assert same(text, str(other)) in ((True,) if other == value else (False, None))
-    if abs(other - value) > abs(value) / 500 + Fraction(1, 500) * abs(other):
+    if abs(other - value) > Fraction(1, 40) * max(abs(value), abs(other)):
         assert same(text, str(other)) is False
 
 

@@ -113,7 +113,7 @@ def test_no_worker_ever_holds_more_memory_than_its_cap(tmp_path):
 
 STRANGE = """
 import os, time
-from prefix_rl.rewards import grading
+from prefix_rl.rewards import workers
 from prefix_rl.rewards.grading import Outcome, Verdict
 
 class Odd(Exception):
@@ -146,7 +146,7 @@ def judge(text, gold, rules=None, start=0):
             return Verdict(Outcome.RIGHT, str(os.getpid()))
     return Verdict(Outcome.RIGHT if start == 0 else Outcome.NO_ANSWER, text, rules)
 
-grading.judge = judge
+workers.judge = judge
 """
 
 
@@ -269,5 +269,5 @@ def test_batches_are_small_in_number_and_in_characters():
 
 
 def test_surrogates_and_zeros_come_back_as_they_went(strange):
-    text = "\ud800 \0 \udfff"
+    text = "fine \ud800 \0 \udfff"
     assert strange().judge([(text, "\udc80")])[0].answer == text

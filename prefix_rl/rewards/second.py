@@ -116,7 +116,8 @@ def _words(answer: str) -> list[str]:
 
 
 def _letters(answer: str) -> set[str]:
-    return set(re.findall(r"[a-zA-Zα-ωΑ-Ω\"]", re.sub(r"\\[a-zA-Z]+", "", answer)))
+    r"""What may be a variable or a unit: e, i and ``\pi`` are numbers."""
+    return set(re.findall(r"[a-zA-Zα-ωΑ-Ω\"]", re.sub(r"\\[a-zA-Z]+", "", answer))) - {"e", "i"}
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -287,9 +288,11 @@ def _equal(a, b) -> bool | None:
         return a == b
     a, b = _float(a), _float(b)
     size = max(abs(a), abs(b))
-    if a == b or (not exact and abs(a - b) <= mpmath.mpf(10) ** (10 - _DIGITS) * max(size, 1)):
+    if a == b or mpmath.isinf(size):
+        return bool(a == b)
+    if not exact and abs(a - b) <= mpmath.mpf(10) ** (10 - _DIGITS) * max(size, 1):
         return True
-    return None if abs(a - b) <= size / 1000 else False  # 0.33 for 1/3: a convention
+    return None if abs(a - b) <= size / 50 else False  # 0.33 for 1/3: a convention
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:
