@@ -153,6 +153,9 @@ def grade(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where the verdicts go, .jsonl.")] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, a choice of prefix_rl.rewards.grading.Rules; may be repeated.")
+    ] = None,
     second: Annotated[bool, typer.Option(help="Compare with a second, independent checker.")] = True,
     show: Annotated[int, typer.Option(min=0, help="Disagreements to show.")] = 5,
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
@@ -165,13 +168,12 @@ def grade(
     where the policy's own text begins; an answer before it does not count.
     """
     from .grade import grade as run
-    from .grade import parse_columns, table
+    from .grade import parse_columns, parse_rules, table
     from .rewards.workers import Grader
 
-    report = run(
-        file, Grader(workers, deadline, memory_mb), columns=parse_columns(column or []), output=output,
-        second_opinion=second, show=show,
-    )  # fmt: skip
+    grader = Grader(workers, deadline, memory_mb, parse_rules(rule or []))
+    columns = parse_columns(column or [])
+    report = run(file, grader, columns=columns, output=output, second_opinion=second, show=show)
     print(table(report, second))
     if output:
         say(f"wrote {output}")

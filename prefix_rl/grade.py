@@ -13,11 +13,14 @@ from itertools import islice
 from pathlib import Path
 from time import monotonic
 
+import yaml
+
 from .data.sources import read
 from .errors import DataError, at_most, nearest
+from .fields import check, fields_of
 from .progress import bar
 from .rewards import second
-from .rewards.grading import Outcome, Verdict
+from .rewards.grading import VERSION, Outcome, Rules, Verdict
 from .rewards.workers import Grader
 
 KNOWN = {
@@ -101,7 +104,7 @@ def grade(
     with bar("reading", None) as advance:
         count = _check_all(source, split, columns or {}, advance)
     grader.timed([("", "1")] * 2)  # workers are started: their start is no part of the speed
-    report, rows = Report(), (row for row, _ in _rows(source, split, columns or {}))
+    report, rows = Report(), (row for row, _ in rows_of(source, split, columns or {}))
     with bar("grading", count) as advance, _written(output) as write:
         while block := list(islice(rows, _BLOCK)):
             began = monotonic()
@@ -117,6 +120,24 @@ def grade(
                     line |= {"second": {None: None, True: "same", False: "different"}[opinion], "second_answer": theirs}
                 write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
     return report
+
+
+def parse_rules(pairs: Sequence[str]) -> Rules:
+    """``["percent=exact"]`` -> ``Rules(percent="exact")``."""
+    problems, given = [], {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        try:
+            given |= {name: yaml.safe_load(value)} if equals else {}
+        except yaml.YAMLError:
+            equals = ""
+        if not equals:
+            problems.append(f"--rule {pair}: give NAME=VALUE")
+    values, wrong = check("--rule", given, fields_of(Rules))
+    problems += [f"{name}: {why}" for name, why in wrong.items()]
+    if problems:
+        raise DataError("these rules cannot be graded by:", problems)
+    return Rules(**values)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -138,7 +159,7 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
 def _check_all(source: str, split: str, columns: dict[str, str], advance) -> int:
     """The number of rows, all of which can be graded."""
     problems, count = [], 0
-    for _, wrong in _rows(source, split, columns):
+    for _, wrong in rows_of(source, split, columns):
         count += 1
         problems += wrong
         advance(1)
@@ -147,7 +168,7 @@ def _check_all(source: str, split: str, columns: dict[str, str], advance) -> int
     return count
 
 
-def _rows(source: str, split: str, columns: dict[str, str]) -> Iterator[tuple[Row | None, list[str]]]:
+def rows_of(source: str, split: str, columns: dict[str, str]) -> Iterator[tuple[Row | None, list[str]]]:
     """Every row, or what is wrong with it. A column that no row could have is a problem of the first row alone."""
     names = None
     for place, raw in read(source, split):
@@ -233,7 +254,7 @@ def _written(output: Path | None):
 def table(report: Report, second_opinion: bool = True) -> str:
     """The report as text."""
     total = max(report.rows, 1)
-    lines = [f"{report.rows:,} completions"]
+    lines = [f"{report.rows:,} completions, graded by version {VERSION} of the grader"]
     lines += [
         f"  {n:>9,}  {100 * n / total:5.1f} %  {outcome}" for outcome in Outcome if (n := report.outcomes[outcome])
     ]

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow
@@ -13,7 +14,7 @@ import pytest
 
 from prefix_rl.errors import DataError
 from prefix_rl.grade import grade, parse_columns, shown, table
-from prefix_rl.rewards.grading import Outcome
+from prefix_rl.rewards.grading import Outcome, Rules
 from prefix_rl.rewards.workers import Grader
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +129,16 @@ def test_the_start_reaches_the_grader(tmp_path, grader, monkeypatch):
     assert report.second["do not know"] == 2  # behind the prefix it finds no answer either
 
 
+@pytest.mark.skipif(not fields(Rules), reason="the grader has no rules")
+def test_rules_are_named_and_reach_the_grader(tmp_path):
+    path = written(tmp_path, [{"completion": "so we get 12.", "answer": "12"}])
+    assert re.search("100.0 %  right", prefix_rl("grade", path).stdout)
+    assert re.search("100.0 %  no_answer", prefix_rl("grade", path, "--rule", "fallback=none").stdout)
+    done = prefix_rl("grade", path, "--rule", "fallback=sometimes")
+    assert done.returncode == 2
+    assert "must be one of last, none" in done.stderr
+
+
 def test_lone_surrogates_are_written_as_json_and_shown(tmp_path, grader):
     rows = [{"completion": r"\boxed{\text{" + "\ud800" + "}}", "answer": "42"}]
     report = grade(written(tmp_path, rows), grader, output=tmp_path / "graded.jsonl")
@@ -152,8 +163,9 @@ def test_lone_surrogates_are_written_as_json_and_shown(tmp_path, grader):
         ([{"completion": "x", "answer": "1", "start": 2}, {"completion": "x", "answer": "1", "prefix": "y"}, {"completion": "x", "answer": "1", "start": "0"}],
          [], ["rows.jsonl:1: start = 2 is no offset", "rows.jsonl:2: the text does not begin with its prefix", "rows.jsonl:3: start = '0'"]),
         ([], [], ["holds no rows"]),
+        ([{"completion": "x", "answer": "1"}], ["--rule", "no_such_rule=1", "--rule", "x", "--rule", "y=["], ["no_such_rule: no such key", "--rule x: give NAME=VALUE", "--rule y=[: give"]),
     ],
-    ids=["missing column", "both missing", "wrong name", "wrong option", "mixed types", "column in some rows", "start and prefix", "empty"],
+    ids=["missing column", "both missing", "wrong name", "wrong option", "mixed types", "column in some rows", "start and prefix", "empty", "rules"],
 )  # fmt: skip
 def test_bad_input_is_explained_all_at_once(tmp_path, rows, arguments, said):
     output = tmp_path / "graded.jsonl"
