@@ -19,7 +19,7 @@ HANGING = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{8^{9^{9^{9}}}}"]
 @pytest.fixture(scope="module")
 def grader():
     made = Grader(workers=2, deadline=2.0)
-    made.grade([(r"\boxed{1}", "1")] * 4)  # started
+    made.start()
     yield made
     made.close()
 
@@ -96,6 +96,12 @@ def _alive(pid):
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1]
     except OSError:
         return False
+
+
+def test_all_workers_are_ready_once_they_are_started(grader):
+    grader.start()
+    assert [worker.ready for worker in grader._pool] == [True, True]
+    assert grader.grade([(r"\boxed{1}", "1")]) == [Outcome.RIGHT]
 
 
 def test_workers_that_cannot_start_say_why(monkeypatch):

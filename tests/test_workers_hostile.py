@@ -65,7 +65,7 @@ HOSTILE = {
 @pytest.fixture(scope="module")
 def grader():
     made = Grader(workers=1, deadline=1.0, memory_mb=512)
-    made.grade([("", "1")])
+    made.start()
     yield made
     made.close()
 
@@ -73,7 +73,7 @@ def grader():
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_ends_in_time_and_takes_no_other_sample_with_it(grader, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    grader.grade([("", "1")])  # the worker is there
+    grader.start()  # the one before may have killed its worker
     began = time.monotonic()
     ((hostile, seconds),) = grader.timed([(HOSTILE[name], "42")])
     assert time.monotonic() - began < 1.0 + 0.5
@@ -160,7 +160,7 @@ def strange(tmp_path, monkeypatch):
 
     def make(**settings):
         made.append(Grader(**{"workers": 1, "deadline": 0.6, "memory_mb": 512, **settings}))
-        made[-1].grade([("first", "")] * made[-1].workers)
+        made[-1].start()
         (tmp_path / "judged").write_text("")
         return made[-1]
 
@@ -247,6 +247,23 @@ def test_a_call_that_is_interrupted_leaves_nothing_for_the_next(strange):
     with pytest.raises(KeyboardInterrupt):  # between sending and receiving
         grader.judge([(f"sleep 0.5 {i}", "") for i in range(50)])
     assert [v.answer for v in grader.judge(fine(200))] == [f"fine {i}" for i in range(200)]
+
+
+def test_an_interrupt_between_receiving_and_counting_moves_no_verdict_to_another_sample(strange):
+    grader = strange(workers=2)
+    connection = grader._pool[0].connection
+    receive = connection.recv
+
+    def interrupted():
+        receive()
+        raise KeyboardInterrupt
+
+    connection.recv = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        grader.judge(fine(100))
+    connection.recv = receive
+    assert [v.answer for v in grader.judge(fine(100))] == [f"fine {i}" for i in range(100)]
+    assert strange.judged().count("fine") >= 100  # all of them anew
 
 
 def test_a_sample_that_is_no_text_is_refused_before_anything_is_judged(strange):

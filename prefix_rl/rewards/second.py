@@ -259,7 +259,7 @@ def _do(operator: str, a, b):
     """``a operator b``, exactly if it can be."""
     a, b = _number(a), _number(b)
     if operator == "^":
-        if mpmath.isnan(abs(_float(b))) or abs(_float(b)) > 1_000:
+        if not abs(_float(b)) <= 1_000:
             raise _Unknown
         if isinstance(a, Fraction) and isinstance(b, Fraction) and b.denominator == 1:
             if max(a.numerator.bit_length(), a.denominator.bit_length()) * abs(b) > _MAX_BITS:

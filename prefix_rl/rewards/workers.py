@@ -78,40 +78,59 @@ class Grader:
         """
         counts = Counter(map(_checked, samples, range(len(samples))))
         found: dict[Sample, Timed] = {}
+        with self._mine():
+            for sample, timed in self._decide(deque(counts)):
+                found[sample] = timed
+                if progress:
+                    progress(counts[sample])
+        return [found[_checked(sample)] for sample in samples]
+
+    def start(self) -> None:
+        """Starts all workers and waits until they are ready, so that no later call has to."""
+        with self._mine():
+            self._replace(self.workers)
+            while not all(worker.ready for worker in self._pool):
+                for _ in self._listen(deque()):
+                    pass
+
+    @contextlib.contextmanager
+    def _mine(self) -> Iterator[None]:
+        """The pool, for one caller at a time."""
         with self._lock:
             if self._owner != os.getpid():  # a forked child must not talk over its parent's pipes
                 self._pool, self._owner = [], os.getpid()
             try:
-                for sample, verdict in self._decide(deque(counts)):
-                    found[sample] = verdict
-                    if progress:
-                        progress(counts[sample])
+                yield
             except BaseException:
                 self._stop()  # a worker that still holds samples would answer the next call with the verdicts of this
                 raise
-        return [found[_checked(sample)] for sample in samples]
 
     def _decide(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
         """Every sample of ``todo`` with its verdict, as they come."""
         while todo or any(worker.batch for worker in self._pool):
-            self._drop_the_dead()
-            while len(self._pool) < min(self.workers, len(todo)):
-                self._pool.append(_Worker(self.deadline, self.memory_mb, self.rules))
+            self._replace(len(todo))
             for worker in self._pool:
                 if todo and worker.ready and not worker.batch:
                     worker.send(_take(todo, len(todo) // (2 * self.workers)))
-            patience = min(worker.expires for worker in self._pool) - time.monotonic()
-            wait([worker.connection for worker in self._pool], timeout=max(patience, 0))
-            for worker in self._pool:
-                yield from worker.receive()
-                if worker.gone:
-                    todo.extendleft(reversed(worker.batch))
-                    worker.batch.clear()
+            yield from self._listen(todo)
 
-    def _drop_the_dead(self) -> None:
+    def _replace(self, wanted: int) -> None:
+        """Drops idle workers that have ended, and starts as many as are wanted and allowed."""
         for worker in [worker for worker in self._pool if not worker.batch and not worker.lives()]:
             worker.kill()
             self._pool.remove(worker)
+        while len(self._pool) < min(self.workers, wanted):
+            self._pool.append(_Worker(self.deadline, self.memory_mb, self.rules))
+
+    def _listen(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
+        """Waits until something happens; what has been decided. What a lost worker has not begun goes to ``todo``."""
+        patience = min(worker.expires for worker in self._pool) - time.monotonic()
+        wait([worker.connection for worker in self._pool], timeout=max(patience, 0))
+        for worker in self._pool:
+            yield from worker.receive()
+            if worker.gone:
+                todo.extendleft(reversed(worker.batch))
+                worker.batch.clear()
 
     def _stop(self) -> None:
         pool, self._pool = self._pool, []
