@@ -43,6 +43,7 @@ class Row:
     gold: str
     start: int
     id: object = None
+    before: object = None  # the outcome that the file has
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Report:
     outcomes: Counter = field(default_factory=Counter)
     found_by: Counter = field(default_factory=Counter)
     second: Counter = field(default_factory=Counter)
+    changed: Counter = field(default_factory=Counter)
     disagreements: list[tuple[Row, Verdict, str | None]] = field(default_factory=list)
     bad_golds: dict[str, str] = field(default_factory=dict)
     milliseconds: array = field(default_factory=lambda: array("d"))
@@ -66,6 +68,8 @@ class Report:
         self.milliseconds.append(1000 * seconds)
         if verdict.found_by:
             self.found_by[verdict.found_by] += 1
+        if row.before in [*Outcome] and row.before != verdict.outcome:
+            self.changed[f"{row.before} -> {verdict.outcome}"] += 1
         if verdict.outcome is Outcome.BAD_GOLD and len(self.bad_golds) < show:
             self.bad_golds.setdefault(row.gold, row.place)
         kind = "do not know" if opinion is None else "agree" if agrees(verdict, opinion) else "disagree"
@@ -218,7 +222,7 @@ def _row(place: str, raw: dict, names: dict[str, str]) -> tuple[Row | None, list
             )
     if problems:
         return None, [f"{place}: {problem}" for problem in problems]
-    return Row(place, text, str(gold), start or 0, raw.get("id", raw.get("problem_id"))), []
+    return Row(place, text, str(gold), start or 0, raw.get("id", raw.get("problem_id")), raw.get("outcome")), []
 
 
 def _content(completion: object) -> str | None:
@@ -261,6 +265,9 @@ def table(report: Report, second_opinion: bool = True) -> str:
     if report.found_by:
         lines.append("the answer was found by")
         lines += [f"  {n:>9,}  {100 * n / total:5.1f} %  {how}" for how, n in report.found_by.most_common()]
+    if report.changed:
+        lines.append("other than the outcome that the file has")
+        lines += [_share(n, total, change) for change, n in report.changed.most_common()]
     if report.bad_golds:
         lines.append("gold answers that cannot be parsed, the first of them")
         lines += [f"  {place}: {shown(gold)}" for gold, place in report.bad_golds.items()]

@@ -106,6 +106,16 @@ def test_gz_parquet_numbers_and_conversations_are_read(tmp_path, grader):
     assert grade(written(tmp_path, said), grader).outcomes[Outcome.RIGHT] == 1
 
 
+def test_saved_samples_are_graded_again_and_what_changed_is_shown(tmp_path, grader):
+    samples = [{"problem": "p", "answer": "42", "outcome": before, "truncated": False, "text": text}
+               for before, text in [("right", r"\boxed{42}"), ("wrong", r"\boxed{42}"), ("wrong", r"\boxed{42}"), ("right", r"\boxed{41}")]]  # fmt: skip
+    shown = table(grade(written(tmp_path, samples), grader))
+    assert re.search(
+        r"other than the outcome that the file has\n +2 +50.0 %  wrong -> right\n +1 +25.0 %  right -> wrong", shown
+    )
+    assert "other than" not in table(grade(written(tmp_path, ROWS), grader))
+
+
 def test_files_longer_than_a_block_are_graded_whole_and_in_order(tmp_path, grader, monkeypatch):
     monkeypatch.setattr("prefix_rl.grade._BLOCK", 7)
     rows = [{"completion": rf"\boxed{{{i}}}", "answer": str(i - i % 2)} for i in range(40)]

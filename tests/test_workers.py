@@ -136,6 +136,12 @@ def test_the_reward_counts_outcomes_and_skips_bad_golds():
     assert extra == {"outcome": ["right", "wrong", "no_answer", "bad_gold"]}
 
 
+def test_the_reward_takes_whatever_a_data_set_holds():
+    said_nothing = [[{"role": "assistant", "content": None}], [{"role": "assistant", "content": r"\boxed{42}"}]]
+    assert math_reward(said_nothing, [42, 42]) == [0.0, 1.0]
+    assert math_reward([r"\boxed{42}"] * 3, [42, None, "42"]) == [1.0, None, 1.0]
+
+
 def test_no_robustness_case_hangs_or_crashes_the_grader(grader, shared_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [json.loads(line) for line in (shared_data / "verifier-cases.jsonl").open()]
