@@ -5,6 +5,7 @@ This is the only file that knows TRL's private names. It wraps eight members of 
 
 - before generation, the prefixes: they travel as token ids behind the prompt, and come back glued to the continuation,
   so that rewards, truncation and logging see one completion;
+- before the rewards, the column ``continuation_start``: where in each completion's text the policy's own begins;
 - after generation, the credit of each token and the mask of the tokens that move, both decided once, on the whole
   generation batch over all ranks. How the batch is then cut into micro-batches changes neither;
 - in the loss, that mask and the method's extra term;

@@ -208,6 +208,17 @@ def test_what_waits_behind_a_hanging_sample_goes_to_other_workers_when_it_is_kil
     assert strange.judged().count("fine") == 300  # nothing was judged twice
 
 
+def test_nobody_waits_behind_a_hanging_sample_while_there_are_workers_to_start(strange):
+    grader, seconds = strange(workers=2, deadline=9.0), []
+    began = time.monotonic()
+    # one worker ends at once, the other is busy: a third is started for what is left
+    outcomes = grader.grade(
+        [("exit", ""), ("sleep 8", ""), ("fine", "")], lambda n: seconds.append(time.monotonic() - began)
+    )
+    assert outcomes == [Outcome.CRASH, Outcome.RIGHT, Outcome.RIGHT]
+    assert seconds[1] < 7.0
+
+
 def test_an_error_ends_no_worker_but_memory_that_is_kept_does(strange):
     grader = strange()
 

@@ -38,9 +38,8 @@ def find(text: str) -> str | None:
             if not depth:
                 return text[place.end() : end].strip() or None
     for marker, ending in (("####", "\n"), ("answer is", r"\.(?:\s|$)|\n")):
-        at = text.lower().rfind(marker)
-        if at >= 0:
-            return re.split(ending, text[at + len(marker) :], maxsplit=1)[0].strip(" :*") or None
+        if places := [*re.finditer(marker, text, re.IGNORECASE)]:
+            return re.split(ending, text[places[-1].end() :], maxsplit=1)[0].strip(" :*") or None
     return None
 
 

@@ -108,7 +108,7 @@ class Grader:
     def _decide(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
         """Every sample of ``todo`` with its verdict, as they come."""
         while todo or any(worker.batch for worker in self._pool):
-            self._replace(len(todo))
+            self._replace(len(todo) + sum(bool(worker.batch) for worker in self._pool))
             for worker in self._pool:
                 if todo and worker.ready and not worker.batch:
                     worker.send(_take(todo, len(todo) // (2 * self.workers)))
