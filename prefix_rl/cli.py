@@ -140,6 +140,45 @@ def evaluate(
         print(f"  {name:<34} {100 * a['mean']:5.1f} %   95 % interval {100 * a['low']:.1f} to {100 * a['high']:.1f} %")
 
 
+@app.command(epilog="Example: prefix-rl grade runs/lab/prefix_rft/samples.jsonl --output graded.jsonl")
+def grade(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A .jsonl, .jsonl.gz or .parquet file with columns completion and answer."),
+    ],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="OURS=THEIRS for a column not known by name (completion, answer, start, prefix); may be repeated."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where the verdicts go, .jsonl.")] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, a choice of prefix_rl.rewards.grading.Rules; may be repeated.")
+    ] = None,
+    second: Annotated[bool, typer.Option(help="Compare with a second, independent checker.")] = True,
+    show: Annotated[int, typer.Option(min=0, help="Disagreements to show.")] = 5,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    deadline: Annotated[float, typer.Option(min=0.01, help="Seconds that one completion may take.")] = 5.0,
+    memory_mb: Annotated[int, typer.Option(min=256, help="Address space of one grading process, MiB.")] = 2048,
+) -> None:
+    """Grade a file of completions: outcomes, disagreements with a second checker, speed.
+
+    The samples that `prefix-rl evaluate` saves are such a file. A column `start` (an offset) or `prefix` (a text) says
+    where the policy's own text begins; an answer before it does not count.
+    """
+    from .grade import grade as run
+    from .grade import parse_columns, parse_rules, table
+    from .rewards.workers import Grader
+
+    grader = Grader(workers, deadline, memory_mb, parse_rules(rule or []))
+    columns = parse_columns(column or [])
+    report = run(file, grader, columns=columns, output=output, second_opinion=second, show=show)
+    print(table(report, second))
+    if output:
+        say(f"wrote {output}")
+
+
 @app.command(epilog="Example: prefix-rl report runs/lab/dr_grpo runs/lab/prefix_rft --output runs/lab/report")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],

@@ -5,6 +5,7 @@ This is the only file that knows TRL's private names. It wraps eight members of 
 
 - before generation, the prefixes: they travel as token ids behind the prompt, and come back glued to the continuation,
   so that rewards, truncation and logging see one completion;
+- before the rewards, the column ``continuation_start``: where in each completion's text the policy's own begins;
 - after generation, the credit of each token and the mask of the tokens that move, both decided once, on the whole
   generation batch over all ranks. How the batch is then cut into micro-batches changes neither;
 - in the loss, that mask and the method's extra term;
@@ -34,7 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from .checkpoints import mark_whole
 from .costs import Cost, inference_flops, update_flops
-from .data.tokenizer import DemonstrationTable, load_tokenizer, opening_of
+from .data.tokenizer import DemonstrationTable, continuation_start, load_tokenizer, opening_of
 from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
@@ -244,6 +245,8 @@ class PrefixTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._outcomes = None
+        if self.model.training and self.method.injects:
+            inputs = self._with_continuation_start(inputs, completions, completion_ids_list)
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         unscored = torch.isnan(rewards_per_func).all(dim=1)
         weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
@@ -262,6 +265,18 @@ class PrefixTrainer(GRPOTrainer):
                 self._log(name, torch.nanmean(self._rewards[rows]))
         self._outcomes = list(self._pending_extra_logs.get("outcome", [])) or None
         return rewards_per_func
+
+    def _with_continuation_start(self, inputs, completions, completion_ids):
+        """The rows with a column for reward functions: where in the completion's text the policy's own text begins.
+
+        A demonstration injected whole is no answer of the policy's either way: it is graded as it stands.
+        """
+        starts = []
+        for prefix, ids, completion in zip(self._planned, completion_ids, completions, strict=True):
+            text = completion if isinstance(completion, str) else completion[-1]["content"] or ""
+            partial = prefix.ids and not prefix.complete
+            starts.append(continuation_start(text, prefix.ids, ids, self._tokenizer) if partial else 0)
+        return [{**given, "continuation_start": start} for given, start in zip(inputs, starts, strict=True)]
 
     def _with_credit_and_mask(self, inputs, output: dict[str, Any]) -> dict[str, Any]:
         """TRL's batch with ``(B, T)`` advantages, the prefix mask, the update mask and the rewards."""

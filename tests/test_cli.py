@@ -12,7 +12,19 @@ from prefix_rl.cli import app
 
 ROOT = Path(__file__).parents[1]
 LAB = str(ROOT / "recipes" / "lab" / "prefix_rft.yaml")
-COMMANDS = ["train", "prepare", "schedule", "evaluate", "report", "quickstart", "tiny", "check", "collect", "ladder"]
+COMMANDS = [
+    "train",
+    "prepare",
+    "schedule",
+    "evaluate",
+    "report",
+    "quickstart",
+    "tiny",
+    "check",
+    "collect",
+    "ladder",
+    "grade",
+]
 
 
 def prefix_rl(*arguments, cwd=ROOT):
@@ -58,6 +70,7 @@ def test_problems_end_in_status_2_without_a_traceback():
         ["report", "nowhere"],
         ["ladder", "nowhere.yaml"],
         ["collect", "nowhere.yaml"],
+        ["grade", "nowhere.jsonl"],
     ],
     ids=str,
 )

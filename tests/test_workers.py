@@ -19,7 +19,7 @@ HANGING = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{8^{9^{9^{9}}}}"]
 @pytest.fixture(scope="module")
 def grader():
     made = Grader(workers=2, deadline=2.0)
-    made.grade([(r"\boxed{1}", "1")] * 4)  # started
+    made.start()
     yield made
     made.close()
 
@@ -38,24 +38,6 @@ def test_a_hanging_expression_costs_its_deadline_and_nothing_else(grader):
     assert time.monotonic() - began < 2 * 2.0 + 6  # two deadlines, and starting the replacements
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        r"\boxed{9**9**9**9}", r"\boxed{" + "9" * 100_000 + "}", r"\boxed{" * 20_000 + "1" + "}" * 20_000, "(" * 50_000, r"\boxed{(((((((((((1)}",
-        "\\boxed{" + "x^{" * 200 + "1" + "}" * 200 + "}", r"\boxed{__import__('os').system('true')}", "\0\ufffd\ud7ff" * 1000,
-        r"\boxed{\frac{\frac{\frac{1}{}}{}}{}}", "#### " * 100_000, "answer is " * 100_000,
-    ],
-    ids=["tower", "long", "nested boxes", "open brackets", "unbalanced", "powers", "code", "control characters", "fractions",
-         "hashes", "statements"],
-)  # fmt: skip
-def test_hostile_text_ends_in_an_outcome_and_the_next_sample_is_graded(grader, text):
-    began = time.monotonic()
-    first, second = grader.grade([(text, "42"), (r"\boxed{42}", "42")])
-    assert first in (Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT, Outcome.CRASH)
-    assert second is Outcome.RIGHT
-    assert time.monotonic() - began < 2.0 + 4
-
-
 def test_code_in_an_answer_is_not_run(grader, tmp_path):
     marker = tmp_path / "marker"
     grader.grade([(rf"\boxed{{open('{marker}', 'w').write('x') or 0}}", "0")])
@@ -69,16 +51,6 @@ def test_a_worker_that_dies_costs_one_sample(grader, monkeypatch):
     outcomes = grader.grade([(r"\boxed{1}", "1")] * 20)
     assert outcomes.count(Outcome.CRASH) <= 1
     assert outcomes.count(Outcome.RIGHT) >= 19
-
-
-def test_too_much_memory_is_a_crash_of_one_sample():
-    small = Grader(workers=1, deadline=20.0, memory_mb=512)
-    outcomes = small.grade(
-        [(r"\boxed{" + "+".join(f"x^{{{i}}}" for i in range(3)) + "+10^{10^{9}}}", "42"), (r"\boxed{42}", "42")]
-    )
-    small.close()
-    assert outcomes[0] in (Outcome.CRASH, Outcome.WRONG, Outcome.TIMEOUT)
-    assert outcomes[1] is Outcome.RIGHT
 
 
 def test_threads_may_share_a_grader(grader):
@@ -126,6 +98,12 @@ def _alive(pid):
         return False
 
 
+def test_all_workers_are_ready_once_they_are_started(grader):
+    grader.start()
+    assert [worker.ready for worker in grader._pool] == [True, True]
+    assert grader.grade([(r"\boxed{1}", "1")]) == [Outcome.RIGHT]
+
+
 def test_workers_that_cannot_start_say_why(monkeypatch):
     monkeypatch.setattr(sys, "path", ["/nowhere"])
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
@@ -156,6 +134,12 @@ def test_the_reward_counts_outcomes_and_skips_bad_golds():
     assert logged == {"outcome/right": 0.25, "outcome/wrong": 0.25, "outcome/no_answer": 0.25, "outcome/bad_gold": 0.25,
                       "outcome/timeout": 0.0, "outcome/crash": 0.0}  # fmt: skip
     assert extra == {"outcome": ["right", "wrong", "no_answer", "bad_gold"]}
+
+
+def test_the_reward_takes_whatever_a_data_set_holds():
+    said_nothing = [[{"role": "assistant", "content": None}], [{"role": "assistant", "content": r"\boxed{42}"}]]
+    assert math_reward(said_nothing, [42, 42]) == [0.0, 1.0]
+    assert math_reward([r"\boxed{42}"] * 3, [42, None, "42"]) == [1.0, None, 1.0]
 
 
 def test_no_robustness_case_hangs_or_crashes_the_grader(grader, shared_data, tmp_path, monkeypatch):

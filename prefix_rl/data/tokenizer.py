@@ -138,6 +138,20 @@ def opening_of(prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) ->
     return found + rest if found and not rest.strip() else ""
 
 
+def continuation_start(
+    text: str, prefix_ids: Sequence[int], completion_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """The offset in ``text`` at which the continuation begins, or an earlier one if that is not certain.
+
+    ``text`` is what ``completion_ids`` decode to, or a part of it (a chat template may take the thought away). Decoded
+    alone the prefix may end otherwise than inside the whole, in half a character or in a space, so only what both agree
+    on counts. 0 if ``text`` cannot be found in the whole.
+    """
+    whole, prefix = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (completion_ids, prefix_ids))
+    own = next((i for i, (a, b) in enumerate(zip(whole, prefix, strict=False)) if a != b), min(len(whole), len(prefix)))
+    return min(max(own - max(whole.rfind(text), 0), 0), len(text)) if text in whole else 0
+
+
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The ids of ``text`` without special tokens, and the offset in ``text`` at which each token ends."""
     if tokenizer.is_fast:

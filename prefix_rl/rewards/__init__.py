@@ -5,38 +5,43 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from .grading import Outcome
+from .grading import Outcome, Rules
 from .workers import Grader
 
 
 class MathReward:
     """1 for a right final answer, 0 for any other outcome, None where the gold answer cannot be parsed.
 
-    A reward function as TRL calls it. The completion counts as a whole: prefix and continuation.
+    A reward function as TRL calls it. The completion counts as a whole, prefix and continuation; but an answer that
+    stands in the prefix alone is none.
 
     Args:
-        workers, deadline, memory_mb: see :class:`~prefix_rl.rewards.workers.Grader`.
+        workers, deadline, memory_mb, rules: see :class:`~prefix_rl.rewards.workers.Grader`.
     """
 
     __name__ = "math_reward"
 
-    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048):
-        self.grader = Grader(workers, deadline, memory_mb)
+    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, rules: Rules | None = None):
+        self.grader = Grader(workers, deadline, memory_mb, rules)
 
     def __call__(
         self,
         completions: Sequence[str] | Sequence[list[dict[str, str]]],
         answer: Sequence[str],
+        continuation_start: Sequence[int] | None = None,
         log_extra: Callable[[str, list], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: object,
     ) -> list[float | None]:
         """Grades plain or conversational completions against the data set's ``answer`` column.
 
+        The trainer gives ``continuation_start``: for each completion the offset at which the policy's own text begins.
         ``log_metric`` gets the share of each outcome (``outcome/right`` and so on), ``log_extra`` the outcomes.
         """
-        texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
-        outcomes = self.grader.grade(list(zip(texts, answer, strict=True)))
+        texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]  # no content: a tool call
+        golds = ["" if gold is None else str(gold) for gold in answer]
+        starts = [0] * len(texts) if continuation_start is None else continuation_start
+        outcomes = self.grader.grade(list(zip(texts, golds, starts, strict=True)))
         if log_extra:
             log_extra("outcome", [str(outcome) for outcome in outcomes])
         if log_metric:

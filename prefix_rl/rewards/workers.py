@@ -1,28 +1,39 @@
-"""Worker processes that grade, each under a deadline.
+"""Worker processes that grade, each sample under a deadline.
 
 A worker is a plain ``python`` process that imports the grader and nothing of the caller: no ``__main__`` guard is
-needed, nothing is forked from a process that holds CUDA or threads. It gets one sample at a time over a pipe. A worker
-that has not answered at the deadline is killed and replaced; the sample's outcome is ``timeout``. A worker that dies
-(out of memory, recursion) is replaced; the outcome is ``crash``. The other samples do not notice.
+needed, nothing is forked from a process that holds CUDA or threads. It gets samples in batches over a pipe and says
+every verdict as soon as it has it, so the sample in hand is always the first that it has not answered:
+
+- a worker that has not answered at the deadline of that sample is killed; the outcome is ``timeout``;
+- an error in a sample (no memory left under the cap, a recursion too deep) is its outcome ``crash``, and so is the
+  death of the worker (a stack that overflows, a system short of memory).
+
+The samples behind it in the batch have only waited. They are given to another worker, with a deadline of their own.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 
 from ..errors import UserError
-from .grading import Outcome
+from .grading import Outcome, Rules, Verdict, judge
+
+Sample = tuple[str, str, int]  # text, gold, start
+Timed = tuple[Verdict, float]  # a verdict and the seconds that it took inside the worker
 
 _START_SECONDS = 120  # a worker that has not imported sympy by then never will
+_BATCH = 64
+_BATCH_CHARACTERS = 2**20  # a batch whose texts are longer costs more in memory than its round trips
 
 
 class GraderError(UserError):
@@ -36,73 +47,131 @@ class Grader:
         workers: processes for this rank.
         deadline: seconds that one sample may take.
         memory_mb: address space of one worker, in MiB. A sample that needs more ends as ``crash``.
+        rules: what :func:`~prefix_rl.rewards.grading.judge` decides by.
 
     Workers start at the first call and stop with the process. Calls from several threads are served one after another.
     """
 
-    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048):
-        self.workers, self.deadline, self.memory_mb = workers, deadline, memory_mb
+    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, rules: Rules | None = None):
+        self.workers, self.deadline, self.memory_mb, self.rules = workers, deadline, memory_mb, rules
         self._pool: list[_Worker] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def grade(
-        self, samples: Sequence[tuple[str, str]], progress: Callable[[int], object] | None = None
-    ) -> list[Outcome]:
-        """One outcome for each ``(text, gold)``, in order. ``progress(n)`` is called when n more are done."""
-        outcomes: list[Outcome | None] = [None] * len(samples)
-        todo, busy = deque(range(len(samples))), {}
+    def grade(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Outcome]:
+        """The outcomes of :meth:`judge`."""
+        return [verdict.outcome for verdict in self.judge(samples, progress)]
+
+    def judge(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Verdict]:
+        """The verdicts of :meth:`timed`."""
+        return [verdict for verdict, _ in self.timed(samples, progress)]
+
+    def timed(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Timed]:
+        """One verdict for each ``(text, gold)`` or ``(text, gold, start)``, in order, with the seconds that it took.
+
+        Equal samples are decided once. ``progress(n)`` is called when n more are done.
+
+        Raises:
+            TypeError: if a sample is not made of texts; nothing is graded then.
+            GraderError: if no worker can be started.
+        """
+        counts = Counter(map(_checked, samples, range(len(samples))))
+        found: dict[Sample, Timed] = {}
+        with self._mine():
+            for sample, timed in self._decide(deque(counts)):
+                found[sample] = timed
+                if progress:
+                    progress(counts[sample])
+        return [found[_checked(sample)] for sample in samples]
+
+    def start(self) -> None:
+        """Starts all workers and waits until they are ready, so that no later call has to."""
+        with self._mine():
+            self._replace(self.workers)
+            while not all(worker.ready for worker in self._pool):
+                for _ in self._listen(deque()):
+                    pass
+
+    @contextlib.contextmanager
+    def _mine(self) -> Iterator[None]:
+        """The pool, for one caller at a time."""
         with self._lock:
             if self._owner != os.getpid():  # a forked child must not talk over its parent's pipes
                 self._pool, self._owner = [], os.getpid()
-            while todo or busy:
-                while len(self._pool) < min(self.workers, len(todo) + len(busy)):
-                    self._pool.append(_Worker(self.deadline, self.memory_mb))
-                for worker in self._pool:
-                    if todo and worker.ready and worker not in busy:
-                        index = todo.popleft()
-                        busy[worker] = index
-                        worker.send(samples[index])
-                before = len(busy)
-                for worker, outcome in self._collect():
-                    if worker in busy:
-                        outcomes[busy.pop(worker)] = outcome
-                if progress and len(busy) < before:
-                    progress(before - len(busy))
-        return outcomes
+            try:
+                yield
+            except BaseException:
+                self._stop()  # a worker that still holds samples would answer the next call with the verdicts of this
+                raise
 
-    def _collect(self) -> list[tuple[_Worker, Outcome]]:
-        """Waits until something happens; what the workers that finished, died or ran out of time say."""
+    def _decide(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
+        """Every sample of ``todo`` with its verdict, as they come."""
+        while todo or any(worker.batch for worker in self._pool):
+            self._replace(len(todo) + sum(bool(worker.batch) for worker in self._pool))
+            for worker in self._pool:
+                if todo and worker.ready and not worker.batch:
+                    worker.send(_take(todo, len(todo) // (2 * self.workers)))
+            yield from self._listen(todo)
+
+    def _replace(self, wanted: int) -> None:
+        """Drops idle workers that have ended, and starts as many as are wanted and allowed."""
+        for worker in [worker for worker in self._pool if not worker.batch and not worker.lives()]:
+            worker.kill()
+            self._pool.remove(worker)
+        while len(self._pool) < min(self.workers, wanted):
+            self._pool.append(_Worker(self.deadline, self.memory_mb, self.rules))
+
+    def _listen(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
+        """Waits until something happens; what has been decided. What a lost worker has not begun goes to ``todo``."""
         patience = min(worker.expires for worker in self._pool) - time.monotonic()
         wait([worker.connection for worker in self._pool], timeout=max(patience, 0))
-        said = []
-        for worker in list(self._pool):
-            outcome = worker.receive()
-            if outcome in (Outcome.TIMEOUT, Outcome.CRASH):
-                worker.kill()
-                self._pool.remove(worker)
-            if outcome is not None:
-                said.append((worker, outcome))
-        return said
+        for worker in self._pool:
+            yield from worker.receive()
+            if worker.gone:
+                todo.extendleft(reversed(worker.batch))
+                worker.batch.clear()
+
+    def _stop(self) -> None:
+        pool, self._pool = self._pool, []
+        for worker in pool:
+            worker.kill()
 
     def close(self) -> None:
         """Stops the workers. The grader starts new ones when it is used again."""
         if self._owner == os.getpid():
-            for worker in self._pool:
-                worker.kill()
-            self._pool = []
+            self._stop()
+
+
+def _checked(sample: tuple, place: int | None = None) -> Sample:
+    text, gold, start = (*sample, 0)[:3]
+    if not isinstance(text, str) or not isinstance(gold, str):
+        raise TypeError(f"sample {place} is {(type(text).__name__, type(gold).__name__)}, not a pair of texts")
+    return text, gold, start
+
+
+def _take(todo: deque[Sample], share: int) -> list[Sample]:
+    """The next samples for a worker: at least one, at most a batch. Small shares at the end leave nobody waiting."""
+    batch = [todo.popleft()]
+    characters = len(batch[0][0])
+    while todo and len(batch) < min(share, _BATCH) and characters + len(todo[0][0]) <= _BATCH_CHARACTERS:
+        batch.append(todo.popleft())
+        characters += len(batch[-1][0])
+    return batch
 
 
 class _Worker:
-    def __init__(self, deadline: float, memory_mb: int):
+    """The caller's end of a worker. ``batch`` holds what it has not answered; the first of it is in hand."""
+
+    def __init__(self, deadline: float, memory_mb: int, rules: Rules | None):
         self.deadline = deadline
+        self.batch: deque[Sample] = deque()
+        self.ready = self.gone = False
         self.connection, theirs = Pipe()
-        code = f"from prefix_rl.rewards.workers import _serve; _serve({theirs.fileno()}, {deadline}, {memory_mb})"
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads would fill up and block
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", f"from prefix_rl.rewards.workers import _serve; _serve({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -110,33 +179,49 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
         theirs.close()
-        self.ready = False
-        self.expires = time.monotonic() + _START_SECONDS
+        self.began, self.expires = time.monotonic(), time.monotonic() + _START_SECONDS
+        with contextlib.suppress(OSError):  # if it is gone already, receive() says why
+            self.connection.send((deadline, memory_mb, rules))
 
-    def send(self, sample: tuple[str, str]) -> None:
-        self.expires = time.monotonic() + self.deadline
+    def lives(self) -> bool:
+        return not self.gone and self.process.poll() is None
+
+    def send(self, batch: Iterable[Sample]) -> None:
+        self.batch.extend(batch)
+        self._clock()
         try:
-            self.connection.send(sample)
+            self.connection.send(list(self.batch))
         except OSError:
-            self.expires = 0  # it died while idle: the sample ends as a crash
+            self.expires = 0  # it died while idle
 
-    def receive(self) -> Outcome | None:
-        """What has happened to the sample in hand: an outcome, or None if nothing has."""
+    def receive(self) -> Iterator[tuple[Sample, Timed]]:
+        """What has become of its samples since it was last asked; afterwards it may be ``gone``."""
         try:
-            if self.connection.poll():
+            while not self.gone and self.connection.poll():
                 said = self.connection.recv()
-                idle = said == "ready"
-                self.ready, self.expires = True, float("inf")
-                return None if idle else said
+                if self.batch:
+                    *timed, self.gone = said
+                    yield self.batch.popleft(), tuple(timed)
+                self.ready = True
+                self._clock()
         except (EOFError, OSError):
             if not self.ready:
                 raise GraderError(f"a grading worker could not start:\n{self._last_words()}") from None
-            return Outcome.CRASH
-        if time.monotonic() < self.expires:
-            return None
-        if not self.ready:
-            raise GraderError(f"a grading worker did not start within {_START_SECONDS} seconds")
-        return Outcome.TIMEOUT if self.process.poll() is None else Outcome.CRASH
+            yield from self._lost(Outcome.CRASH)
+        if time.monotonic() >= self.expires and not self.gone:
+            if not self.ready:
+                raise GraderError(f"a grading worker did not start within {_START_SECONDS} seconds")
+            yield from self._lost(Outcome.TIMEOUT if self.process.poll() is None else Outcome.CRASH)
+
+    def _clock(self) -> None:
+        """A sample is taken in hand now, or none is."""
+        self.began = time.monotonic()
+        self.expires = self.began + self.deadline if self.batch else float("inf")
+
+    def _lost(self, outcome: Outcome) -> Iterator[tuple[Sample, Timed]]:
+        self.gone = True
+        if self.batch:
+            yield self.batch.popleft(), (Verdict(outcome), time.monotonic() - self.began)
 
     def _last_words(self) -> str:
         self.process.wait(timeout=5)
@@ -150,27 +235,42 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(handle: int, deadline: float, memory_mb: int) -> None:
-    """The life of a worker: grade what comes until the pipe closes."""
+def _serve(handle: int) -> None:
+    """The life of a worker: judge what comes until the pipe closes."""
     import resource
     import signal
 
     from math_verify import parse
 
-    from .grading import grade
-
-    parse("$1$", parsing_timeout=None)  # builds the parser, which takes a moment
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20,) * 2)
+    parse("$1$", parsing_timeout=None)  # builds the parser, which takes a moment
     connection = Connection(handle)
+    deadline, memory_mb, rules = connection.recv()
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send("ready")
     while True:
         try:
-            text, gold = connection.recv()
+            batch = connection.recv()
         except EOFError:
             return
-        # If the trainer is killed while this hangs, nobody is left to kill it but the kernel: SIGALRM's default does.
-        signal.setitimer(signal.ITIMER_REAL, 2 * deadline + 1)
-        outcome = grade(text, gold)  # whatever it raises ends this process: the outcome is a crash
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send(outcome)
+        for text, gold, start in batch:
+            # If the trainer is killed while this hangs, nobody is left to kill it but the kernel, by SIGALRM
+            signal.setitimer(signal.ITIMER_REAL, 2 * deadline + 1)
+            began = time.monotonic()
+            try:
+                verdict = judge(text, gold, rules, start)
+            except Exception:  # whatever it is, it is this sample's
+                verdict = Verdict(Outcome.CRASH)
+            seconds = time.monotonic() - began
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            last = _address_space() > memory_mb * 2**19
+            connection.send((verdict, seconds, last))
+            if last:
+                return
+
+
+def _address_space() -> int:
+    """Bytes. A worker that has grown past half its cap ends: no sample pays for those before it."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
