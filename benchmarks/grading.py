@@ -9,7 +9,8 @@ letter, 15 % in another form of it, 30 % in another answer and 10 % in none. A F
 one in three of its completions gets another row's gold, since those in a file of demonstrations are all right.
 
 Ours is timed from the first completion to the last on workers that have started and judged nothing: no cache is warm.
-The others are slower and run in this process on the first ``--peers`` of the same completions. Their latency is that of
+A CPU second is one of all processes together; on a machine with other work it says more than a second does. The others
+are slower and run in this process on the first ``--peers`` of the same completions. Their latency is that of
 one call, ours that of one completion inside the worker. Nothing here passes or fails.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import logging
 import random
+import resource
 import sys
 import time
 from pathlib import Path
@@ -99,6 +101,12 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended; they stand still while others are served."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
 def one_by_one(decide, samples: list[tuple[str, str]]) -> list[float]:
     seconds = []
     for text, gold in samples:
@@ -136,31 +144,39 @@ def main() -> None:
     peers = {"math-verify, one process": math_verify, "TRL accuracy_reward": trl}
     for decide in peers.values():
         decide(r"\boxed{1}", "1")
-    for seed in range(given.rounds):
-        samples = (
-            read(given.files, given.column, given.count, seed)
-            if given.files
-            else generated(given.count, given.each, seed)
-        )
-        grader = Grader(given.workers)
+
+    def ours(samples: list[tuple[str, str]]) -> tuple[float, float, list]:
+        """Seconds from the first to the last completion, CPU seconds of all that grading took, and the verdicts."""
+        grader, before = Grader(given.workers), cpu_seconds()
         grader.start()
         began = time.perf_counter()
         timed = grader.timed(samples)
         elapsed = time.perf_counter() - began
-        grader.close()
+        grader.close()  # the workers' time is counted once they have ended
+        return elapsed, cpu_seconds() - before, timed
+
+    starting = ours([])[1]
+    for seed in range(given.rounds):
+        draw = read(given.files, given.column, given.count, seed) if given.files else None
+        samples = draw or generated(given.count, given.each, seed)
+        elapsed, busy, timed = ours(samples)
         length = sum(len(text) for text, _ in samples) / len(samples)
         counts = {str(o): sum(v.outcome is o for v, _ in timed) for o in {v.outcome for v, _ in timed}}
         print(f"round {seed + 1}: {len(samples):,} completions, mean {length:,.0f} characters; {json.dumps(counts)}")
-        found = {f"prefix_rl, {given.workers} workers": (len(samples) / elapsed, [seconds for _, seconds in timed])}
+        latency = [seconds for _, seconds in timed]
+        found = {f"prefix_rl, {given.workers} workers": (len(samples), elapsed, busy - starting, latency)}
         for name, decide in peers.items() if given.peers else ():
-            seconds = one_by_one(decide, samples[: given.peers])
-            found[name] = (len(seconds) / sum(seconds), seconds)
-        for name, (speed, seconds) in found.items():
-            p50, p99, longest = (1000 * percentile(seconds, share) for share in (0.5, 0.99, 1))
-            print(f"  {name:<26}{speed:8,.0f} a second   p50 {p50:7.2f}   p99 {p99:7.2f}   longest {longest:8.1f} ms")
-        for (verdict, seconds), (_, gold) in sorted(zip(timed, samples, strict=True), key=lambda x: -x[0][1])[
-            : given.slowest
-        ]:
+            before = cpu_seconds()
+            latency = one_by_one(decide, samples[: given.peers])
+            found[name] = (len(latency), sum(latency), cpu_seconds() - before, latency)
+        for name, (count, elapsed, busy, latency) in found.items():
+            p50, p99, longest = (1000 * percentile(latency, share) for share in (0.5, 0.99, 1))
+            print(
+                f"  {name:<26}{count / elapsed:7,.0f} a second {count / busy:7,.0f} a CPU second   "
+                f"p50 {p50:6.2f}   p99 {p99:6.2f}   longest {longest:6.1f} ms"
+            )
+        slowest = sorted(zip(timed, samples, strict=True), key=lambda pair: -pair[0][1])[: given.slowest]
+        for (verdict, seconds), (_, gold) in slowest:
             print(f"    {1000 * seconds:7.1f} ms  {verdict.outcome}: {gold[:60]}  |  {str(verdict.answer)[:60]}")
 
 

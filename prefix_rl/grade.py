@@ -137,8 +137,8 @@ def parse_rules(pairs: Sequence[str]) -> Rules:
             equals = ""
         if not equals:
             problems.append(f"--rule {pair}: give NAME=VALUE")
-    values, wrong = check("--rule", given, fields_of(Rules))
-    problems += [f"{name}: {why}" for name, why in wrong.items()]
+    values, wrong = check("rule", given, fields_of(Rules))
+    problems += [f"--rule {name.partition('.')[2]}: {why}" for name, why in wrong.items()]
     if problems:
         raise DataError("these rules cannot be graded by:", problems)
     return Rules(**values)
@@ -258,7 +258,7 @@ def _written(output: Path | None):
 def table(report: Report, second_opinion: bool = True) -> str:
     """The report as text."""
     total = max(report.rows, 1)
-    lines = [f"{report.rows:,} completions, graded by version {VERSION} of the grader"]
+    lines = [f"{report.rows:,} completion{'s' * (report.rows != 1)}, graded by version {VERSION} of the grader"]
     lines += [
         f"  {n:>9,}  {100 * n / total:5.1f} %  {outcome}" for outcome in Outcome if (n := report.outcomes[outcome])
     ]

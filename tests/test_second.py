@@ -129,7 +129,7 @@ def test_hostile_text_costs_it_no_time(name, tmp_path, monkeypatch):
     began = time.perf_counter()
     answer = find(HOSTILE[name])
     assert same(answer or "", "42") in (False, None)
-    assert time.perf_counter() - began < 1.0
+    assert time.perf_counter() - began < 0.5
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefix_rl.rewards import MathReward, math_reward
-from prefix_rl.rewards.grading import Outcome
+from prefix_rl.rewards.grading import Outcome, judge
 from prefix_rl.rewards.workers import Grader, GraderError
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +27,27 @@ def grader():
 def test_outcomes_come_back_in_order(grader):
     samples = [(rf"\boxed{{{i}}}", str(i if i % 3 else i + 1)) for i in range(200)]
     assert grader.grade(samples) == [Outcome.RIGHT if i % 3 else Outcome.WRONG for i in range(200)]
+
+
+def test_the_pool_decides_as_one_process_would(grader):
+    answers = [
+        "1",
+        "2",
+        "1/2",
+        r"\frac{1}{2}",
+        "0.5",
+        "(1, 2)",
+        "(2, 1)",
+        r"\sqrt{2}",
+        "x + 1",
+        "1 + x",
+        r"\text{even}",
+        "",
+        "{",
+    ]
+    samples = [(text, gold, start) for a in answers for gold in answers for start in (0, 4)
+               for text in (rf"so \boxed{{{a}}}.", f"the answer is {a}", a)]  # fmt: skip
+    assert grader.judge(samples * 2) == [judge(text, gold, start=start) for text, gold, start in samples] * 2
 
 
 def test_a_hanging_expression_costs_its_deadline_and_nothing_else(grader):

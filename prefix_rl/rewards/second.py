@@ -15,6 +15,7 @@ from fractions import Fraction
 import mpmath
 
 MAX_CHARACTERS = 300
+_TAIL = 20_000  # characters at the end of a completion in which an answer is looked for
 _MAX_DEPTH = 30
 _MAX_BITS = 4_000  # of a number's magnitude, and of the terms of a fraction
 _DIGITS = 50
@@ -30,7 +31,7 @@ def find(text: str) -> str | None:
     >>> find(r"<think>\boxed{1}</think> so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
-    text = text.rpartition("</think>")[2]
+    text = text.rpartition("</think>")[2][-_TAIL:]
     for place in [*re.finditer(r"\\(?:boxed|fbox)\s*\{", text)][:-9:-1]:
         depth = 1
         for end in range(place.end(), min(place.end() + 10 * MAX_CHARACTERS, len(text))):
