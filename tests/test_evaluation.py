@@ -8,9 +8,10 @@ from small import byte_level_bpe, characters, dataset, policy
 
 from prefix_rl.data.problems import Problem
 from prefix_rl.errors import DataError, RecipeError
+from prefix_rl.evaluation.engines import until_stop
 from prefix_rl.evaluation.evaluate import evaluate
 from prefix_rl.evaluation.metrics import accuracy, wilson
-from prefix_rl.evaluation.sampling import by_problem, sample, until_stop
+from prefix_rl.evaluation.sampling import by_problem, sample
 from prefix_rl.lab.tiny import make_tiny
 from prefix_rl.rewards.workers import Grader
 
