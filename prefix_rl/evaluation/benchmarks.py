@@ -167,32 +167,25 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterator[tuple[str, dict]]:
 
 
 def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, dict]]) -> list[Problem]:
-    found, places, wrong = [], {}, Counter()  # what is wrong, and in how many rows
-    first: dict[str, str] = {}
+    found, places, wrong = [], {}, {}  # ids to where they stand; what is wrong to where it is
     for number, (place, row) in enumerate(rows):
         if benchmark:
             row = _in_our_words(row, benchmark)
-        if what := row_problems(row):
-            wrong.update(what)
-            first = {w: place for w in what} | first
-            continue
-        given = row.get("id")
-        problem = Problem(
-            id=str(number if given is None else given),
-            text=str(row["problem"]),
-            answer=str(row["answer"]).strip(),
-            demonstrations=_demonstrations(row),
-            place=place,
-        )
-        if problem.id in places:
-            wrong[f"the id {problem.id!r} stands at {places[problem.id]} too"] += 1
-            first[f"the id {problem.id!r} stands at {places[problem.id]} too"] = place
-        places[problem.id] = place
-        found.append(problem)
+        what = row_problems(row)
+        given = str(number if row.get("id") is None else row["id"])
+        if given in places:
+            what.append(f"the id {given!r} stands at {places[given]} too")
+        places[given] = place
+        for w in what:
+            wrong.setdefault(w, []).append(place)
+        if not what:
+            answer = str(row["answer"]).strip()
+            found.append(Problem(given, str(row["problem"]), answer, _demonstrations(row), place))
     if wrong:
+        listed = [f"{at[0]}: {w}{f', and {len(at) - 1} more rows' if at[1:] else ''}" for w, at in wrong.items()]
         raise DataError(
             f"{name} cannot be evaluated on: a row needs a problem and an answer, and an id of its own if it has one",
-            at_most([f"{first[w]}: {w}" + (f", and {n - 1} more rows" if n > 1 else "") for w, n in wrong.items()]),
+            at_most(listed),
         )
     return found
 

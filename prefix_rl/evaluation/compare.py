@@ -161,7 +161,7 @@ def needed(d: Comparison, samples: int | None) -> str:
     if d.problems_factor is None:
         return f"no difference measured; one of {100 * d.detectable:.1f} points would be seen"
     if d.problems_factor <= 1:
-        return "seen"
+        return "enough"
     problems = f"{_up(d.problems_factor * d.problems)} problems"
     if d.samples_factor is None:
         return f"{problems} (of more samples nothing is known: one a problem)"

@@ -76,23 +76,25 @@ def compare(*benchmarks: Measured, confidence: float = 0.95) -> Comparison:
     spreads = [_spread(b) for b in benchmarks]
     mean = share * sum(fmean(b.differences) for b in benchmarks)
     scale = [share**2 / len(b.ours) for b in benchmarks]
-    parts = [s * total for s, (total, _) in zip(scale, spreads, strict=True)]
-    error2 = sum(parts)
+    parts = [s * total for s, (total, _, _) in zip(scale, spreads, strict=True)]
     freedom = max(problems - len(benchmarks), 1)
-    if error2 == 0 and mean == 0:
+    if mean and not any(parts):  # all differ by the same: not certain, but as if one problem had told the difference
+        parts = [(share / len(b.ours)) ** 2 for b in benchmarks]
+    error2 = sum(parts)
+    if not error2:
         half = min(wilson(0, len(b.ours), confidence)[1] for b in benchmarks)  # at most this share would differ
         return Comparison(mean, -half, half, 1.0, problems, half, None, None)
     satterthwaite = error2**2 / sum(v**2 / max(len(b.ours) - 1, 1) for v, b in zip(parts, benchmarks, strict=True))
     half = _t(1 - (1 - confidence) / 2, satterthwaite) * math.sqrt(error2)
     weights = [share * problems / len(b.ours) for b in benchmarks]
     p = sign_flip([w * d for w, b in zip(weights, benchmarks, strict=True) for d in b.differences])
-    detectable = math.sqrt(_factor(freedom) * error2)
-    within = None
-    if all(w is not None for _, w in spreads):
-        within = sum(s * w for s, (_, w) in zip(scale, spreads, strict=True))
+    between, within = (sum(s * spread[i] for s, spread in zip(scale, spreads, strict=True)) for i in (1, 2))
+    planned = between + within or error2
+    known = all(min(b.our_samples, b.their_samples) > 1 for b in benchmarks)
     return Comparison(
-        mean, mean - half, mean + half, p, problems, detectable,
-        _problems_factor(mean, error2, freedom), _samples_factor(mean, error2, within, freedom),
+        mean, mean - half, mean + half, p, problems, math.sqrt(_factor(freedom) * planned),
+        _problems_factor(mean, planned, freedom),
+        _samples_factor(mean, between, within, freedom) if known else None,
     )  # fmt: skip
 
 
@@ -115,17 +117,20 @@ def sign_flip(differences: Sequence[float], resamples: int = 9_999) -> float:
     return float(found.pvalue)
 
 
-def _spread(measured: Measured) -> tuple[float, float | None]:
-    """The variance of a problem's difference, and the part of it that more samples would take away (None: unknown)."""
+def _spread(measured: Measured) -> tuple[float, float, float]:
+    """The variance of a problem's difference as measured; its part between problems, and within (``within_b / k_b``).
+
+    With one sample a problem the two cannot be told apart, and all of it counts as between.
+    """
     differences = measured.differences
     total = variance(differences) if len(differences) > 1 else 0.0
     if 1 in (measured.our_samples, measured.their_samples):
-        return total, None
+        return total, total, 0.0
     within = fmean(
         a * (1 - a) / (measured.our_samples - 1) + b * (1 - b) / (measured.their_samples - 1)
         for a, b in zip(measured.ours, measured.theirs, strict=True)
     )
-    return total, min(within, total)
+    return total, max(total - within, 0.0), within
 
 
 def _factor(freedom: float) -> float:
@@ -142,11 +147,11 @@ def _problems_factor(mean: float, error2: float, freedom: float) -> float | None
     return factor
 
 
-def _samples_factor(mean: float, error2: float, within: float | None, freedom: float) -> float | None:
-    """m with ``mean^2 = (t_0.975 + t_0.8)^2 (error2 - within + within / m)``."""
-    if not mean or within is None:
+def _samples_factor(mean: float, between: float, within: float, freedom: float) -> float | None:
+    """m with ``mean^2 = (t_0.975 + t_0.8)^2 (between + within / m)``."""
+    if not mean:
         return None
-    left = mean**2 / _factor(freedom) - (error2 - within)
+    left = mean**2 / _factor(freedom) - between
     return within / left if left > 0 else math.inf
 
 

@@ -53,10 +53,11 @@ def summarize(problems: Sequence[str], rows: Sequence[Row], ks: Sequence[int], g
     samples = len(rows) // len(problems)
     right = {name: sum(row["outcome"] == Outcome.RIGHT for row in group) for name, group in grouped.items()}
     shares = [right[name] / samples for name in problems]
+    resampled = bootstrap(shares)
     found: dict[str, Any] = {
         "problems": len(problems),
         "samples": samples,
-        "accuracy": asdict(estimate(shares, samples=samples)) | {"bootstrap": bootstrap(shares)},
+        "accuracy": asdict(estimate(shares, samples=samples)) | {"bootstrap": resampled and list(resampled)},
         "pass": {},
         "maj": {},
     }
