@@ -12,7 +12,19 @@ from prefix_rl.cli import app
 
 ROOT = Path(__file__).parents[1]
 LAB = str(ROOT / "recipes" / "lab" / "prefix_rft.yaml")
-COMMANDS = ["train", "prepare", "schedule", "evaluate", "report", "quickstart", "tiny", "check", "collect", "ladder"]
+COMMANDS = [
+    "train",
+    "prepare",
+    "schedule",
+    "evaluate",
+    "compare",
+    "report",
+    "quickstart",
+    "tiny",
+    "check",
+    "collect",
+    "ladder",
+]
 
 
 def prefix_rl(*arguments, cwd=ROOT):

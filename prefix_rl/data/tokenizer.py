@@ -30,6 +30,8 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(name_or_path)
+    if not folder.exists() and (name_or_path.startswith(("/", ".")) or name_or_path.count("/") > 1):
+        raise DataError(f"no tokenizer could be loaded from {name_or_path}: there is no such folder")
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         # transformers would make up an empty tokenizer of the class that the model's config names
         raise DataError(

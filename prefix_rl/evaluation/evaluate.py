@@ -16,7 +16,7 @@ from ..data.tokenizer import encode_prompt
 from ..errors import DataError, RecipeError
 from ..progress import bar, say
 from ..recipe import LAB, Recipe, prompt_of
-from ..rewards.grading import VERSION, Rules
+from ..rewards.grading import VERSION, Outcome, Rules
 from ..rewards.workers import Grader
 from . import benchmarks, samples
 from .benchmarks import Task
@@ -68,6 +68,9 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
             say(f"stopped; finished batches are in {folder / samples.SAMPLES}, and the same command goes on from there")
             raise
         measured = {task.name: _measure(task, plans, ks[task.name], grader, folder) for task in tasks}
+        for name, found in measured.items():
+            if lost := sum(found["outcomes"].get(outcome, 0) for outcome in (Outcome.TIMEOUT, Outcome.CRASH)):
+                say(f"{name}: grading {lost} samples took too long or too much memory; they count as not right")
         card = _card(policy, tasks, measured, grader)
         problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": p.answer} for t in tasks
                     for p in t.problems]  # fmt: skip
@@ -220,21 +223,29 @@ def _sample(plan: Plan, policy: Policy, grader: Grader, folder: Path) -> None:
     todo = [job for job in plan.jobs if (problems[job.problem].id, job.index, hashes[job.problem]) not in there]
     if not todo:
         return
+    import torch
+
     evaluation, engine = policy.recipe.evaluation, policy.engine  # loads the weights, before the bar begins
     with bar(plan.folder, len(plan.jobs)) as advance:
         advance(len(plan.jobs) - len(todo))
         for start in range(0, len(todo), evaluation.batch_size):
             batch = todo[start : start + evaluation.batch_size]
-            made = complete(
-                engine,
-                policy.tokenizer,
-                grader,
-                problems,
-                batch,
-                policy.sampling,
-                policy.length,
-                evaluation.seed,
-            )
+            try:
+                made = complete(
+                    engine,
+                    policy.tokenizer,
+                    grader,
+                    problems,
+                    batch,
+                    policy.sampling,
+                    policy.length,
+                    evaluation.seed,
+                )
+            except torch.OutOfMemoryError as error:
+                raise DataError(
+                    f"the GPU has not enough memory for {len(batch)} completions of {policy.length} tokens at a time; "
+                    "give a smaller --batch-size; the same command goes on where it was"
+                ) from error
             rows = [
                 samples.row_of(s, problems[s.problem].id, problems[s.problem].answer, hashes[s.problem]) for s in made
             ]

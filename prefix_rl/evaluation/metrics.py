@@ -22,7 +22,7 @@ class Accuracy:
         return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-_PRIOR_PROBLEMS = 10
+_PRIOR_PROBLEMS = 15
 """How many problems' worth of the largest possible variance stand beside the measured one, see :func:`estimate`."""
 
 
@@ -48,8 +48,8 @@ def estimate(*benchmarks: Sequence[float], samples: int = 1, confidence: float =
 
     Problems are the clusters. With one sample a problem this is Wilson's score interval for n problems. With more,
     the samples of one problem are alike, and n is replaced by the effective number ``p (1 - p) / Var``. The variance
-    of one problem's share is ``((n - 1) s^2 + 10 p (1 - p)) / (n - 1 + 10)``: the one measured, and the largest that
-    there can be with the weight of ten problems. Without the latter, as with a bootstrap over problems, the interval
+    of one problem's share is ``((n - 1) s^2 + 15 p (1 - p)) / (n - 1 + 15)``: the one measured, and the largest that
+    there can be with the weight of 15 problems. Without the latter, as with a bootstrap over problems, the interval
     of 30 problems of which few are ever solved is far too short; and it does not collapse at 0 and 1. Simulated
     coverage is in the README.
 
@@ -59,7 +59,7 @@ def estimate(*benchmarks: Sequence[float], samples: int = 1, confidence: float =
         confidence: of the interval.
 
     >>> str(estimate([1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 0.5, 0.5], samples=2))
-    '56.2 % [28.2, 80.8]'
+    '56.2 % [28.1, 80.9]'
     """
     if not benchmarks or not all(len(values) for values in benchmarks):
         raise ValueError("an estimate needs at least one problem of every benchmark")

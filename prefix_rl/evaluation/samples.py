@@ -70,7 +70,11 @@ def parts(folder: Path) -> list[Path]:
 
 
 def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds a file."""
+    """Adds a file.
+
+    Raises:
+        DataError: if it cannot be written; the files before stay whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     there = parts(folder)
     number = int(there[-1].stem) + 1 if there else 0
@@ -82,8 +86,15 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     beside = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=_schema()), beside, compression="zstd")
-    beside.replace(path)
+    try:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=_schema()), beside, compression="zstd")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}; what was sampled before is whole, and the same "
+            "command goes on from there"
+        ) from error
 
 
 def read(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import DataError
+from ..progress import bar
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .metrics import bootstrap, estimate, majority_at_k, pass_at_k
@@ -97,7 +98,8 @@ def _classes(groups: Sequence[Sequence[Row]], grader: Grader) -> list[list[str |
     for q, group in enumerate(votes):
         wrong = sorted({vote for vote in group if isinstance(vote, str)})
         pairs += [(q, a, b) for a in wrong for b in wrong if a != b and not (_is_integer(a) and _is_integer(b))]
-    outcomes = grader.grade([(rf"\boxed{{{a}}}", b) for _, a, b in pairs])
+    with bar("comparing answers", len(pairs)) as advance:
+        outcomes = grader.grade([(rf"\boxed{{{a}}}", b) for _, a, b in pairs], advance)
     stands_for: list[dict[str, str]] = [{} for _ in groups]
 
     def root(q: int, answer: str) -> str:
