@@ -144,7 +144,9 @@ def evaluate(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="transformers or vllm.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all sampling.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Completions generated and saved together.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Completions generated and saved together; 64, with vLLM 1,024.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="The first problems of each benchmark only.")] = None,
     config: Annotated[str | None, typer.Option(help="A recipe, where the target is no run.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where the results go; the run's folder unless given.")] = None,

@@ -646,7 +646,7 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
             max_completion_length=of.evaluation_length,
             temperature=of.evaluation.temperature,
             top_p=of.evaluation.top_p,
-            batch_size=of.evaluation.batch_size,
+            batch_size=of.evaluation.at_once,
             seed=of.evaluation.seed,
             prefix_fraction=fraction,
             guard=of.data.answer_guard,

@@ -128,11 +128,16 @@ class Evaluation:
     """Sample from the most likely tokens that together have this probability."""
     max_completion_length: Annotated[int, Ge(2)] | None = None
     """Tokens; null: training.max_completion_length."""
-    batch_size: Annotated[int, Ge(1)] = 64
-    """Completions generated and saved together."""
+    batch_size: Annotated[int, Ge(1)] | None = None
+    """Completions generated and saved together; null: 64, with vLLM 1,024."""
     prefix_fractions: tuple[Fraction, ...] = ()
     """Also the accuracy from these fractions of a demonstration."""
     seed: int = 0
+
+    @property
+    def at_once(self) -> int:
+        """Completions generated together."""
+        return self.batch_size or (64 if self.engine == "transformers" else 1024)
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,15 @@ def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, 
         for w in what:
             wrong.setdefault(w, []).append(place)
         if not what:
-            answer = str(row["answer"]).strip()
-            found.append(Problem(given, str(row["problem"]), answer, _demonstrations(row), place))
+            found.append(
+                Problem(
+                    id=given,
+                    text=str(row["problem"]),
+                    answer=str(row["answer"]).strip(),
+                    demonstrations=_demonstrations(row),
+                    place=place,
+                )
+            )
     if wrong:
         listed = [f"{at[0]}: {w}{f', and {len(at) - 1} more rows' if at[1:] else ''}" for w, at in wrong.items()]
         raise DataError(

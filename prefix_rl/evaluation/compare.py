@@ -123,7 +123,7 @@ def rows_of(found: Mapping[str, Any]) -> list[list[str]]:
         "second",
         "difference [95 %]",
         "p",
-        "to see it (80 % power, 5 %)",
+        "to find one as large (80 % power)",
     ]
     rows = []
     for name, line in found["benchmarks"].items():
@@ -161,7 +161,7 @@ def needed(d: Comparison, samples: int | None) -> str:
     if d.problems_factor is None:
         return f"no difference measured; one of {100 * d.detectable:.1f} points would be seen"
     if d.problems_factor <= 1:
-        return "enough"
+        return "these are enough"
     problems = f"{_up(d.problems_factor * d.problems)} problems"
     if d.samples_factor is None:
         return f"{problems} (of more samples nothing is known: one a problem)"

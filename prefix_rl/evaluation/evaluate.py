@@ -228,8 +228,8 @@ def _sample(plan: Plan, policy: Policy, grader: Grader, folder: Path) -> None:
     evaluation, engine = policy.recipe.evaluation, policy.engine  # loads the weights, before the bar begins
     with bar(plan.folder, len(plan.jobs)) as advance:
         advance(len(plan.jobs) - len(todo))
-        for start in range(0, len(todo), evaluation.batch_size):
-            batch = todo[start : start + evaluation.batch_size]
+        for start in range(0, len(todo), evaluation.at_once):
+            batch = todo[start : start + evaluation.at_once]
             try:
                 made = complete(
                     engine,
@@ -319,7 +319,7 @@ def _card(policy: Policy, tasks: Sequence[Task], measured: Mapping[str, dict], g
                 "top_p": policy.sampling.top_p,
                 "max_completion_length": policy.length,
                 "seed": policy.recipe.evaluation.seed,
-                "batch_size": policy.recipe.evaluation.batch_size,
+                "batch_size": policy.recipe.evaluation.at_once,
             },
             "prompt": policy.prompt_facts(example),
             "grader": _grader_facts(grader),
@@ -343,7 +343,7 @@ def _with_mean(card: dict[str, Any]) -> dict[str, Any]:
 def _grader_facts(grader: Grader) -> dict[str, Any]:
     return {
         "version": VERSION,
-        "rules": asdict(Rules()),
+        "rules": asdict(getattr(grader, "rules", None) or Rules()),
         "workers": grader.workers,
         "deadline": grader.deadline,
         "memory_mb": grader.memory_mb,
