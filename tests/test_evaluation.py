@@ -409,6 +409,41 @@ def test_grading_again_needs_no_model_and_counts_what_changed(tmp_path, scripted
     assert "graded_again" in json.loads((folder / "evaluation.json").read_text())
 
 
+def test_an_evaluation_with_vllm_gives_it_the_context_that_it_needs(tmp_path, tiny, vllm):
+    card = evaluate(
+        str(tiny), None, [*on(tmp_path), "evaluation.engine=vllm", "model.dtype=bfloat16"], tmp_path / "out"
+    )
+    (loaded,) = vllm.loaded
+    assert (loaded["model"], loaded["dtype"]) == (str(tiny), "bfloat16")
+    assert "revision" not in loaded
+    assert loaded["max_model_len"] == 2000 + len(card["prompt"]["example"].encode()) - 2 * 11 - 9  # an id a byte
+    assert len({s["seed"] for s in vllm.asked}) == 6
+    assert all(s["stop_token_ids"] == [2] for s in vllm.asked)
+    assert card["engine"]["name"] == "vllm"
+    assert len(rows(tmp_path / "out")) == 6
+
+
+def test_a_gpu_that_is_too_small_and_a_disk_that_is_full_are_explained(tmp_path, tiny, scripted, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scripted, "generate", fails)
+        with pytest.raises(
+            DataError, match=r"not enough memory for 6 completions of 2000 tokens.*smaller --batch-size"
+        ):
+            evaluate(str(tiny), None, on(tmp_path), tmp_path / "out")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.parquet, "write_table", full)
+        with pytest.raises(DataError, match=r"No space left on device.*the same command goes on"):
+            evaluate(str(tiny), None, on(tmp_path), tmp_path / "out")
+    assert evaluate(str(tiny), None, on(tmp_path), tmp_path / "out")["accuracy"]["problems"] == 6
+
+
 def test_two_processes_do_not_write_into_one_folder(tmp_path, tiny, scripted):
     with samples.opened(tmp_path / "out"), pytest.raises(DataError, match="another process is evaluating"):
         evaluate(str(tiny), None, [*on(tmp_path)], tmp_path / "out")
