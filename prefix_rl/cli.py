@@ -182,10 +182,10 @@ def evaluate(
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--k {text}: give whole numbers with commas between them, as 4,16") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise typer.BadParameter(f"--k {text}: give whole numbers above 0 with commas between them, as 4,16")
+    return [int(part) for part in parts]
 
 
 @app.command(epilog="Example: prefix-rl compare runs/prefix_rft runs/dr_grpo --on math500")

@@ -311,6 +311,15 @@ def test_an_evaluation_says_what_was_measured_and_how(tmp_path, tiny, scripted):
         assert part in page
 
 
+def test_a_benchmark_without_demonstrations_is_measured_without_fractions(tmp_path, tiny, scripted):
+    bare = write_rows(tmp_path / "bare.jsonl", [{"problem": "3 + 3 = ?", "answer": "6"}])
+    (both, length), fractions = on(tmp_path), "evaluation.prefix_fractions=[0.5]"
+    card = evaluate(str(tiny), None, [both.replace("]", f", {bare}]"), length, fractions], tmp_path / "out")
+    assert [len(b["accuracy_by_prefix_fraction"]) for b in card["benchmarks"].values()] == [1, 0]
+    with pytest.raises(DataError, match="no problem to evaluate on has any"):
+        evaluate(str(tiny), None, [f"evaluation.on=[{bare}]", length, fractions], tmp_path / "none")
+
+
 def test_every_sample_is_kept_as_it_was_graded(tmp_path, tiny, scripted):
     evaluate(str(tiny), None, [*on(tmp_path), "evaluation.samples=3"], tmp_path / "out")
     made = rows(tmp_path / "out")
@@ -615,7 +624,7 @@ def test_the_command_prints_a_table_and_compares(tmp_path, tiny):
     assert (card["sampling"]["top_p"], card["sampling"]["seed"]) == (0.9, 3)
     done = prefix_rl("evaluate", "a", "--regrade")
     assert "0 of 12 verdicts changed" in done.stdout
-    assert prefix_rl("evaluate", "a", "--regrade", "--seed", "1").returncode == 2
+    assert prefix_rl("evaluate", "a", "--regrade", "--seed", "1", "--k", "0").returncode == 2
     done = prefix_rl("compare", "a", "a", "--output", "difference.json")
     assert done.returncode == 0, done.stderr
     assert "no difference measured" in done.stdout

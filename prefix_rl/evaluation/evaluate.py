@@ -53,7 +53,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     tasks = tasks_of(recipe)
     ks = ks_of(recipe.evaluation.k, {task.name: task.samples for task in tasks})
     policy = Policy(path, recipe)
-    plans = [plan for task in tasks for plan in plans_of(task, policy)]
+    plans = plans_of(tasks, policy)
     policy.check_context([job for plan in plans for job in plan.jobs])
     reward = recipe.reward
     grader = Grader(reward.workers, reward.deadline, reward.memory_mb)
@@ -183,28 +183,23 @@ def folder_name(task: str, fraction: float) -> str:
     return f"{task}@{fraction:g}" if fraction else task
 
 
-def plans_of(task: Task, policy: Policy) -> list[Plan]:
-    """What is to be sampled for one benchmark.
+def plans_of(tasks: Sequence[Task], policy: Policy) -> list[Plan]:
+    """What is to be sampled; from fractions of the demonstrations where a benchmark has any.
 
     Raises:
-        DataError: if a fraction of the demonstrations is wanted and there are none.
+        DataError: if a fraction of the demonstrations is wanted and no benchmark has any.
     """
-    recipe = policy.recipe
-    asked = [encode_prompt(prompt_of(problem, recipe.data), policy.tokenizer) for problem in task.problems]
-    plans = []
-    for fraction in dict.fromkeys((0.0, *recipe.evaluation.prefix_fractions)):
-        prefixes = prefixes_of(
-            task.problems,
-            policy.tokenizer,
-            policy.stops if fraction else (),
-            fraction,
-            recipe.data.answer_guard,
-            policy.length,
-        )
-        jobs = jobs_of(task.problems, asked, prefixes, task.samples)
-        if not jobs:
-            raise DataError(f"evaluation.prefix_fractions needs demonstrations, and no problem of {task.name} has any")
-        plans.append(Plan(task, fraction, jobs))
+    data, plans = policy.recipe.data, []
+    fractions = [f for f in dict.fromkeys(policy.recipe.evaluation.prefix_fractions) if f]
+    for task in tasks:
+        asked = [encode_prompt(prompt_of(problem, data), policy.tokenizer) for problem in task.problems]
+        for fraction in (0.0, *fractions):
+            stops = policy.stops if fraction else ()
+            prefixes = prefixes_of(task.problems, policy.tokenizer, stops, fraction, data.answer_guard, policy.length)
+            if jobs := jobs_of(task.problems, asked, prefixes, task.samples):
+                plans.append(Plan(task, fraction, jobs))
+    if fractions and not any(plan.fraction for plan in plans):
+        raise DataError("evaluation.prefix_fractions needs demonstrations, and no problem to evaluate on has any")
     return plans
 
 
