@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -121,23 +122,92 @@ def schedule(
     say(f"wrote {plot}")
 
 
-@app.command(epilog="Example: prefix-rl evaluate runs/lab/prefix_rft evaluation.prefix_fractions=[0.25,0.5,0.75]")
+@app.command(epilog="Example: prefix-rl evaluate Qwen/Qwen2.5-Math-7B-Instruct --on aime24,math500 --engine vllm")
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, a model, or lab (its base policy).")],
     overrides: Overrides = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks (aime24,aime25,amc23,math500,minerva,olympiadbench,gsm8k), NAME=FILE, FILE."),
+    ] = None,
+    benchmarks: Annotated[str | None, typer.Option(help="A folder of their files, instead of the hub.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Completions for each problem; 32 for AIME and AMC, else 1.")
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option(help="Of pass@k and maj@k, as 4,16; the number of samples unless given.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0.6 where no recipe says otherwise; 0: greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 where no recipe says otherwise.")] = None,
+    max_completion_length: Annotated[
+        int | None, typer.Option(help="Tokens; 8192 where no recipe says otherwise.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="transformers or vllm.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all sampling.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Completions generated and saved together; 64, with vLLM 1,024.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="The first problems of each benchmark only.")] = None,
     config: Annotated[str | None, typer.Option(help="A recipe, where the target is no run.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where the results go; the run's folder unless given.")] = None,
+    regrade: Annotated[bool, typer.Option(help="TARGET is an evaluation's folder: grade its samples again.")] = False,
 ) -> None:
-    """Measure accuracy without any prefix, and from given fractions of a demonstration."""
-    from .evaluation.evaluate import evaluate as run
+    """Measure accuracy (avg@k, pass@k, maj@k), without any prefix, and leave a card that says how.
 
-    result = run(target, config, overrides or [], output)
-    shown = {"unprefixed": result["accuracy"]} | {
-        f"from {float(f):.0%} of a demonstration": a for f, a in result["accuracy_by_prefix_fraction"].items()
-    }
-    print(f"{result['policy']} on {result['problems']} problems, {result['samples']} samples each")
-    for name, a in shown.items():
-        print(f"  {name:<34} {100 * a['mean']:5.1f} %   95 % interval {100 * a['low']:.1f} to {100 * a['high']:.1f} %")
+    The options are the keys of a recipe's evaluation block. The same command goes on where it was stopped.
+    """
+    from .evaluation.card import rows_of, text_table
+    from .evaluation.evaluate import evaluate as run
+    from .evaluation.evaluate import grade_again
+
+    given = {
+        "on": on and on.split(","), "benchmarks": benchmarks, "samples": samples, "k": k and _numbers(k),
+        "temperature": temperature, "top_p": top_p, "max_completion_length": max_completion_length, "engine": engine,
+        "seed": seed, "batch_size": batch_size, "limit": limit,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if regrade:
+        if useless := sorted(given.keys() - {"k"}):
+            raise typer.BadParameter(f"--regrade samples nothing, so it takes no {', '.join(useless)}")
+        card, changes = grade_again(Path(target), given.get("k", ()))
+        changed = {pair: n for pair, n in changes.items() if pair[0] != pair[1]}
+        print(f"{sum(changed.values())} of {changes.total()} verdicts changed")
+        for (before, now), n in sorted(changed.items()):
+            print(f"  {n:>6}  {before} -> {now}")
+    else:
+        options = [f"evaluation.{name}={json.dumps(value)}" for name, value in given.items()]
+        card = run(target, config, [*(overrides or []), *options], output)
+        print(f"{card['policy']}, without a prefix")
+    print(text_table(rows_of(card)))
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise typer.BadParameter(f"--k {text}: give whole numbers above 0 with commas between them, as 4,16")
+    return [int(part) for part in parts]
+
+
+@app.command(epilog="Example: prefix-rl compare runs/prefix_rft runs/dr_grpo --on math500")
+def compare(
+    ours: Annotated[Path, typer.Argument(metavar="A", help="The folder of an evaluation.")],
+    theirs: Annotated[Path, typer.Argument(metavar="B", help="The one to compare with.")],
+    on: Annotated[str | None, typer.Option(help="Compare these benchmarks only, with commas between them.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A .json file for the result.")] = None,
+) -> None:
+    """Test whether A is better than B, paired by problem, and say what it would take to see the difference."""
+    from .evaluation.card import text_table
+    from .evaluation.compare import compare_folders, rows_of
+    from .evaluation.samples import write_text
+
+    found = compare_folders(ours, theirs, on.split(",") if on else ())
+    for warning in found["warnings"]:
+        say(f"warning: {warning}; the difference may be due to that")
+    print(f"first: {found['ours']['policy']}\nsecond: {found['theirs']['policy']}")
+    print(text_table(rows_of(found)))
+    if output:
+        write_text(output, json.dumps(found, indent=2) + "\n")
+        say(f"wrote {output}")
 
 
 @app.command(epilog="Example: prefix-rl grade runs/lab/prefix_rft/samples.jsonl --output graded.jsonl")

@@ -158,7 +158,7 @@ def collect(
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     settings = {
         **asdict(plan),
-        "batch_size": recipe.evaluation.batch_size if batch_size is None else batch_size,
+        "batch_size": recipe.evaluation.at_once if batch_size is None else batch_size,
         "temperature": recipe.training_value("temperature") if temperature is None else temperature,
         "max_completion_length": recipe.training_value("max_completion_length"),
         "dtype": recipe.model.dtype or "auto",

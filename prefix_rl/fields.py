@@ -113,7 +113,7 @@ def describe(kind: Any) -> str:
 
 def _bound(m: object) -> str:
     if isinstance(m, Interval):
-        return f" in [{m.ge}, {m.le}]"
+        return f" in {f'({m.gt}' if m.ge is None else f'[{m.ge}'}, {m.le}]"
     return f" of at least {m.ge}" if isinstance(m, Ge) else f" above {m.gt}" if isinstance(m, Gt) else ""
 
 

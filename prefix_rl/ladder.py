@@ -643,16 +643,17 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
             [prompt_of(problem, of.data) for problem in problems],
             grader,
             samples=samples,
-            max_completion_length=of.training_value("max_completion_length"),
+            max_completion_length=of.evaluation_length,
             temperature=of.evaluation.temperature,
-            batch_size=of.evaluation.batch_size,
+            top_p=of.evaluation.top_p,
+            batch_size=of.evaluation.at_once,
             seed=of.evaluation.seed,
             prefix_fraction=fraction,
             guard=of.data.answer_guard,
         )
         return [fmean(right) for right in by_problem(made)]
 
-    final, samples = run / "final", recipe.evaluation.samples
+    final, samples = run / "final", recipe.evaluation.samples or 1
     right = shares(final, recipe, 0.0, samples)
     levels = {}
     for name, settings in job.levels.items():

@@ -7,6 +7,7 @@ by their own names. Whatever is wrong with a recipe is found here, all of it at 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import re
@@ -102,20 +103,41 @@ class Reward:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What it is evaluated on; never with a prefix, except at ``prefix_fractions``."""
+    """What it is evaluated on, and how; never with a prefix, except at ``prefix_fractions``."""
 
     data: str | None = None
-    """A file of problems, a data set on the hub, or ``lab``; null: no evaluation."""
+    """A file of problems, a data set on the hub, or ``lab``: for accuracy while training, and for `prefix-rl evaluate`
+    unless ``on`` is given. null: none."""
     split: str = "test"
     limit: Annotated[int, Ge(1)] | None = None
-    samples: Annotated[int, Ge(1)] = 1
-    """Completions for each problem."""
+    """The first problems only (of each benchmark)."""
+    on: tuple[str, ...] = ()
+    """What `prefix-rl evaluate` measures on: names of benchmarks (math500), name=FILE, files of problems."""
+    benchmarks: str | None = None
+    """A folder with local files of the named benchmarks (math500.jsonl); null: $PREFIX_RL_BENCHMARKS, or else the
+    hub."""
+    samples: Annotated[int, Ge(1)] | None = None
+    """Completions for each problem; null: the benchmark's own number (32 for AIME and AMC, 1 elsewhere)."""
+    k: tuple[Annotated[int, Ge(1)], ...] = ()
+    """Of pass@k and maj@k; empty: the number of samples."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates."""
     temperature: Annotated[float, Ge(0)] = 1.0
     """0: greedy."""
-    batch_size: Annotated[int, Ge(1)] = 64
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """Sample from the most likely tokens that together have this probability."""
+    max_completion_length: Annotated[int, Ge(2)] | None = None
+    """Tokens; null: training.max_completion_length."""
+    batch_size: Annotated[int, Ge(1)] | None = None
+    """Completions generated and saved together; null: 64, with vLLM 1,024."""
     prefix_fractions: tuple[Fraction, ...] = ()
     """Also the accuracy from these fractions of a demonstration."""
     seed: int = 0
+
+    @property
+    def at_once(self) -> int:
+        """Completions generated together."""
+        return self.batch_size or (64 if self.engine == "transformers" else 1024)
 
 
 @dataclass(frozen=True)
@@ -185,13 +207,18 @@ class Recipe:
         """The lab's settings."""
         return self.data.lab or World()
 
+    @property
+    def evaluation_length(self) -> int:
+        """The most tokens that a completion may have in an evaluation."""
+        return self.evaluation.max_completion_length or self.training_value("max_completion_length")
+
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
         return self.training[name] if name in self.training else _training_fields()[name].default
 
 
-def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file, with ``block.key=value`` overrides applied.
+def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file (or what such a file would hold), with ``block.key=value`` overrides applied.
 
     Raises:
         RecipeError: with every problem that can be found without reading the data.
@@ -317,9 +344,9 @@ _OLD_KEYS = {
 _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
-def _read(path: str | os.PathLike, overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
+def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
     """The recipe, and the problems found. Wrong values stand at their defaults in it, so that more can be found."""
-    given = read_yaml(path)
+    given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
     misplaced = _apply(given, overrides)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
         misplaced.append(f"{block}: no such block{nearest(block, BLOCKS)}; there are {', '.join(BLOCKS)}")
@@ -415,6 +442,11 @@ def _contradictions(recipe: Recipe) -> list[str]:
     problems += recipe.world.problems_found()
     if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
         problems.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
+    if recipe.evaluation.temperature == 0 and (recipe.evaluation.samples or 1) > 1:
+        problems.append(
+            f"evaluation.samples = {recipe.evaluation.samples} with evaluation.temperature = 0: greedy decoding gives "
+            "the same completion every time; set evaluation.samples = 1, or a temperature"
+        )
     if (recipe.model.name_or_path == LAB or recipe.data.train == LAB) and recipe.data.prompt != "plain":
         problems.append("data.prompt = chat: the lab's policy knows no chat template; set data.prompt = plain")
     if recipe.data.prompt == "plain" and recipe.data.system_prompt is not None:
@@ -445,10 +477,11 @@ def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
     return problems
 
 
-def _raise_if(path: str | os.PathLike, problems: Sequence[str]) -> None:
+def _raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:
     if problems:
+        name = "the settings given" if isinstance(path, Mapping) else os.fspath(path)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise RecipeError(f"{os.fspath(path)}: {count}, nothing was started", at_most(problems, 40))
+        raise RecipeError(f"{name}: {count}, nothing was started", at_most(problems, 40))
 
 
 def _apply(recipe: dict, overrides: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ COMMANDS = [
     "prepare",
     "schedule",
     "evaluate",
+    "compare",
     "report",
     "quickstart",
     "tiny",

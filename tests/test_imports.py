@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "progress", "fields"},
     {"methods", "rewards", "checkpoints"},
     {"data", "lab.world"},
-    {"recipe", "preflight", "reports", "evaluation.metrics", "evaluation.sampling", "lab"},
+    {"recipe", "preflight", "reports", "evaluation.metrics", "evaluation.engines", "evaluation.sampling", "lab"},
     {"trainer", "supervised"},
     {"train", "evaluation"},
     {"cli", "collect", "grade", "ladder", "lab.quickstart", "reports.schedule", "reports.report", "reports.ladder"},

@@ -12,6 +12,10 @@ from ..prefixes import AnswerGuard, Demonstration, safe_cuts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+)  # fmt: skip
+
 
 def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, padding on the left, with the ids that its ``tokenizer.json`` gives.
@@ -25,6 +29,15 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    folder = Path(name_or_path)
+    if not folder.exists() and (name_or_path.startswith(("/", ".")) or name_or_path.count("/") > 1):
+        raise DataError(f"no tokenizer could be loaded from {name_or_path}: there is no such folder")
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        # transformers would make up an empty tokenizer of the class that the model's config names
+        raise DataError(
+            f"no tokenizer could be loaded from {name_or_path}: the folder has none of {', '.join(_TOKENIZER_FILES)}; "
+            "copy them there from the model that it was made from"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", **kwargs)
         if _changes_ids(tokenizer, name_or_path):

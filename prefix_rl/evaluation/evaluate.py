@@ -1,121 +1,354 @@
-"""Evaluating a policy: unprefixed accuracy, and accuracy from given parts of a demonstration."""
+"""Evaluating a policy: find it, load the problems, sample what is not there yet, grade, and write the result card."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from .. import preflight
-from ..checkpoints import last_whole
-from ..data.tokenizer import load_tokenizer
+from ..data.tokenizer import encode_prompt
 from ..errors import DataError, RecipeError
-from ..progress import bar
-from ..recipe import Recipe, evaluation_data, load_recipe, prompt_of
+from ..progress import bar, say
+from ..recipe import LAB, Recipe, prompt_of
+from ..rewards.grading import VERSION, Outcome, Rules
 from ..rewards.workers import Grader
-from .metrics import accuracy
-from .sampling import Sample, by_problem, mean_length, sample
-
-
-def find_policy(target: str, config: str | None, overrides: Sequence[str]) -> tuple[str, Recipe, Path | None]:
-    """The policy's folder or name, the recipe to evaluate it by, and the run it belongs to (None for a bare model).
-
-    ``target`` is a run's folder (its final policy, or else its last whole checkpoint), a checkpoint inside one, a
-    model's folder or hub name, or ``lab``.
-    """
-    folder = Path(target)
-    run = next((f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
-    recipe_path = config or (run / "recipe.yaml" if run else None)
-    if recipe_path is None:
-        raise RecipeError(
-            f"{target} is not the folder of a run, so it is not known how to evaluate it; give a recipe with --config "
-            "(its blocks data, evaluation and training.max_completion_length are used)"
-        )
-    recipe = load_recipe(recipe_path, overrides)
-    if run == folder:
-        policy = run / "final" if (run / "final").is_dir() else last_whole(run)
-        if policy is None:
-            raise DataError(f"{run} has no policy yet: neither final nor a whole checkpoint")
-        return str(policy), recipe, run
-    if target == "lab":
-        from ..train import model_path
-
-        model = dataclasses.replace(recipe.model, name_or_path="lab")
-        return model_path(dataclasses.replace(recipe, model=model)), recipe, None
-    return target, recipe, run
+from . import benchmarks, samples
+from .benchmarks import Task
+from .card import markdown, versions
+from .metrics import estimate
+from .policy import Policy, find_policy
+from .sampling import Job, complete, jobs_of, prefixes_of
+from .summary import ks_of, summarize
 
 
 def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = (), output: Path | None = None) -> dict:
-    """Evaluates and writes ``evaluation.json`` and ``samples.jsonl`` into ``output``; returns what the former holds.
+    """Evaluates a policy; writes its samples as they come, ``evaluation.json`` and ``evaluation.md``.
 
-    ``output`` is the run's folder unless given; for a model that belongs to no run nothing is written without it.
+    The same call goes on where it was stopped; more samples or more problems add to those that are there. Samples that
+    were drawn with other settings are set aside.
+
+    Args:
+        target: a run's folder (its final policy, or else its last whole checkpoint), a checkpoint inside one, a model's
+            folder or hub name, or ``lab``.
+        config: a recipe; a run's own unless given. Neither is needed where ``evaluation.on`` is among the overrides.
+        overrides: ``block.key=value``.
+        output: the folder that is written; the run's folder unless given, for a checkpoint ``evaluations/NAME`` in it,
+            and ``runs/evaluations/NAME`` for a model that belongs to no run.
+
+    Returns:
+        What ``evaluation.json`` holds.
+
+    Raises:
+        UserError: for whatever a person can mend, before a model is loaded.
     """
     preflight.quiet()
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    path, recipe, run = find_policy(target, config, overrides)
-    problems, evaluation = evaluation_data(recipe), recipe.evaluation
-    if not problems:
-        raise RecipeError("evaluation.data names nothing to evaluate on; set evaluation.data=FILE")
-    tokenizer = load_tokenizer(path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype or "auto")
-    except (OSError, ValueError) as error:
-        raise DataError(f"no model could be loaded from {path}: {error}") from error
-    cuda = torch.cuda.is_available() and not recipe.training_value("use_cpu")
-    model = model.to("cuda" if cuda else "cpu").eval()
-    grader = Grader(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
-    prompts = [prompt_of(problem, recipe.data) for problem in problems]
-
-    def run_at(fraction: float) -> list[Sample]:
-        what = f"prefix {fraction:.0%}" if fraction else "sampling"
-        with bar(what, len(problems) * evaluation.samples) as advance:
-            return sample(
-                model,
-                tokenizer,
-                problems,
-                prompts,
-                grader,
-                samples=evaluation.samples,
-                max_completion_length=recipe.training_value("max_completion_length"),
-                temperature=evaluation.temperature,
-                batch_size=evaluation.batch_size,
-                seed=evaluation.seed,
-                prefix_fraction=fraction,
-                guard=recipe.data.answer_guard,
-                progress=advance,
-            )
-
-    plain = run_at(0.0)
-    result = {
-        "policy": path,
-        "data": evaluation.data,
-        "problems": len(problems),
-        "samples": evaluation.samples,
-        "temperature": evaluation.temperature,
-        "max_completion_length": recipe.training_value("max_completion_length"),
-        "seed": evaluation.seed,
-        "accuracy": dataclasses.asdict(accuracy(by_problem(plain))),
-        "outcomes": dict(sorted(Counter(str(s.outcome) for s in plain).items())),
-        "truncated_share": sum(s.truncated for s in plain) / len(plain),
-        "mean_completion_length": mean_length(plain),
-        "accuracy_by_prefix_fraction": {},
-        "versions": preflight.versions(),
-    }
-    for fraction in evaluation.prefix_fractions:
-        samples = plain if fraction == 0 else run_at(fraction)
-        if not samples:
-            raise DataError("evaluation.prefix_fractions needs demonstrations, and no problem to evaluate on has any")
-        result["accuracy_by_prefix_fraction"][f"{fraction:g}"] = dataclasses.asdict(accuracy(by_problem(samples)))
+    path, recipe, folder = find_policy(target, config, overrides)
+    folder = output or folder
+    tasks = tasks_of(recipe)
+    ks = ks_of(recipe.evaluation.k, {task.name: task.samples for task in tasks})
+    policy = Policy(path, recipe)
+    plans = plans_of(tasks, policy)
+    policy.check_context([job for plan in plans for job in plan.jobs])
+    reward = recipe.reward
+    grader = Grader(reward.workers, reward.deadline, reward.memory_mb)
+    benchmarks.check_answers(tasks, grader)
+    with samples.opened(folder):
+        samples.continue_with(folder, policy.settings())
+        say(f"{path}: {', '.join(_announced(task) for task in tasks)}; samples go to {folder / samples.SAMPLES}")
+        try:
+            for plan in plans:
+                _sample(plan, policy, grader, folder)
+        except KeyboardInterrupt:
+            say(f"stopped; finished batches are in {folder / samples.SAMPLES}, and the same command goes on from there")
+            raise
+        measured = {task.name: _measure(task, plans, ks[task.name], grader, folder) for task in tasks}
+        for name, found in measured.items():
+            if lost := sum(found["outcomes"].get(outcome, 0) for outcome in (Outcome.TIMEOUT, Outcome.CRASH)):
+                say(f"{name}: grading {lost} samples took too long or too much memory; they count as not right")
+        card = _card(policy, tasks, measured, grader)
+        problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": p.answer} for t in tasks
+                    for p in t.problems]  # fmt: skip
+        lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems)
+        samples.write_text(folder / samples.PROBLEMS, lines)
+        _write_card(folder, card)
     grader.close()
-    if output := output or run:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        with (output / "samples.jsonl").open("w", encoding="utf-8") as file:
-            for s in plain:
-                line = {"problem": problems[s.problem].id, "answer": problems[s.problem].answer, "outcome": s.outcome}
-                file.write(json.dumps({**line, "truncated": s.truncated, "text": s.text}, ensure_ascii=False) + "\n")
-    return result
+    return card
+
+
+def grade_again(folder: Path, ks: Sequence[int] = ()) -> tuple[dict, Counter[tuple[str, str]]]:
+    """Grades the samples of a finished evaluation by the grader as it is now; loads no model.
+
+    Returns:
+        The new card, which is written, and how often each ``(outcome before, outcome now)`` occurred.
+
+    Raises:
+        DataError: if the folder holds no finished evaluation, or k is larger than the samples.
+    """
+    card = read_card(folder)
+    golds: dict[str, dict[str, str]] = {}
+    try:
+        for line in (folder / samples.PROBLEMS).read_text(encoding="utf-8").split("\n"):
+            if line:
+                row = json.loads(line)
+                golds.setdefault(row["benchmark"], {})[row["id"]] = row["answer"]
+    except OSError as error:
+        raise DataError(f"{folder} has no {samples.PROBLEMS}, so its samples cannot be graded again") from error
+    found = ks_of(ks, {name: b["samples"] for name, b in card["benchmarks"].items()})
+    given = card["grader"]
+    grader = Grader(given["workers"], given["deadline"], given["memory_mb"])
+    changes: Counter[tuple[str, str]] = Counter()
+    with samples.opened(folder):
+        folders = {name: _folders_of(folder, name, b) for name, b in card["benchmarks"].items()}
+        total = sum(samples.count(place) for places in folders.values() for place in places.values())
+        with bar("grading", total) as advance:
+            for name, places in folders.items():
+                for place in places.values():
+                    changes += samples.grade_again(place, golds[name], grader, advance, every=True)
+        for name, b in card["benchmarks"].items():
+            asked = [int(k) for k in b["pass"]] if not ks else found[name]
+            b |= _numbers(list(golds[name]), b["samples"], folders[name], asked, grader, b["prompts"])
+        _with_mean(card)
+        card |= {"grader": _grader_facts(grader), "graded_again": _now()}
+        _write_card(folder, card)
+    grader.close()
+    return card, changes
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card in the folder of an evaluation.
+
+    Raises:
+        DataError: if there is none.
+    """
+    path = Path(folder) / samples.CARD
+    if not path.is_file():
+        unfinished = " It holds samples of an unfinished evaluation: the command that began it goes on." if (
+            Path(folder) / samples.SAMPLES
+        ).is_dir() else ""  # fmt: skip
+        raise DataError(f"{folder} is not the folder of an evaluation: it has no {samples.CARD}.{unfinished}")
+    card = json.loads(path.read_text(encoding="utf-8"))
+    if "benchmarks" not in card:
+        raise DataError(f"{path} was written by an older version; evaluate again with `prefix-rl evaluate`")
+    return card
+
+
+# --- what is evaluated ------------------------------------------------------------------------------------------------
+
+
+def tasks_of(recipe: Recipe) -> list[Task]:
+    """The benchmarks that a recipe names, in their order."""
+    from ..lab.world import held_out_problems
+
+    evaluation = recipe.evaluation
+    names = evaluation.on or ((evaluation.data,) if evaluation.data else ())
+    if not names:
+        raise RecipeError(
+            "evaluation.on and evaluation.data name nothing to evaluate on; give --on NAME or FILE "
+            f"({', '.join(benchmarks.BENCHMARKS)})"
+        )
+    greedy = 1 if evaluation.temperature == 0 else None
+    options = {"samples": evaluation.samples or greedy, "limit": evaluation.limit}
+    tasks = []
+    for name in names:
+        if name == LAB:
+            problems = held_out_problems(recipe.world)[: evaluation.limit]
+            tasks.append(Task(LAB, problems, options["samples"] or 1, "the lab's held-out problems"))
+    others = [name for name in names if name != LAB]
+    tasks += benchmarks.load(others, folder=evaluation.benchmarks, split=evaluation.split, **options)
+    return tasks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The completions wanted of one benchmark, from nothing or from one fraction of the demonstrations."""
+
+    task: Task
+    fraction: float
+    jobs: Sequence[Job]
+
+    @property
+    def folder(self) -> str:
+        """Of its samples."""
+        return folder_name(self.task.name, self.fraction)
+
+
+def folder_name(task: str, fraction: float) -> str:
+    """``math500``, or ``math500@0.25`` for a quarter of the demonstrations."""
+    return f"{task}@{fraction:g}" if fraction else task
+
+
+def plans_of(tasks: Sequence[Task], policy: Policy) -> list[Plan]:
+    """What is to be sampled; from fractions of the demonstrations where a benchmark has any.
+
+    Raises:
+        DataError: if a fraction of the demonstrations is wanted and no benchmark has any.
+    """
+    data, plans = policy.recipe.data, []
+    fractions = [f for f in dict.fromkeys(policy.recipe.evaluation.prefix_fractions) if f]
+    for task in tasks:
+        asked = [encode_prompt(prompt_of(problem, data), policy.tokenizer) for problem in task.problems]
+        for fraction in (0.0, *fractions):
+            stops = policy.stops if fraction else ()
+            prefixes = prefixes_of(task.problems, policy.tokenizer, stops, fraction, data.answer_guard, policy.length)
+            if jobs := jobs_of(task.problems, asked, prefixes, task.samples):
+                plans.append(Plan(task, fraction, jobs))
+    if fractions and not any(plan.fraction for plan in plans):
+        raise DataError("evaluation.prefix_fractions needs demonstrations, and no problem to evaluate on has any")
+    return plans
+
+
+# --- sampling and measuring -------------------------------------------------------------------------------------------
+
+
+def _announced(task: Task) -> str:
+    return f"{task.name} ({len(task.problems)} problems, {task.samples} sample{'s' if task.samples > 1 else ''} each)"
+
+
+def _sample(plan: Plan, policy: Policy, grader: Grader, folder: Path) -> None:
+    """Samples what is not there, batch by batch."""
+    place, problems = folder / samples.SAMPLES / plan.folder, plan.task.problems
+    there = {(r["problem"], r["index"], r["prompt"]) for r in samples.read(place, ("problem", "index", "prompt"))}
+    hashes = {job.problem: samples.prompt_hash(job) for job in plan.jobs}
+    todo = [job for job in plan.jobs if (problems[job.problem].id, job.index, hashes[job.problem]) not in there]
+    if not todo:
+        return
+    import torch
+
+    evaluation, engine = policy.recipe.evaluation, policy.engine  # loads the weights, before the bar begins
+    with bar(plan.folder, len(plan.jobs)) as advance:
+        advance(len(plan.jobs) - len(todo))
+        for start in range(0, len(todo), evaluation.at_once):
+            batch = todo[start : start + evaluation.at_once]
+            try:
+                made = complete(
+                    engine,
+                    policy.tokenizer,
+                    grader,
+                    problems,
+                    batch,
+                    policy.sampling,
+                    policy.length,
+                    evaluation.seed,
+                )
+            except torch.OutOfMemoryError as error:
+                raise DataError(
+                    f"the GPU has not enough memory for {len(batch)} completions of {policy.length} tokens at a time; "
+                    "give a smaller --batch-size; the same command goes on where it was"
+                ) from error
+            rows = [
+                samples.row_of(s, problems[s.problem].id, problems[s.problem].answer, hashes[s.problem]) for s in made
+            ]
+            samples.append(place, rows)
+            advance(len(batch))
+
+
+def _measure(task: Task, plans: Sequence[Plan], ks: Sequence[int], grader: Grader, folder: Path) -> dict[str, Any]:
+    """The numbers of one benchmark, all its samples being there."""
+    golds = {p.id: p.answer for p in task.problems}
+    places, prompts = {}, {}
+    for plan in plans:
+        if plan.task is task:
+            place = folder / samples.SAMPLES / plan.folder
+            places[f"{plan.fraction:g}"] = place
+            prompts[f"{plan.fraction:g}"] = {task.problems[j.problem].id: samples.prompt_hash(j) for j in plan.jobs}
+            with bar("grading", None) as advance:
+                changes = samples.grade_again(place, golds, grader, advance, every=False)
+            if changes:
+                say(f"{plan.folder}: graded {changes.total()} samples of an earlier call again")
+    facts = {"source": task.source, "file_sha256": task.file_sha256, "sha256": task.sha256, "prompts": prompts}
+    return facts | _numbers(list(golds), task.samples, places, ks, grader, prompts)
+
+
+def _numbers(
+    ids: Sequence[str],
+    count: int,
+    places: Mapping[str, Path],
+    ks: Sequence[int],
+    grader: Grader,
+    prompts: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+    """The numbers of one benchmark from its samples in ``places``, by fraction."""
+    columns = ("problem", "index", "outcome", "answer", "tokens", "truncated", "prompt")
+
+    def rows(fraction: str) -> list[dict]:
+        wanted = prompts[fraction]
+        return [
+            r for r in samples.read(places[fraction], columns)
+            if r["index"] < count and r["prompt"] == wanted.get(r["problem"])
+        ]  # fmt: skip
+
+    found = summarize(ids, rows("0"), ks, grader)
+    by_fraction = {}
+    for fraction in prompts:
+        if fraction != "0":
+            having = [name for name in ids if name in prompts[fraction]]
+            by_fraction[fraction] = summarize(having, rows(fraction), (), grader)["accuracy"]
+    return found | {"accuracy_by_prefix_fraction": by_fraction}
+
+
+def _folders_of(folder: Path, name: str, measured: Mapping[str, Any]) -> dict[str, Path]:
+    return {f: folder / samples.SAMPLES / folder_name(name, float(f)) for f in measured["prompts"]}
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def _card(policy: Policy, tasks: Sequence[Task], measured: Mapping[str, dict], grader: Grader) -> dict[str, Any]:
+    first = tasks[0].problems[0]
+    example = encode_prompt(prompt_of(first, policy.recipe.data), policy.tokenizer)
+    return _with_mean(
+        {
+            "policy": policy.path,
+            "accuracy": None,
+            "benchmarks": dict(measured),
+            "checkpoint": policy.checkpoint,
+            "engine": policy.engine_facts(),
+            "sampling": {
+                "temperature": policy.sampling.temperature,
+                "top_p": policy.sampling.top_p,
+                "max_completion_length": policy.length,
+                "seed": policy.recipe.evaluation.seed,
+                "batch_size": policy.recipe.evaluation.at_once,
+            },
+            "prompt": policy.prompt_facts(example),
+            "grader": _grader_facts(grader),
+            "recipe": policy.recipe.resolved(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "date": _now(),
+            "git_commit": preflight.git_commit(),
+            "versions": versions(),
+        }
+    )
+
+
+def _with_mean(card: dict[str, Any]) -> dict[str, Any]:
+    """Puts the mean over benchmarks into a card, in place."""
+    shares = [[c / b["samples"] for c in b["right_by_problem"].values()] for b in card["benchmarks"].values()]
+    count = min(b["samples"] for b in card["benchmarks"].values())
+    card["accuracy"] = asdict(estimate(*shares, samples=count))
+    return card
+
+
+def _grader_facts(grader: Grader) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "rules": asdict(getattr(grader, "rules", None) or Rules()),
+        "workers": grader.workers,
+        "deadline": grader.deadline,
+        "memory_mb": grader.memory_mb,
+    }
+
+
+def _write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    samples.write_text(folder / samples.CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    samples.write_text(folder / samples.CARD_TEXT, markdown(card))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

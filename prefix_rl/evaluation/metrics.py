@@ -1,11 +1,11 @@
-"""Accuracy, and how sure one can be of it."""
+"""Accuracy, pass@k and maj@k, and how sure one can be of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Accuracy:
         return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def accuracy(right: Sequence[Sequence[bool]], confidence: float = 0.95) -> Accuracy:
-    """The share of right samples, and Wilson's interval for it with the problems as clusters.
+_PRIOR_PROBLEMS = 15
+"""How many problems' worth of the largest possible variance stand beside the measured one, see :func:`estimate`."""
 
-    With one sample a problem this is Wilson's score interval for n problems. With more, samples of one problem are
-    alike, and n is replaced by the effective number ``p * (1 - p) / var``, where ``var`` is the variance of the mean
-    over problems (the design effect). Unlike a bootstrap it does not collapse at 0 and 1.
+
+def accuracy(right: Sequence[Sequence[bool]], confidence: float = 0.95) -> Accuracy:
+    """The share of right samples (avg@k), with the interval of :func:`estimate`.
 
     Args:
         right: for each problem, whether each of its k samples is right.
@@ -40,15 +40,118 @@ def accuracy(right: Sequence[Sequence[bool]], confidence: float = 0.95) -> Accur
     """
     if not right or not right[0]:
         raise ValueError("an accuracy needs at least one sample of one problem")
-    means = [sum(samples) / len(samples) for samples in right]
-    n, k = len(means), len(right[0])
-    p = sum(means) / n
-    effective = n
-    if k > 1 and n > 1:
-        variance = sum((m - p) ** 2 for m in means) / (n - 1) / n
-        if variance > 0 and 0 < p < 1:
-            effective = min(max(p * (1 - p) / variance, 1), n * k)
-    return Accuracy(p, *wilson(p, effective, confidence), n, k)
+    return estimate([fmean(samples) for samples in right], samples=len(right[0]), confidence=confidence)
+
+
+def estimate(*benchmarks: Sequence[float], samples: int = 1, confidence: float = 0.95) -> Accuracy:
+    """The mean over benchmarks of the mean over problems of a share (avg, pass@k, maj@k), with an interval.
+
+    Problems are the clusters. With one sample a problem this is Wilson's score interval for n problems. With more,
+    the samples of one problem are alike, and n is replaced by the effective number ``p (1 - p) / Var``. The variance
+    of one problem's share is ``((n - 1) s^2 + 15 p (1 - p)) / (n - 1 + 15)``: the one measured, and the largest that
+    there can be with the weight of 15 problems. Without the latter, as with a bootstrap over problems, the interval
+    of 30 problems of which few are ever solved is far too short; and it does not collapse at 0 and 1. Simulated
+    coverage is in the README.
+
+    Args:
+        benchmarks: one value in [0, 1] for each problem, for each benchmark.
+        samples: how many samples of a problem stand behind its value.
+        confidence: of the interval.
+
+    >>> str(estimate([1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 0.5, 0.5], samples=2))
+    '56.2 % [28.1, 80.9]'
+    """
+    if not benchmarks or not all(len(values) for values in benchmarks):
+        raise ValueError("an estimate needs at least one problem of every benchmark")
+    means = [fmean(values) for values in benchmarks]
+    share, p, problems = 1 / len(means), fmean(means), sum(map(len, benchmarks))
+    if samples == 1 and len(means) == 1:
+        return Accuracy(p, *wilson(p, problems, confidence), problems, samples)
+    variance = sum(share**2 * _variance_of_mean(values) for values in benchmarks)
+    if variance > 0:
+        effective = min(max(p * (1 - p) / variance, 1), problems * samples)
+    else:
+        effective = 1 / sum(share**2 / len(values) for values in benchmarks)
+    return Accuracy(p, *wilson(p, effective, confidence), problems, samples)
+
+
+def _variance_of_mean(values: Sequence[float]) -> float:
+    """Of the mean over problems, drawn towards the largest that there can be."""
+    n, mean = len(values), fmean(values)
+    squares = sum((v - mean) ** 2 for v in values) + _PRIOR_PROBLEMS * mean * (1 - mean)
+    return squares / (n - 1 + _PRIOR_PROBLEMS) / n
+
+
+def bootstrap(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+    """The BCa bootstrap interval over problems (Efron 1987), None where every problem has the same value.
+
+    For comparison with other reports: with 30 problems it covers less often than it says, see :func:`estimate`.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap as scipy_bootstrap
+
+    if len(set(values)) < 2:
+        return None
+    found = scipy_bootstrap(
+        (np.asarray(values),), np.mean, n_resamples=2000, batch=200, confidence_level=confidence, method="BCa",
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+# --- several samples of a problem -------------------------------------------------------------------------------------
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that at least one of k samples is right, without bias from n of which c are.
+
+    ``1 - C(n - c, k) / C(n, k)`` (arXiv 2107.03374, section 2.1): the share of the k-subsets that hold a right one.
+
+    Raises:
+        ValueError: if k is larger than the number of samples.
+
+    >>> pass_at_k(4, 1, 2)  # 3 of the 6 pairs hold the right one
+    0.5
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples, and there are {samples}")
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def majority_at_k(right: int, others: Sequence[int], silent: int, k: int, draws: int = 10_000) -> float:
+    """The chance that the most frequent answer among k samples is the right one, a tie being broken by lot.
+
+    With k equal to the number of samples it is exact: 1, 0, or one over the number of tied answers. With fewer it is
+    the mean over ``draws`` random k-subsets, always the same ones (a standard error of 0.005 at most for one problem).
+    Samples without an answer do not vote; a subset in which nobody votes is wrong.
+
+    Args:
+        right: how many samples are right; they have one answer.
+        others: how many samples have each of the other answers.
+        silent: how many have none.
+        k: how many vote.
+
+    Raises:
+        ValueError: if k is larger than the number of samples.
+
+    >>> majority_at_k(2, [2, 1], silent=1, k=6)  # two answers with two votes each
+    0.5
+    """
+    import numpy as np
+
+    counts = [silent, right, *others]
+    if not 1 <= k <= sum(counts):
+        raise ValueError(f"maj@{k} needs at least {k} samples, and there are {sum(counts)}")
+    if k == sum(counts):
+        votes = np.asarray([counts])
+    else:
+        votes = np.random.default_rng(0).multivariate_hypergeometric(counts, k, size=draws, method="marginals")
+    most = votes[:, 1:].max(axis=1)
+    tied = (votes[:, 1:] == most[:, None]).sum(axis=1)
+    return float(np.mean(((votes[:, 1] == most) & (most > 0)) / tied))
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

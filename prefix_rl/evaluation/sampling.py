@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..data.problems import Problem
 from ..data.tokenizer import DemonstrationTable, encode_prompt
 from ..prefixes import AnswerGuard, cut, join
-from ..rewards.grading import Outcome
+from ..rewards.grading import Outcome, Verdict, final_answer
 from ..rewards.workers import Grader
+from .engines import Engine, Sampling, TransformersEngine, seed_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Job:
+    """One completion to be sampled."""
+
+    problem: int
+    index: int  # among the completions of this problem
+    prompt_ids: Sequence[int]
+    prefix_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,16 @@ class Sample:
     text: str
     outcome: Outcome
     truncated: bool
+    index: int = 0  # among the completions of this problem
+    answer: str | None = None
+    found_by: str | None = None
+    start: int = 0  # the offset in the text at which the policy's own part begins
 
     @property
     def right(self) -> bool:
         return self.outcome is Outcome.RIGHT
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -46,82 +59,126 @@ def sample(
     samples: int = 1,
     max_completion_length: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
     prefix_fraction: float = 0.0,
     guard: AnswerGuard = "mention",
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[Sample]:
-    """``samples`` graded completions for each problem, in order.
+    """``samples`` graded completions for each problem, in order, by a model that is loaded already.
 
     With ``prefix_fraction`` > 0 every completion starts from the first ``floor(fraction * |demonstration|)`` tokens of
-    the problem's first demonstration, and problems without one are left out. Otherwise nothing is injected.
+    the problem's first demonstration, and problems without one are left out. Otherwise nothing is injected. A problem
+    that stands in the list again goes on counting its completions, so that they differ.
     """
-    from transformers import GenerationConfig
-
-    device = next(model.parameters()).device
-    stops = _eos_ids(model, tokenizer)
-    table = DemonstrationTable(
-        [p.demonstrations for p in problems], [p.answer for p in problems], tokenizer, guard, stop_ids=stops
-    )
-    jobs = []  # (problem, prompt ids, prefix ids)
-    for index, prompt in enumerate(prompts):
-        prefix: list[int] = []
-        if prefix_fraction > 0:
-            if not table[index]:
-                continue
-            prefix = cut(table[index][0], prefix_fraction, min_tokens=0, max_tokens=max_completion_length - 1).ids
-        jobs += [(index, encode_prompt(prompt, tokenizer), prefix)] * samples
-
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False}
-    )
-    config = GenerationConfig(
-        max_new_tokens=max_completion_length,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0],
-        eos_token_id=stops,
-        disable_compile=True,
-        **sampling,
-    )
-    pad = config.pad_token_id
+    engine = TransformersEngine(model, tokenizer)
+    prompt_ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    prefixes = prefixes_of(problems, tokenizer, engine.stops, prefix_fraction, guard, max_completion_length)
+    jobs = jobs_of(problems, prompt_ids, prefixes, samples)
     found: list[Sample] = []
     for start in range(0, len(jobs), batch_size):
-        chunk = jobs[start : start + batch_size]
-        torch.manual_seed(seed * 1_000_003 + start)  # a batch draws the same whatever was sampled before it
-        rows = [prompt + prefix for _, prompt, prefix in chunk]
-        width = max(map(len, rows))
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
-        completions = [
-            join(prefix, until_stop(new, stops), max_completion_length)
-            for (_, _, prefix), new in zip(chunk, made, strict=True)
-        ]
-        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        outcomes = grader.grade([(text, problems[i].answer) for (i, _, _), text in zip(chunk, texts, strict=True)])
-        for (index, _, prefix), completion, text, outcome in zip(chunk, completions, texts, outcomes, strict=True):
-            found.append(Sample(index, len(prefix), completion, text, outcome, completion[-1] not in stops))
-        progress(len(chunk))
+        batch = jobs[start : start + batch_size]
+        found += complete(
+            engine, tokenizer, grader, problems, batch, Sampling(temperature, top_p), max_completion_length, seed
+        )
+        progress(len(batch))
     return found
 
 
-def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
-    """The ids up to and including the first stop.
+def prefixes_of(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    stops: Sequence[int],
+    fraction: float,
+    guard: AnswerGuard,
+    max_completion_length: int,
+) -> list[list[int] | None]:
+    """What is injected for each problem: nothing at fraction 0; None where there is no demonstration to cut."""
+    if fraction <= 0:
+        return [[] for _ in problems]
+    table = DemonstrationTable(
+        [p.demonstrations for p in problems], [p.answer for p in problems], tokenizer, guard, stop_ids=stops
+    )
+    return [
+        cut(table[i][0], fraction, min_tokens=0, max_tokens=max_completion_length - 1).ids if table[i] else None
+        for i in range(len(problems))
+    ]
 
-    >>> until_stop([5, 6, 1, 0, 0], stops=[1])
-    [5, 6, 1]
-    """
-    end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
-    return list(ids[:end])
+
+def jobs_of(
+    problems: Sequence[Problem],
+    prompt_ids: Sequence[Sequence[int]],
+    prefixes: Sequence[Sequence[int] | None],
+    samples: int,
+) -> list[Job]:
+    """The completions to be sampled, problem by problem."""
+    jobs, counted = [], Counter()
+    for i, (problem, prompt, prefix) in enumerate(zip(problems, prompt_ids, prefixes, strict=True)):
+        if prefix is None:
+            continue
+        first = counted[problem.id]
+        counted[problem.id] += samples
+        jobs += [Job(i, first + k, prompt, prefix) for k in range(samples)]
+    return jobs
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a completion: the model's and the tokenizer's."""
-    declared = model.generation_config.eos_token_id
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    return list(dict.fromkeys([*declared, tokenizer.eos_token_id]))
+def complete(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    grader: Grader,
+    problems: Sequence[Problem],
+    jobs: Sequence[Job],
+    sampling: Sampling,
+    max_completion_length: int,
+    seed: int,
+) -> list[Sample]:
+    """The graded completions of one batch. Each has a seed of its own, from the problem's id and its index."""
+    made = engine.generate(
+        [[*job.prompt_ids, *job.prefix_ids] for job in jobs],
+        [max_completion_length - len(job.prefix_ids) for job in jobs],
+        [seed_of(seed, problems[job.problem].id, job.index) for job in jobs],
+        sampling,
+    )
+    completions = [join(job.prefix_ids, new, max_completion_length) for job, new in zip(jobs, made, strict=True)]
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    prefixes = tokenizer.batch_decode([list(job.prefix_ids) for job in jobs], skip_special_tokens=True)
+    verdicts = judge(
+        grader,
+        [
+            (text, problems[job.problem].answer, len(prefix))
+            for job, text, prefix in zip(jobs, texts, prefixes, strict=True)
+        ],
+    )
+    return [
+        Sample(
+            problem=job.problem,
+            prefix_tokens=len(job.prefix_ids),
+            completion_ids=completion,
+            text=text,
+            outcome=verdict.outcome,
+            truncated=not set(completion[-1:]) & set(engine.stops),
+            index=job.index,
+            answer=verdict.answer,
+            found_by=verdict.found_by,
+            start=len(prefix),
+        )
+        for job, completion, text, prefix, verdict in zip(jobs, completions, texts, prefixes, verdicts, strict=True)
+    ]
+
+
+def judge(
+    grader: Grader, samples: Sequence[tuple[str, str, int]], progress: Callable[[int], object] | None = None
+) -> list[Verdict]:
+    """The verdict of each ``(text, gold, start)``."""
+    if hasattr(grader, "judge"):
+        return grader.judge(samples, progress)
+    outcomes = grader.grade([(text, gold) for text, gold, _ in samples], progress)
+    answers = [final_answer(text) for text, _, _ in samples]
+    return [
+        Verdict(outcome, answer, None if answer is None else "marker")
+        for outcome, answer in zip(outcomes, answers, strict=True)
+    ]
 
 
 def by_problem(samples: Sequence[Sample]) -> list[list[bool]]:

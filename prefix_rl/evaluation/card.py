@@ -1,0 +1,153 @@
+"""The result card: what was measured, and everything needed to measure it again, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import preflight
+
+_PLACES, _PLACE_BYTES = 16, 1 << 20
+
+
+def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
+    """What tells one policy from another: name, commit on the hub, files, and a hash of what is in them.
+
+    Of a large file 16 places of 1 MiB are hashed: training moves every weight, and 15 GB would take half a minute.
+    """
+    folder, facts = Path(path), {"path": path}
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
+        return facts | {"revision": revision, "commit": commit}
+    digest = hashlib.sha256()
+    files = sorted(f for f in folder.iterdir() if f.name in _CONFIGURATION or f.suffix in _WEIGHTS)
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        for part in _places(file):
+            digest.update(part)
+    return facts | {"files": {f.name: f.stat().st_size for f in files}, "sha256_of_places": digest.hexdigest()}
+
+
+_CONFIGURATION = {"config.json", "generation_config.json", "adapter_config.json"}
+_WEIGHTS = {".safetensors", ".bin"}
+
+
+def _places(file: Path):
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        if size <= _PLACES * _PLACE_BYTES:
+            yield opened.read()
+            return
+        for place in range(_PLACES):
+            opened.seek((size - _PLACE_BYTES) * place // (_PLACES - 1))
+            yield opened.read(_PLACE_BYTES)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{100 * found['mean']:.1f} % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def rows_of(card: Mapping[str, Any]) -> list[list[str]]:
+    """The table of a card: a head, a row for each benchmark, and their mean where there are several."""
+    benchmarks = card["benchmarks"]
+    ks = sorted({int(k) for b in benchmarks.values() for k in b["pass"]})
+    shown = [(f"{kind}@{k}", kind, str(k)) for k in ks for kind in ("pass", "maj")]
+    head = ["benchmark", "problems", "samples", "avg", *(title for title, _, _ in shown),
+            "truncated", "no answer", "tokens"]  # fmt: skip
+    rows = [
+        [
+            name, str(b["problems"]), str(b["samples"]), _interval(b["accuracy"]),
+            *(_interval(b[kind].get(k)) for _, kind, k in shown),
+            _percent(b["truncated_share"]), _percent(b["no_answer_share"]), f"{b['mean_completion_length']:.0f}",
+        ]
+        for name, b in benchmarks.items()
+    ]  # fmt: skip
+    if len(rows) > 1:
+        rows.append(
+            ["mean", str(card["accuracy"]["problems"]), "", _interval(card["accuracy"])] + [""] * (len(head) - 4)
+        )
+    for name, b in benchmarks.items():
+        for fraction, found in b["accuracy_by_prefix_fraction"].items():
+            start = [f"{name}, from {float(fraction):.0%} of a demonstration", str(found["problems"])]
+            rows.append([*start, str(found["samples"]), _interval(found)] + [""] * (len(head) - 4))
+    return [head, *rows]
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned, for a terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The same in Markdown."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """The card as a page."""
+    sampling, engine, grader, prompt = card["sampling"], card["engine"], card["grader"], card["prompt"]
+    facts = {
+        "policy": card["policy"],
+        "checkpoint": json.dumps({k: v for k, v in card["checkpoint"].items() if k not in ("path", "files")}),
+        "sampling": ", ".join(f"{key} {value}" for key, value in sampling.items()),
+        "engine": ", ".join(f"{key} {value}" for key, value in engine.items() if value is not None),
+        "grader": f"version {grader['version']}, rules {json.dumps(grader['rules'])}",
+        "date": card["date"],
+        "code": card["git_commit"] or f"prefix_rl {card['versions']['prefix_rl']}",
+        "versions": ", ".join(f"{name} {v}" for name, v in card["versions"].items() if v),
+        "chat template": f"sha256 {prompt['chat_template_sha256'] or '-'}",
+    }
+    data = [["benchmark", "source", "sha256 of the problems", "outcomes"]]
+    for name, b in card["benchmarks"].items():
+        data.append([name, b["source"], b["sha256"], ", ".join(f"{k} {n}" for k, n in b["outcomes"].items())])
+    return f"""# Evaluation of {card["policy"]}
+
+{markdown_table(rows_of(card))}
+
+Brackets: 95 % intervals with the problems as clusters; they speak of other problems of the same kind, not of another
+training run. avg: share of right samples. pass@k: without bias, 1 - C(n - c, k) / C(n, k). maj@k: the most frequent
+answer of k samples, a tie broken by lot, samples without an answer not voting. No completion starts from a
+demonstration unless the table says so.
+
+## How it was measured
+
+```
+{shlex.join(card["command"])}
+```
+
+{chr(10).join(f"- {name}: {value}" for name, value in facts.items())}
+
+{markdown_table(data)}
+
+The first prompt, as the policy saw it:
+
+````
+{prompt["example"]}
+````
+"""
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that the numbers depend on, and of Python."""
+    import platform
+
+    from .. import __version__
+
+    return {"prefix_rl": __version__, "python": platform.python_version(), **preflight.versions()}

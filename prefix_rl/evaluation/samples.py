@@ -1,0 +1,213 @@
+"""Samples on disk: one Parquet file for each finished batch, found again after an interruption, graded again at will.
+
+``FOLDER/samples/NAME/00000.parquet``, where NAME is the benchmark, or ``NAME@0.25`` for completions that start from a
+quarter of a demonstration. ``FOLDER/samples/settings.json`` says what they were drawn with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..progress import say
+from ..rewards.grading import VERSION
+from ..rewards.workers import Grader
+from .sampling import Job, Sample, judge
+
+SAMPLES, SETTINGS, CARD, CARD_TEXT, PROBLEMS = (
+    "samples",
+    "settings.json",
+    "evaluation.json",
+    "evaluation.md",
+    "problems.jsonl",
+)
+
+
+def row_of(sample: Sample, problem: str, gold: str, prompt: str) -> dict[str, Any]:
+    """The row of one sample. ``prompt`` is :func:`prompt_hash` of what it answers."""
+    return {
+        "problem": problem,
+        "index": sample.index,
+        "outcome": str(sample.outcome),
+        "answer": sample.answer,
+        "gold": gold,
+        "found_by": sample.found_by,
+        "grader": VERSION,
+        "tokens": len(sample.completion_ids),
+        "prefix_tokens": sample.prefix_tokens,
+        "truncated": sample.truncated,
+        "start": sample.start,
+        "prompt": prompt,
+        "text": sample.text,
+    }
+
+
+def _schema():
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int32()
+    kinds = {"index": number, "tokens": number, "prefix_tokens": number, "start": number, "truncated": pa.bool_()}
+    names = ("problem", "index", "outcome", "answer", "gold", "found_by", "grader", "tokens", "prefix_tokens",
+             "truncated", "start", "prompt", "text")  # fmt: skip
+    return pa.schema([(name, kinds.get(name, text)) for name in names])
+
+
+def prompt_hash(job: Job) -> str:
+    """Of the ids that a completion goes on from; a sample of another prompt is not taken for one of this."""
+    return hashlib.sha256(repr((list(job.prompt_ids), list(job.prefix_ids))).encode()).hexdigest()[:16]
+
+
+def parts(folder: Path) -> list[Path]:
+    """The files of a benchmark's samples, in the order in which they were written."""
+    return sorted(folder.glob("[0-9]*.parquet"))
+
+
+def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds a file.
+
+    Raises:
+        DataError: if it cannot be written; the files before stay whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    there = parts(folder)
+    number = int(there[-1].stem) + 1 if there else 0
+    _write(folder / f"{number:05d}.parquet", rows)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    beside = path.with_suffix(".partial")
+    try:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=_schema()), beside, compression="zstd")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}; what was sampled before is whole, and the same "
+            "command goes on from there"
+        ) from error
+
+
+def read(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of all files.
+
+    Raises:
+        DataError: naming a file that cannot be read.
+    """
+    for path in parts(folder):
+        yield from _rows(path, columns)
+
+
+def _rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read(columns=list(columns) if columns else None).to_pylist()
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise DataError(
+            f"{path} is no readable file of samples ({error}); delete it, and it is sampled again"
+        ) from error
+
+
+def grade_again(
+    folder: Path, golds: Mapping[str, str], grader: Grader, progress: Callable[[int], object], *, every: bool
+) -> Counter[tuple[str, str]]:
+    """Grades samples anew in place: all, or only those that another version graded or against another gold answer.
+
+    Returns:
+        How often each ``(outcome before, outcome now)`` occurred among the samples graded.
+    """
+    changes: Counter[tuple[str, str]] = Counter()
+    for path in parts(folder):
+        rows = _rows(path)
+        stale = [
+            i for i, row in enumerate(rows)
+            if row["problem"] in golds and (every or row["grader"] != VERSION or row["gold"] != golds[row["problem"]])
+        ]  # fmt: skip
+        verdicts = judge(
+            grader, [(rows[i]["text"], golds[rows[i]["problem"]], rows[i]["start"]) for i in stale], progress
+        )
+        for i, verdict in zip(stale, verdicts, strict=True):
+            changes[rows[i]["outcome"], str(verdict.outcome)] += 1
+            rows[i] |= {
+                "outcome": str(verdict.outcome),
+                "answer": verdict.answer,
+                "found_by": verdict.found_by,
+                "gold": golds[rows[i]["problem"]],
+                "grader": VERSION,
+            }
+        if stale:
+            _write(path, rows)
+    return changes
+
+
+def count(folder: Path) -> int:
+    """How many samples the files hold."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in parts(folder))
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[None]:
+    """Holds the folder for one process.
+
+    Raises:
+        DataError: if another one has it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".evaluation.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise DataError(
+            f"another process is evaluating into {folder}; wait for it, or give another --output"
+        ) from error
+    except PermissionError as error:
+        raise DataError(f"the folder {folder} cannot be written: {error.strerror}") from error
+
+
+def continue_with(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Sees that the samples in the folder were drawn with these settings; others are set aside, with their card."""
+    path = folder / SAMPLES / SETTINGS
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if there is not None and there != settings:
+        changed = [
+            f"{key}: {there.get(key)} then, {settings.get(key)} now"
+            for key in sorted(there.keys() | settings.keys()) if there.get(key) != settings.get(key)
+        ]  # fmt: skip
+        say(f"{folder} holds samples of another evaluation; they go to {_set_aside(folder)}\n  " + "\n  ".join(changed))
+        there = None
+    if there is None:
+        write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _set_aside(folder: Path) -> Path:
+    number = 1
+    while (place := folder / f"earlier-{number}").exists():
+        number += 1
+    place.mkdir()
+    for name in (CARD, CARD_TEXT, PROBLEMS, SAMPLES):
+        if (folder / name).exists():
+            (folder / name).rename(place / name)
+    return place
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
