@@ -182,7 +182,7 @@ def collect(
         "settings": settings,
     }
     store = _open_or_create(Path(output), {**_data_facts(recipe, problems, prompts, tokenizer), **about})
-    grader = Grader(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+    grader = recipe.reward.grader()
     with store.writing():
         try:
             _sample(store, model, tokenizer, problems, prompts, grader, plan)
@@ -219,7 +219,7 @@ def import_file(
     _, tokenizer = policy_of(recipe)
     prompts = [prompt_of(problem, recipe.data) for problem in problems]
     store = _open_or_create(Path(output), _data_facts(recipe, problems, prompts, tokenizer))
-    grader = Grader(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+    grader = recipe.reward.grader()
     try:
         with store.writing(), bar("importing", None) as advance:
             done = import_traces(given, store, tokenizer, grader, problems, source, advance)

@@ -20,7 +20,8 @@ from .errors import DataError, at_most, nearest
 from .fields import check, fields_of
 from .progress import bar
 from .rewards import second
-from .rewards.grading import VERSION, Outcome, Rules, Verdict
+from .rewards.equality import Rules
+from .rewards.grading import VERSION, Outcome, Verdict
 from .rewards.workers import Grader
 
 KNOWN = {

@@ -626,13 +626,12 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
     from .data.tokenizer import load_tokenizer
     from .evaluation.sampling import by_problem, sample
     from .recipe import evaluation_data, prompt_of
-    from .rewards.workers import Grader
 
     preflight.quiet()
     from transformers import AutoModelForCausalLM
 
     recipe = load_recipe(job.recipe, job.overrides)
-    grader = Grader(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+    grader = recipe.reward.grader()
 
     def shares(policy: Path, of: Recipe, fraction: float, samples: int, limit: int | None = None) -> list[float]:
         problems = evaluation_data(of)[:limit]

@@ -27,6 +27,8 @@ from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Method
 from .prefixes import AnswerGuard
+from .rewards.equality import TRAINING_RULES, Rules
+from .rewards.workers import Grader
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 LAB = "lab"
@@ -90,15 +92,22 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Reward:
-    """How completions are graded."""
+class Reward(Rules):
+    """How completions are graded: the processes that do it, and the rules (see docs/grading.md)."""
 
+    fallback: Literal["last", "none"] = TRAINING_RULES.fallback
+    """none: an answer must be marked. last: without a mark, the last formula or number of the text."""
     workers: Annotated[int, Ge(1)] = 2
     """Grading processes on each rank."""
     deadline: Annotated[float, Gt(0)] = 5.0
     """Seconds that one sample may take."""
     memory_mb: Annotated[int, Ge(256)] = 2048
     """Address space of one grading process, MiB."""
+
+    def grader(self) -> Grader:
+        """The workers that grade by these settings; they start when first needed."""
+        rules = Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
+        return Grader(self.workers, self.deadline, self.memory_mb, rules)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _reward(recipe: Recipe) -> MathReward:
     preflight.quiet()
     from .rewards import MathReward
 
-    return MathReward(recipe.reward.workers, recipe.reward.deadline, recipe.reward.memory_mb)
+    return MathReward(recipe.reward.grader())
 
 
 def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:

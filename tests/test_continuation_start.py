@@ -10,6 +10,7 @@ from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.rewards import MathReward
 from prefix_rl.rewards.grading import Outcome, judge
+from prefix_rl.rewards.workers import Grader
 from prefix_rl.trainer import PrefixTrainer
 
 TEXT = "Let x be 3. Then 3 + 3 is 6, so it is 6. We have 48 twice."
@@ -114,7 +115,7 @@ def test_nothing_is_told_where_nothing_is_injected(tmp_path):
     judge(r"\boxed{12}, done", "12", start=10).outcome is Outcome.RIGHT, reason="judge ignores start", strict=True
 )
 def test_an_answer_that_stands_in_the_prefix_alone_earns_nothing(tmp_path):
-    reward = MathReward(workers=1)
+    reward = MathReward(Grader(workers=1))
     made = one_generation(tmp_path, PREFIXED, reward, byte_level_bpe())
     reward.grader.close()
     for prefix, outcome in zip(made._planned, made._outcomes, strict=True):
@@ -124,7 +125,7 @@ def test_an_answer_that_stands_in_the_prefix_alone_earns_nothing(tmp_path):
 
 
 def test_a_demonstration_injected_whole_earns_what_it_is_worth(tmp_path):
-    reward = MathReward(workers=1)
+    reward = MathReward(Grader(workers=1))
     made = one_generation(tmp_path, LUFFY(), reward, byte_level_bpe())
     reward.grader.close()
     assert [prefix.complete for prefix in made._planned].count(True) == 2

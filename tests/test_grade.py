@@ -14,7 +14,8 @@ import pytest
 
 from prefix_rl.errors import DataError
 from prefix_rl.grade import grade, parse_columns, shown, table
-from prefix_rl.rewards.grading import Outcome, Rules
+from prefix_rl.rewards.equality import Rules
+from prefix_rl.rewards.grading import Outcome
 from prefix_rl.rewards.workers import Grader
 
 ROOT = Path(__file__).parents[1]

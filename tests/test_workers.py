@@ -147,7 +147,7 @@ def test_the_reward_takes_plain_and_conversational_completions():
 
 def test_the_reward_counts_outcomes_and_skips_bad_golds():
     logged, extra = {}, {}
-    reward = MathReward(workers=1)
+    reward = MathReward(Grader(workers=1))
     rewards = reward([r"\boxed{1}", r"\boxed{2}", "?", r"\boxed{1}"], ["1", "1", "1", ""],
                      log_metric=logged.__setitem__, log_extra=extra.__setitem__, prompts=["p"] * 4)  # fmt: skip
     reward.grader.close()

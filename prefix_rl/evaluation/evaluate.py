@@ -16,7 +16,8 @@ from ..data.tokenizer import encode_prompt
 from ..errors import DataError, RecipeError
 from ..progress import bar, say
 from ..recipe import LAB, Recipe, prompt_of
-from ..rewards.grading import VERSION, Outcome, Rules
+from ..rewards.equality import Rules
+from ..rewards.grading import VERSION, Outcome
 from ..rewards.workers import Grader
 from . import benchmarks, samples
 from .benchmarks import Task
@@ -55,8 +56,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     policy = Policy(path, recipe)
     plans = plans_of(tasks, policy)
     policy.check_context([job for plan in plans for job in plan.jobs])
-    reward = recipe.reward
-    grader = Grader(reward.workers, reward.deadline, reward.memory_mb)
+    grader = recipe.reward.grader()
     benchmarks.check_answers(tasks, grader)
     with samples.opened(folder):
         samples.continue_with(folder, policy.settings())
@@ -101,7 +101,7 @@ def grade_again(folder: Path, ks: Sequence[int] = ()) -> tuple[dict, Counter[tup
         raise DataError(f"{folder} has no {samples.PROBLEMS}, so its samples cannot be graded again") from error
     found = ks_of(ks, {name: b["samples"] for name, b in card["benchmarks"].items()})
     given = card["grader"]
-    grader = Grader(given["workers"], given["deadline"], given["memory_mb"])
+    grader = Grader(given["workers"], given["deadline"], given["memory_mb"], Rules(**given["rules"]))
     changes: Counter[tuple[str, str]] = Counter()
     with samples.opened(folder):
         folders = {name: _folders_of(folder, name, b) for name, b in card["benchmarks"].items()}
@@ -338,7 +338,7 @@ def _with_mean(card: dict[str, Any]) -> dict[str, Any]:
 def _grader_facts(grader: Grader) -> dict[str, Any]:
     return {
         "version": VERSION,
-        "rules": asdict(getattr(grader, "rules", None) or Rules()),
+        "rules": asdict(grader.rules),
         "workers": grader.workers,
         "deadline": grader.deadline,
         "memory_mb": grader.memory_mb,

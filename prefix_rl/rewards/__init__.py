@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from .grading import Outcome, Rules
+from .equality import TRAINING_RULES
+from .grading import Outcome
 from .workers import Grader
 
 
@@ -16,13 +17,13 @@ class MathReward:
     stands in the prefix alone is none.
 
     Args:
-        workers, deadline, memory_mb, rules: see :class:`~prefix_rl.rewards.workers.Grader`.
+        grader: the workers, with their rules; unless given, two that want an answer to be marked.
     """
 
     __name__ = "math_reward"
 
-    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, rules: Rules | None = None):
-        self.grader = Grader(workers, deadline, memory_mb, rules)
+    def __init__(self, grader: Grader | None = None):
+        self.grader = grader or Grader(rules=TRAINING_RULES)
 
     def __call__(
         self,

@@ -54,6 +54,8 @@ class Rules:
 
 
 DEFAULT_RULES = Rules()
+TRAINING_RULES = Rules(fallback="none")
+"""Under training a truncated derivation must not be rewarded for the number that it happened to stop at."""
 
 
 @lru_cache(maxsize=65536)

@@ -56,8 +56,8 @@ _HEADING = re.compile(
     rf"^[ \t*#>]*(?:final[ \t]+)?answer[ \t*:]*\n\s*(?P<answer>{_MATH}|[^\n]{{1,100}}$)", re.IGNORECASE | re.MULTILINE
 )
 _IS_ANSWER = re.compile(
-    rf"(?P<answer>{_MATH}|(?<!\S)\S{{1,80}})[ \t]{{1,9}}(?:is|are)[ \t]+(?:the|our|my)[ \t]+(?:(?:final|correct)[ \t]+)?"
-    r"(?:answer|solution|result)s?\b",
+    rf"(?P<answer>{_MATH}|(?<!\S)\S{{1,80}})[ \t]{{1,9}}(?:is|are)[ \t]+(?:the|our|my)[ \t]+"
+    r"(?:(?:final|correct)[ \t]+)?(?:answer|solution|result)s?\b",
     re.IGNORECASE,
 )
 _BOLD = re.compile(r"\\(?:math|text)bf\s*\{\s*-?\s*\d[^{}]*\}|\*\*[^*\n]{0,40}\d[^*\n]{0,40}\*\*")

@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 
 from ..errors import UserError
-from .grading import Outcome, Rules, Verdict, judge
+from .equality import DEFAULT_RULES, Rules
+from .grading import Outcome, Verdict, judge
 
 Sample = tuple[str, str, int]  # text, gold, start
 Timed = tuple[Verdict, float]  # a verdict and the seconds that it took inside the worker
@@ -52,7 +53,7 @@ class Grader:
     Workers start at the first call and stop with the process. Calls from several threads are served one after another.
     """
 
-    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, rules: Rules | None = None):
+    def __init__(self, workers: int = 2, deadline: float = 5.0, memory_mb: int = 2048, rules: Rules = DEFAULT_RULES):
         self.workers, self.deadline, self.memory_mb, self.rules = workers, deadline, memory_mb, rules
         self._pool: list[_Worker] = []
         self._owner = os.getpid()
@@ -163,7 +164,7 @@ def _take(todo: deque[Sample], share: int) -> list[Sample]:
 class _Worker:
     """The caller's end of a worker. ``batch`` holds what it has not answered; the first of it is in hand."""
 
-    def __init__(self, deadline: float, memory_mb: int, rules: Rules | None):
+    def __init__(self, deadline: float, memory_mb: int, rules: Rules):
         self.deadline = deadline
         self.batch: deque[Sample] = deque()
         self.ready = self.gone = False
