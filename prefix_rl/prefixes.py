@@ -163,17 +163,30 @@ def safe_cuts(
     """
     if guard == "none":
         return len(ends), frozenset()
-    statement = _STATEMENT.search(text)
-    offset = statement.start() if statement else len(text)
-    misread: set[int] = set()
-    if guard == "mention":
-        value = _single_value(answer)
-        if value is not None:
-            offset, misread = _first_value(text, value, ends, offset)
-        else:
-            offset = _first_expression(text, answer, offset)
+    offset, misread = _readable(text, answer, ends, guard)
     safe = bisect_right(ends, offset) if offset < len(text) else len(ends)
     return safe, frozenset(k for k in misread if k <= safe)
+
+
+def readable_from(text: str, answer: str, guard: AnswerGuard = "mention") -> int:
+    r"""The offset in a demonstration before which :func:`safe_cuts` ends every prefix; its length if nowhere.
+
+    >>> text = r"6 * 7 = 42, so \boxed{42}"
+    >>> readable_from(text, "42"), readable_from(text, "42", "statement")
+    (8, 15)
+    """
+    return len(text) if guard == "none" else _readable(text, answer, (), guard)[0]
+
+
+def _readable(text: str, answer: str, ends: Sequence[int], guard: AnswerGuard) -> tuple[int, set[int]]:
+    statement = _STATEMENT.search(text)
+    offset = statement.start() if statement else len(text)
+    if guard == "statement":
+        return offset, set()
+    value = _single_value(answer)
+    if value is None:
+        return _first_expression(text, answer, offset), set()
+    return _first_value(text, value, ends, offset)
 
 
 def _value(match: re.Match) -> Fraction | None:

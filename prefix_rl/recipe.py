@@ -19,6 +19,7 @@ import yaml
 from annotated_types import Ge, Gt, Interval
 
 from . import methods
+from .data import contamination
 from .data import problems as data_problems
 from .data.problems import Problem
 from .errors import DataError, RecipeError, at_most, nearest
@@ -108,6 +109,8 @@ class Evaluation:
     """A file of problems, a data set on the hub, or ``lab``; null: no evaluation."""
     split: str = "test"
     limit: Annotated[int, Ge(1)] | None = None
+    allow_overlap: bool = False
+    """Train although problems of ``data`` stand among the training problems."""
     samples: Annotated[int, Ge(1)] = 1
     """Completions for each problem."""
     temperature: Annotated[float, Ge(0)] = 1.0
@@ -220,6 +223,7 @@ def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Re
                 problems += [f"{name}: {error.what}", *error.problems]
         if train:
             problems += _problems_with_data(recipe, train)
+            problems += _overlap(recipe, train, held_out)
     _raise_if(path, problems)
     return recipe, train, held_out
 
@@ -443,6 +447,26 @@ def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
             "demonstrations or solution, or data.traces)"
         )
     return problems
+
+
+def _overlap(recipe: Recipe, train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
+    """What is wrong with evaluating on these problems. A file is looked at even if it is evaluated on later only."""
+    evaluation = recipe.evaluation
+    if evaluation.allow_overlap or evaluation.data is None:
+        return []
+    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
+        try:
+            held_out = evaluation_data(recipe)
+        except DataError:
+            return []  # whoever evaluates on it is told
+    found = contamination.overlap([p.text for p in train], [p.text for p in held_out])
+    if not found:
+        return []
+    shown = found[0] if len(found[0]) <= 60 else found[0][:57] + "..."
+    return [
+        f"evaluation.data: {len(found)} of its {len(held_out)} problems stand in data.train, for example {shown!r}. "
+        f"Take them out (prefix-rl prepare --against {evaluation.data}), or set evaluation.allow_overlap = true"
+    ]
 
 
 def _raise_if(path: str | os.PathLike, problems: Sequence[str]) -> None:
