@@ -125,7 +125,8 @@ def prepare(
         print(
             f"against {known['set']}: " + ", ".join(f"{n:,} {what}" for what, n in known.items() if isinstance(n, int))
         )
-    print(f"{manifest['rows']:,} problems, {manifest['rows_with_demonstration']:,} with a demonstration")
+    count = manifest["rows"]
+    print(f"{count:,} problem{'s' * (count != 1)}, {manifest['rows_with_demonstration']:,} with a demonstration")
     say(f"wrote {output}, {manifest_path(output)} and {dropped_path(output)}")
 
 

@@ -75,8 +75,8 @@ def test_prepare_shows_its_funnel(tmp_path):
     )
     done = prefix_rl("prepare", str(raw), "--output", str(tmp_path / "rows.jsonl"))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"1  kept, with a demonstration", done.stdout)
-    assert re.search(r"1  no column 'answer'", done.stdout)
+    assert re.search(r"^check +1 +1   1 row: no column 'answer'$", done.stdout, re.MULTILINE)
+    assert "1 problem, 1 with a demonstration" in done.stdout
     assert (tmp_path / "rows.jsonl.manifest.json").exists()
 
 

@@ -78,7 +78,7 @@ def normalize(row: dict, columns: dict[str, str]) -> dict:
         answer = final_answer(published)
     if answer is not None:
         made["answer"] = _answer(answer) if isinstance(answer, str) else answer
-    made["demonstrations"] = [d for d in solutions if not (isinstance(d, str) and squeezed(d) == squeezed(str(answer)))]
+    made["demonstrations"] = [d for d in solutions if not _is_bare(d, str(answer))]
     if row.get("pass_rate") is not None:
         made["pass_rate"] = row["pass_rate"]
     return made
@@ -106,6 +106,12 @@ def check_columns(columns: dict[str, str], source: str, first: Sequence[dict]) -
 
 def _first(row: dict, *names: str):
     return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _is_bare(demonstration, answer: str) -> bool:
+    """Whether a demonstration is nothing but the answer. A much longer one need not be looked at."""
+    short = isinstance(demonstration, str) and len(demonstration) < 2 * len(answer) + 50
+    return short and squeezed(demonstration) == squeezed(answer)
 
 
 def _turns(messages) -> dict[str, str]:
