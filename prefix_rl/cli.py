@@ -79,7 +79,7 @@ def prepare(
     preset: Annotated[
         str | None, typer.Option(help="openr1-46k: one right demonstration of at most 8192 tokens for each problem.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Grading processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
 ) -> None:
     """Turn raw rows into training rows. Every demonstration is graded by the training reward.
 

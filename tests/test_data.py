@@ -75,6 +75,25 @@ def test_unreadable_files_are_explained(tmp_path, name, content, message):
         list(sources.read(str(tmp_path / name)))
 
 
+def test_a_parquet_file_is_read_in_pieces_and_its_damage_is_explained(tmp_path):
+    path = tmp_path / "r.parquet"
+    rows = [{"problem": f"{i:06}" * 50, "answer": str(i)} for i in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression="none", write_page_checksum=True)
+    assert [row for _, row in sources.read(str(path))] == rows
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] = 0xFF  # a page of the first column
+    content[len(content) // 2 - 1000 : len(content) // 2] = b"\xff" * 1000
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="damaged after row"):
+        list(sources.read(str(path)))
+
+
+def test_a_misspelt_file_is_met_with_the_nearest_name(tmp_path):
+    write(tmp_path / "rows.jsonl", [{}])
+    with pytest.raises(DataError, match=r"did you mean rows\.jsonl\?"):
+        list(sources.read(str(tmp_path / "row.jsonl")))
+
+
 def test_a_missing_file_and_an_unreachable_hub_are_explained():
     with pytest.raises(DataError, match=r"there is no file nowhere\.jsonl"):
         list(sources.read("nowhere.jsonl"))
@@ -109,6 +128,25 @@ def test_all_wrong_rows_are_named_up_to_a_limit(tmp_path):
     assert "r.jsonl:1: no column 'problem'; there are 'question', 'answer'" in str(error.value)
     assert "... and 10 more" in str(error.value)
     assert "prefix-rl prepare" in str(error.value)
+
+
+def test_an_id_stands_once(tmp_path):
+    path = write(tmp_path / "r.jsonl", [{"id": i, "problem": "p", "answer": "1"} for i in ("a", 1, "a", "1", None)])
+    with pytest.raises(DataError) as error:
+        load(path)
+    assert error.value.problems[0].startswith(f"{path}:3: the id 'a' stands at {path}:1 already")
+    assert error.value.problems[1].startswith(f"{path}:4: the id '1' stands at {path}:2 already")
+    assert len(error.value.problems) == 2
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    rows = [{"problem": "p", "answer": float("inf")}, {"problem": "\ud800", "answer": "1"}, {"problem": "p", "answer": 10**9 * 7.0},
+            {"id": [1], "problem": "p", "answer": "1"}]  # fmt: skip
+    with pytest.raises(DataError) as error:
+        load(write(tmp_path / "r.jsonl", rows))
+    assert [p.partition(": ")[2] for p in error.value.problems] == [
+        "answer is inf, not a text", "problem is broken Unicode (half of a surrogate pair)", "id is a list, not a text or an integer",
+    ]  # fmt: skip
 
 
 def test_demonstrations_are_graded_by_the_reward(grader):

@@ -103,8 +103,8 @@ class Settings:
     def __post_init__(self):
         _, problems = check("prepare", asdict(self), fields_of(type(self)))
         wrong = [f"{name} {what}" for name, what in problems.items()]
-        if not wrong and self.pass_rate and self.pass_rate[0] > self.pass_rate[1]:
-            wrong = [f"prepare.pass_rate = {self.pass_rate}: must be LOW HIGH with LOW <= HIGH"]
+        if "prepare.pass_rate" not in problems and self.pass_rate and self.pass_rate[0] > self.pass_rate[1]:
+            wrong.append(f"prepare.pass_rate = {list(self.pass_rate)}: must be LOW HIGH with LOW <= HIGH")
         if wrong:
             raise DataError("settings that cannot be:", wrong)
 
@@ -288,8 +288,8 @@ def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel:
     funnel.enter(count)
     if wrong:
         named = {"place": place, **({"id": row["id"]} if isinstance(row["id"], str) else {})}
-        reasons = [_with_columns(what, raw) for what in wrong]
-        funnel.drop("check", reasons[0].partition(";")[0], named, count, problems=reasons)
+        problems = [what.partition("; there are")[0] for what in wrong]  # the columns of the source are others
+        funnel.drop("check", problems[0], named, count, problems=problems, columns=list(raw))
         return None
     row = {"place": place, **row, "id": str(row["id"]), "answer": str(row["answer"]), "problem": str(row["problem"])}
     made = []
@@ -302,13 +302,6 @@ def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel:
         else:
             made.append(demonstration)
     return {**row, "demonstrations": made}
-
-
-def _with_columns(problem: str, raw: dict) -> str:
-    """The problem of a row; of a missing column with those that the source has."""
-    if not problem.startswith("no column"):
-        return problem
-    return f"{problem.partition(';')[0]}; there are {', '.join(map(repr, raw)) or 'none'}"
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
@@ -374,11 +367,16 @@ def _why_none(counts: Sequence[dict], chunks: Chunks) -> list[str]:
             reasons.update(step["rows"])
         for line in chunks.dropped("read", number).splitlines():
             row = json.loads(line)
-            examples.setdefault(row["reason"], f"{row['place']}: {'; '.join(row.get('problems', [row['reason']]))}")
+            told = "; ".join([*row.get("problems", [row["reason"]]), *_columns(row)])
+            examples.setdefault(row["reason"], f"{row['place']}: {told}")
     hint = ["--column OURS=THEIRS names columns that are not known"] if any("no column" in r for r in reasons) else []
     return [f"{n} rows: {r}; for example {examples[r]}" for r, n in reasons.most_common()] + hint or [
         "there are no rows"
     ]
+
+
+def _columns(row: dict) -> list[str]:
+    return [f"there are the columns {', '.join(map(str, row['columns']))}"] if row.get("columns") else []
 
 
 # --- difficulty, budget, grading, choice ------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def load(source: str, split: str = "train", limit: int | None = None) -> list[Pr
         if not wrong:
             problem = _problem(row, number, place)
             if problem.id in places:
-                problems.append(f"{place}: the id {problem.id!r} stands at {places[problem.id]} already")
+                there = f"{place}: the id {problem.id!r} stands at {places[problem.id]} already"
+                problems.append(f"{there}; `prefix-rl prepare --renumber` gives new ones")
             places.setdefault(problem.id, place)
             found.append(problem)
     if problems:
