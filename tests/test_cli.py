@@ -80,6 +80,27 @@ def test_prepare_shows_its_funnel(tmp_path):
     assert (tmp_path / "rows.jsonl.manifest.json").exists()
 
 
+def test_prepare_takes_its_options(tmp_path):
+    def file(name, rows):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    raw = file("raw.jsonl", [{"id": str(i), "q": f"What is the {i} th prime number?", "answer": "1"} for i in range(6)])
+    held_out = file("e.jsonl", [{"problem": "What is the 5 th prime number?"}])
+    rates = file("rates.jsonl", [{"id": str(i), "pass_rate": i / 10} for i in range(6)])
+    arguments = [raw, "--output", str(tmp_path / "out.jsonl"), "--column", "problem=q", "--against", held_out, "--pass-rates", rates,
+                 "--pass-rate", "0.1", "0.3", "--no-near-duplicates"]  # fmt: skip
+    done = prefix_rl("prepare", *arguments)
+    assert done.returncode == 2
+    assert "1 of its 1 problems" in done.stderr
+    done = prefix_rl("prepare", *arguments, "--force")
+    assert done.returncode == 0, done.stderr
+    assert "1 problems, 1 found whole, 1 rows dropped, 0 with 13 words or more" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["pass_rate"]) for row in rows] == [("1", 0.1), ("2", 0.2), ("3", 0.3)]
+    assert len((tmp_path / "out.jsonl.dropped.jsonl").read_text().splitlines()) == 3
+
+
 def test_schedule_shows_lengths_in_tokens(tmp_path):
     done = prefix_rl("schedule", LAB, "data.lab.base_steps=3", "--plot", str(tmp_path / "plot.png"))
     assert done.returncode == 0, done.stderr

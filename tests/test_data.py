@@ -88,6 +88,16 @@ def test_a_parquet_file_is_read_in_pieces_and_its_damage_is_explained(tmp_path):
         list(sources.read(str(path)))
 
 
+def test_a_configuration_on_the_hub_is_named_behind_a_colon(monkeypatch):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: asked.append((names, split)) or [{"a": 1}])
+    assert list(sources.read("owner/name:metadata", "test")) == [("owner/name:metadata (test), row 1", {"a": 1})]
+    list(sources.read("owner/name"))
+    assert asked == [(("owner/name", "metadata"), "test"), (("owner/name",), "train")]
+
+
 def test_a_misspelt_file_is_met_with_the_nearest_name(tmp_path):
     write(tmp_path / "rows.jsonl", [{}])
     with pytest.raises(DataError, match=r"did you mean rows\.jsonl\?"):

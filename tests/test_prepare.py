@@ -128,11 +128,11 @@ def test_a_missing_column_is_named_with_those_that_exist(tmp_path, grader):
 
 def test_wrong_types_are_dropped_with_their_reason(tmp_path, grader):
     odd = [{"answer": True}, {"answer": [1]}, {"answer": float("nan")}, {"problem": 7.5}, {"answer": 3, "id": {"a": 1}}, {"problem": "\ud800"},
-           {"demonstrations": "text"}, {"demonstrations": [1]}, {"demonstrations": ["\udfff"]}, {"pass_rate": "high"}]  # fmt: skip
+           {"demonstrations": "text"}, {"demonstrations": [1]}, {"demonstrations": ["\udfff"]}, {"pass_rate": "high"}, {"answer": None, "\udc00": 1}]  # fmt: skip
     rows = [{"problem": f"p{i}", "answer": "1", **row} for i, row in enumerate(odd)]
     manifest = prepare(write(tmp_path / "raw.jsonl", rows), tmp_path / "out.jsonl", grader=grader)
     assert step(manifest, "check")["dropped"]["rows"] == {
-        "answer is a bool, not a text": 1, "answer is a list, not a text": 1, "answer is nan, not a text": 1,
+        "no column 'answer'": 1, "answer is a bool, not a text": 1, "answer is a list, not a text": 1, "answer is nan, not a text": 1,
         "id is a dict, not a text or an integer": 1, "problem is broken Unicode (half of a surrogate pair)": 1,
         "demonstrations must be a list of texts, or of objects with a text": 1,
         "a demonstration is broken Unicode (half of a surrogate pair)": 1, "pass_rate is no number in [0, 1]": 1,
@@ -430,6 +430,13 @@ def test_a_file_that_was_edited_is_no_longer_verified(tmp_path, grader):
     prepare(write(tmp_path / "raw.jsonl", [GSM8K]), out, grader=grader)
     assert is_verified(str(out))
     out.write_text(out.read_text().replace("42", "43"))
+    assert not is_verified(str(out))
+
+
+def test_a_file_of_another_grader_is_not_verified(tmp_path, grader, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    prepare(write(tmp_path / "raw.jsonl", [GSM8K]), out, grader=grader)
+    monkeypatch.setattr(module, "GRADER_VERSION", module.GRADER_VERSION + "+")
     assert not is_verified(str(out))
 
 

@@ -121,8 +121,8 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
         raise
     except OSError as error:
         raise DataError(
-            f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make room, "
-            "or give back the right to read and write, and the same command goes on from there"
+            f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make "
+            "room, or give back the right to read and write, and the same command goes on"
         ) from error
     else:
         shutil.rmtree(folder)

@@ -175,12 +175,13 @@ def dropped_path(output: Path | str) -> Path:
 
 
 def is_verified(source: str) -> bool:
-    """Whether ``prepare`` graded the demonstrations of this very file."""
+    """Whether ``prepare`` graded the demonstrations of this very file as they would be graded now."""
     path = manifest_path(source)
     if not path.is_file():
         return False
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    return manifest.get("demonstrations_graded") is True and manifest.get("sha256") == fingerprint(source)
+    graded_so = manifest.get("demonstrations_graded") is True and manifest.get("grader") == GRADER_VERSION
+    return graded_so and manifest.get("sha256") == fingerprint(source)
 
 
 def _check_output(sources: Sequence[str], output: Path) -> None:
