@@ -314,20 +314,36 @@ def test_gsm8k_is_prepared_without_a_loss_but_one_rewording(tmp_path, shared_dat
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_the_chunks(tmp_path, grader, monkeypatch):
-    raw = write(
-        tmp_path / "raw.jsonl", [GSM8K, MATH, OPEN_R1, *addition(30), *list(addition(30))[:9], {"problem": "x"}]
-    )
+    copies = [{**row, "id": f"c{i}"} for i, row in enumerate(addition(9))]
+    raw = write(tmp_path / "raw.jsonl", [GSM8K, MATH, OPEN_R1, *addition(30), *copies, *[{"problem": "x"}] * 30])
     settings = Settings(demonstration_share=0.5, demonstrations=1)
-    for name, rows in (("one", 1000), ("two", 7), ("three", 1000)):
+    entered = []
+    put = module.Chunks.put
+
+    def counting(self, stage, number, lines, dropped, array, facts):
+        entered.append(facts["funnel"]["entered"].get("rows", 0))
+        put(self, stage, number, lines, dropped, array, facts)
+
+    monkeypatch.setattr(module.Chunks, "put", counting)
+    for name, rows, characters in (
+        ("one", 1000, 10**6),
+        ("rows", 7, 10**6),
+        ("characters", 1000, 50),
+        ("again", 1000, 10**6),
+    ):
         monkeypatch.setattr(module, "_ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", characters)
         (tmp_path / name).mkdir()
+        entered.clear()
         prepare(raw, tmp_path / name / "out.jsonl", settings, grader=grader)
+        assert max(entered) <= rows
+        assert name in ("one", "again") or len(entered) > 12
     for path in (tmp_path / "one").iterdir():
-        for other in ("two", "three"):
+        for other in ("rows", "characters", "again"):
             mine, theirs = path.read_bytes(), (tmp_path / other / path.name).read_bytes()
             if "dropped" in path.name:  # a chunk lists what each step dropped of it
                 mine, theirs = sorted(mine.splitlines()), sorted(theirs.splitlines())
-            elif "manifest" in path.name and other == "two":
+            elif "manifest" in path.name and other != "again":
                 mine, theirs = ({**json.loads(m), "dropped_sha256": ""} for m in (mine, theirs))
             assert mine == theirs
     assert len(list((tmp_path / "one").iterdir())) == 3

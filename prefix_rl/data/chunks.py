@@ -27,7 +27,7 @@ class Chunks:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.line = lru_cache(256)(self._line)
+        self.line = lru_cache(64)(self._line)
 
     def finished(self, stage: str) -> list[dict]:
         """The facts of the finished chunks of a stage, in order."""
@@ -43,9 +43,10 @@ class Chunks:
         self._write(stage, number, "npy", lambda file: np.save(file, array))
         self._write(stage, number, "json", lambda file: file.write(json.dumps(facts).encode()))
 
-    def lines(self, stage: str, number: int) -> Iterator[bytes]:
-        """The rows of a chunk, as they were written."""
+    def lines(self, stage: str, number: int, offset: int = 0) -> Iterator[bytes]:
+        """The rows of a chunk from an offset on, as they were written."""
         with self._path(stage, number, "jsonl").open("rb") as file:
+            file.seek(offset)
             yield from file
 
     def dropped(self, stage: str, number: int) -> bytes:

@@ -71,7 +71,7 @@ def find(
     copies = of != np.arange(len(of))
     kind[copies] = np.where(answers[copies] == answers[of[copies]], SAME, OTHER_ANSWER)
     if threshold is not None:
-        text_of = lru_cache(4096)(problem)
+        text_of = lru_cache(1024)(problem)
         for earlier, later in _candidates(column, ~copies):
             near = kind[earlier] == KEPT and kind[later] == KEPT
             if near and similarity(text_of(earlier), text_of(later)) >= threshold:

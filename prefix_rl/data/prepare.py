@@ -137,11 +137,8 @@ def prepare(
         DataError: if a source cannot be read, no row is left, ids stand for several problems, or an evaluation set
             stands inside the sources.
     """
-    sources, output, settings = (
-        [sources] if isinstance(sources, str) else list(sources),
-        Path(output),
-        settings or Settings(),
-    )
+    sources = [sources] if isinstance(sources, str) else list(sources)
+    output, settings = Path(output), settings or Settings()
     _check_output(sources, output)
     if settings.max_completion_length is not None and tokenizer is None:
         raise DataError("max_completion_length needs a tokenizer to count with: give --tokenizer")
@@ -245,15 +242,14 @@ def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: Ev
     for default_id, place, raw in rows:
         advance(1)
         row = _checked(default_id, place, raw, settings, funnel)
-        if row is None:
-            continue
-        if hit := index.find(row["problem"]):
+        hit = index.find(row["problem"]) if row else None
+        if hit:
             name, _, _ = index.problems[hit.problem]
             found.update(hit.whole)
             contaminated.setdefault(name, Counter()).update({"rows dropped": 1, LONG: hit.words >= LONG_RUN})
             reason = f"it shares {settings.ngram} words in a row, or all, with a problem of {name}"
             funnel.drop("contamination", reason, row, len(row["demonstrations"]), **index.shown(row["problem"], hit))
-        else:
+        elif row:
             lines.append(as_line(row))
             entries.append(_entry(row, offset))
             offset += len(lines[-1])
@@ -330,8 +326,14 @@ class _Rows:
         self._refuse_repeated_ids()
 
     def __getitem__(self, row: int) -> dict:
-        chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self._chunks.line("read", chunk, int(self._offsets[row]))
+        return self._chunks.line("read", self._chunk(row), int(self._offsets[row]))
+
+    def lines(self, first: int) -> Iterator[bytes]:
+        """The rows from one on, to the end of its chunk."""
+        return self._chunks.lines("read", self._chunk(first), int(self._offsets[first]))
+
+    def _chunk(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def copies(self, row: int) -> Iterator[dict]:
         """The other rows of the same problem and answer that have a demonstration."""
@@ -390,17 +392,18 @@ def _make_all(
     made = chunks.finished("made")
     samples = np.maximum(rows.demonstrations, 1)
     advance = progress("grading demonstrations", int(samples.sum()))
-    advance(int(samples[: rows.starts[len(made)]].sum()))
-    for number in range(len(made), len(rows.lengths)):
-        made.append(_make_chunk(chunks, number, rows, settings, tokenizer, rates, grader, advance))
+    advance(int(samples[: made[-1]["through"] if made else 0].sum()))
+    while (first := made[-1]["through"] if made else 0) < rows.starts[-1]:
+        made.append(_make_chunk(chunks, len(made), first, rows, settings, tokenizer, rates, grader, advance))
     return made
 
 
 def _make_chunk(
-    chunks: Chunks, number: int, rows: _Rows, settings: Settings, tokenizer, rates, grader, advance
+    chunks: Chunks, number: int, first: int, rows: _Rows, settings: Settings, tokenizer, rates, grader, advance
 ) -> dict:
-    funnel, waiting, rated = Funnel(), [], 0
-    for place, line in enumerate(chunks.lines("read", number), start=int(rows.starts[number])):
+    """Makes training rows from row ``first`` on: to the end of its chunk, or as many as memory should hold."""
+    funnel, waiting, rated, size, place = Funnel(), [], 0, 0, first
+    for place, line in enumerate(rows.lines(first), start=first):
         row, count = json.loads(line), int(rows.demonstrations[place])
         kind = int(rows.kind[place])
         if kind != duplicates.KEPT:
@@ -418,7 +421,10 @@ def _make_chunk(
                 funnel.drop("difficulty", reason, row, len(row["demonstrations"]))
             else:
                 waiting.append(_fitting(row, tokenizer, settings.max_completion_length, funnel))
-    samples = np.maximum(rows.demonstrations[rows.starts[number] : rows.starts[number + 1]], 1).sum()
+                size += sum(len(d["text"]) for d in waiting[-1]["demonstrations"])
+        if size > _CHARACTERS_AT_ONCE:
+            break
+    samples = np.maximum(rows.demonstrations[first : place + 1], 1).sum()
     advance(max(int(samples) - sum(max(len(row["demonstrations"]), 1) for row in waiting), 0))
     problems = [Problem(r["id"], r["problem"], r["answer"], tuple(r["demonstrations"]), r["place"]) for r in waiting]
     done = []
@@ -429,6 +435,7 @@ def _make_chunk(
             done.append(row)
     having = np.array([bool(row["demonstrations"]) for row in done], bool)
     facts = {
+        "through": place + 1,
         "rated": rated,
         "rows": len(done),
         "demonstrations": sum(len(r["demonstrations"]) for r in done),
