@@ -349,6 +349,27 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_chunks(tmp_path, grade
     assert len(list((tmp_path / "one").iterdir())) == 3
 
 
+def test_the_demonstrations_of_many_copies_are_not_in_memory_together(tmp_path, grader, monkeypatch):
+    plain = [{"id": str(i), "problem": f"p {i}", "answer": "1"} for i in range(10)]
+    copies = [
+        {**row, "id": f"{row['id']}/{k}", "solution": f"{'x' * 900} {k} \\boxed{{1}}"}
+        for row in plain
+        for k in range(3)
+    ]
+    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 4000)
+    sizes = []
+    put = module.Chunks.put
+
+    def sizing(self, stage, number, lines, *rest):
+        sizes.append(sum(map(len, lines)))
+        put(self, stage, number, lines, *rest)
+
+    monkeypatch.setattr(module.Chunks, "put", sizing)
+    manifest = prepare(write(tmp_path / "raw.jsonl", [*plain, *copies]), tmp_path / "out.jsonl", grader=grader)
+    assert (manifest["rows"], manifest["demonstrations"]) == (10, 30)
+    assert max(sizes) < 4000 + 3 * 1100  # the ten first rows stand in one chunk, and get 30 kB of demonstrations
+
+
 PROGRAM = """
 import sys
 from prefix_rl.data import prepare as module
