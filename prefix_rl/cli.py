@@ -77,7 +77,10 @@ def prepare(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of that choice; the same as a recipe's makes the same choice.")] = 42,
     preset: Annotated[
-        str | None, typer.Option(help="openr1-46k: one right demonstration of at most 8192 tokens for each problem.")
+        str | None,
+        typer.Option(
+            help="openr1-46k: one right demonstration of at most 8192 tokens for each problem, or what else is given."
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
 ) -> None:
@@ -96,13 +99,14 @@ def prepare(
 
     if preset is not None and preset not in PRESETS:
         raise DataError(f"--preset {preset}: no such preset{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    chosen = {"max_completion_length": max_completion_length, "demonstrations": demonstrations,
+              "require_demonstration": require_demonstration or None}  # fmt: skip
+    chosen = PRESETS.get(preset, {}) | {name: value for name, value in chosen.items() if value is not None}
     settings = Settings(**{
         "split": split, "limit": limit, "columns": parse_columns(column or []), "renumber": renumber,
         "against": tuple(against or ()), "ngram": ngram, "spare_phrases": spare_phrases, "force": force,
         "similarity": similarity if near_duplicates else None, "pass_rates": pass_rates, "pass_rate": pass_rate,
-        "max_completion_length": max_completion_length, "demonstrations": demonstrations,
-        "require_demonstration": require_demonstration, "demonstration_share": demonstration_share, "seed": seed,
-        **PRESETS.get(preset, {}),
+        "demonstration_share": demonstration_share, "seed": seed, **chosen,
     })  # fmt: skip
     loaded = None
     if tokenizer:

@@ -101,6 +101,33 @@ def test_prepare_takes_its_options(tmp_path):
     assert len((tmp_path / "out.jsonl.dropped.jsonl").read_text().splitlines()) == 3
 
 
+def test_what_is_given_goes_before_the_preset(tmp_path):
+    from small import byte_level_bpe
+
+    byte_level_bpe().save_pretrained(tmp_path / "model")
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text(
+        json.dumps({"problem": "p", "answer": "1", "generations": [rf"{i} \boxed{{1}}" for i in range(3)]}) + "\n"
+    )
+    arguments = [
+        str(raw),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--tokenizer",
+        str(tmp_path / "model"),
+        "--preset",
+        "openr1-46k",
+    ]
+    done = prefix_rl("prepare", *arguments, "--demonstrations", "2")
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())["settings"]
+    assert (settings["max_completion_length"], settings["demonstrations"], settings["require_demonstration"]) == (
+        8192,
+        2,
+        True,
+    )
+
+
 def test_schedule_shows_lengths_in_tokens(tmp_path):
     done = prefix_rl("schedule", LAB, "data.lab.base_steps=3", "--plot", str(tmp_path / "plot.png"))
     assert done.returncode == 0, done.stderr
