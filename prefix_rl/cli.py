@@ -32,31 +32,83 @@ def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
     run(recipe, overrides or [])
 
 
-@app.command(epilog="Example: prefix-rl prepare gsm8k-train.jsonl.gz --output data/gsm8k.jsonl")
+@app.command(
+    epilog="Example: prefix-rl prepare gsm8k-train.jsonl.gz --output data/gsm8k.jsonl --against gsm8k-test.jsonl"
+)
 def prepare(
-    source: Annotated[str, typer.Argument(help="A .jsonl, .jsonl.gz or .parquet file, or owner/name on the hub.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Files (.jsonl, .jsonl.gz, .parquet), or owner/name[:configuration] on the hub.")
+    ],
     output: Annotated[Path, typer.Option(help="The training file to write, .jsonl.")],
     split: Annotated[str, typer.Option(help="The split, of a data set on the hub.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Read the first rows only.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="OURS=THEIRS for a column not known by name; may be repeated.")
     ] = None,
+    renumber: Annotated[bool, typer.Option(help="Give new ids: the number of the row in its source.")] = False,
+    against: Annotated[
+        list[str] | None, typer.Option(help="An evaluation set whose problems must not be trained on; may be repeated.")
+    ] = None,
+    ngram: Annotated[int, typer.Option(help="So many words in a row in common with it are too many (8; 13).")] = 8,
+    spare_phrases: Annotated[
+        bool, typer.Option(help="Drop no problem for turns of phrase, which 3 different evaluation problems share.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Go on if a whole evaluation set stands in the sources.")] = False,
+    similarity: Annotated[
+        float,
+        typer.Option(help="Drop problems with the same numbers and answer that are as similar to an earlier one."),
+    ] = 0.8,
+    near_duplicates: Annotated[bool, typer.Option(help="Whether to look for those.")] = True,
+    pass_rates: Annotated[
+        str | None,
+        typer.Option(help="Measured pass rates: rows of id and pass_rate (or right, attempts), or a trace store."),
+    ] = None,
+    pass_rate: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Keep problems with a pass rate in [LOW, HIGH]."),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="A model; its tokenizer measures demonstrations.")] = None,
     max_completion_length: Annotated[int | None, typer.Option(help="Drop longer demonstrations (tokens).")] = None,
+    demonstrations: Annotated[
+        int | None, typer.Option(help="At most so many for a problem, the first right ones.")
+    ] = None,
     require_demonstration: Annotated[bool, typer.Option(help="Drop problems without a demonstration.")] = False,
-    workers: Annotated[int, typer.Option(help="Grading processes.")] = 2,
+    demonstration_share: Annotated[
+        float, typer.Option(help="The share of the problems that keep their demonstrations (0.1, 0.01).")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of that choice; the same as a recipe's makes the same choice.")] = 42,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="openr1-46k: one right demonstration of at most 8192 tokens for each problem, or what else is given."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
 ) -> None:
     """Turn raw rows into training rows. Every demonstration is graded by the training reward.
 
-    GSM8K, MATH, OpenR1-Math and LUFFY's 46k subset are known by their columns. What is dropped is counted, with its
-    reason, in a table and in a manifest beside the file.
+    GSM8K, MATH, OpenR1-Math and its 46k subset, DAPO-Math and OpenThoughts are known by their columns. What is dropped
+    is counted in a table and in a manifest beside the file, and listed with its reason. The same command goes on where
+    it was.
     """
-    from .data.prepare import parse_columns
+    from .data.columns import parse_columns
+    from .data.funnel import table
+    from .data.prepare import PRESETS, Settings, dropped_path, manifest_path
     from .data.prepare import prepare as run
+    from .errors import DataError, nearest
     from .rewards.workers import Grader
 
-    if max_completion_length and not tokenizer:
-        raise typer.BadParameter("--max-completion-length needs --tokenizer to count with")
+    if preset is not None and preset not in PRESETS:
+        raise DataError(f"--preset {preset}: no such preset{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
+    chosen = {"max_completion_length": max_completion_length, "demonstrations": demonstrations,
+              "require_demonstration": require_demonstration or None}  # fmt: skip
+    chosen = PRESETS.get(preset, {}) | {name: value for name, value in chosen.items() if value is not None}
+    settings = Settings(**{
+        "split": split, "limit": limit, "columns": parse_columns(column or []), "renumber": renumber,
+        "against": tuple(against or ()), "ngram": ngram, "spare_phrases": spare_phrases, "force": force,
+        "similarity": similarity if near_duplicates else None, "pass_rates": pass_rates, "pass_rate": pass_rate,
+        "demonstration_share": demonstration_share, "seed": seed, **chosen,
+    })  # fmt: skip
     loaded = None
     if tokenizer:
         from .data.tokenizer import load_tokenizer
@@ -70,26 +122,17 @@ def prepare(
         bars.append(bar(what, total))
         return bars[-1].__enter__()
 
-    manifest = run(
-        source,
-        output,
-        split=split,
-        limit=limit,
-        columns=parse_columns(column or []),
-        tokenizer=loaded,
-        max_completion_length=max_completion_length,
-        require_demonstration=require_demonstration,
-        grader=Grader(workers),
-        progress=progress,
-    )
+    manifest = run(sources, output, settings, tokenizer=loaded, grader=Grader(workers), progress=progress)
     while bars:
         bars.pop().__exit__(None, None, None)
-    for stage, counts in manifest["funnel"].items():
-        print(stage)
-        for reason, n in counts.items():
-            if n or reason.startswith("kept"):
-                print(f"  {n:>8,}  {reason}")
-    say(f"wrote {output} and {output}.manifest.json")
+    print(table(manifest["funnel"]))
+    for known in manifest["evaluation_sets"]:
+        print(
+            f"against {known['set']}: " + ", ".join(f"{n:,} {what}" for what, n in known.items() if isinstance(n, int))
+        )
+    count = manifest["rows"]
+    print(f"{count:,} problem{'s' * (count != 1)}, {manifest['rows_with_demonstration']:,} with a demonstration")
+    say(f"wrote {output}, {manifest_path(output)} and {dropped_path(output)}")
 
 
 @app.command(epilog="Example: prefix-rl schedule recipes/lab/prefix_rft.yaml method.horizon=100")

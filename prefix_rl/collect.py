@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from .costs import inference_flops
 from .data.problems import Problem
 from .data.tokenizer import encode_prompt
 from .data.traces import Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
-from .errors import DataError, UserError, at_most
+from .errors import DataError, UserError
 from .progress import bar, say
 from .recipe import Recipe, load_recipe, prompt_of, training_data
 from .rewards.workers import Grader
@@ -237,15 +236,7 @@ def _recipe_and_problems(
     if policy is not None:
         recipe = replace(recipe, model=replace(recipe.model, name_or_path=str(policy), revision=None))
     recipe = replace(recipe, data=replace(recipe.data, traces=None))  # it may name the very store to be made
-    problems = training_data(recipe)
-    twice = [repr(i) for i, n in Counter(p.id for p in problems).items() if n > 1]
-    if twice:
-        raise DataError(
-            f"{recipe.data.train} has ids that stand for more than one problem; a trace could not be told to belong to "
-            "which. Give every row an id of its own:",
-            at_most(twice),
-        )
-    return recipe, problems
+    return recipe, training_data(recipe)
 
 
 def _load(path: str, recipe: Recipe) -> PreTrainedModel:

@@ -129,6 +129,7 @@ _NUMBER = re.compile(
     r"|(?P<over>\d+)\s*/\s*(?P<under>\d+)"
     r"|(?P<plain>\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
 )
+_DIGITS = 4000  # Python refuses to convert much longer numbers
 # Typesetting that does not change what is read, and so is left out of a comparison.
 _TYPESETTING = re.compile(
     r"\s+|\\(?:left|right|displaystyle|mathrm|mathbf|text|textbf|operatorname|[!,;:> ])|[${}]|(?<=\\)[dt](?=frac)"
@@ -163,27 +164,43 @@ def safe_cuts(
     """
     if guard == "none":
         return len(ends), frozenset()
-    statement = _STATEMENT.search(text)
-    offset = statement.start() if statement else len(text)
-    misread: set[int] = set()
-    if guard == "mention":
-        value = _single_value(answer)
-        if value is not None:
-            offset, misread = _first_value(text, value, ends, offset)
-        else:
-            offset = _first_expression(text, answer, offset)
+    offset, misread = _readable(text, answer, ends, guard)
     safe = bisect_right(ends, offset) if offset < len(text) else len(ends)
     return safe, frozenset(k for k in misread if k <= safe)
 
 
-def _value(match: re.Match) -> Fraction | None:
+def readable_from(text: str, answer: str, guard: AnswerGuard = "mention") -> int:
+    r"""The offset in a demonstration before which :func:`safe_cuts` ends every prefix; its length if nowhere.
+
+    >>> text = r"6 * 7 = 42, so \boxed{42}"
+    >>> readable_from(text, "42"), readable_from(text, "42", "statement")
+    (8, 15)
+    """
+    return len(text) if guard == "none" else _readable(text, answer, (), guard)[0]
+
+
+def _readable(text: str, answer: str, ends: Sequence[int], guard: AnswerGuard) -> tuple[int, set[int]]:
+    statement = _STATEMENT.search(text)
+    offset = statement.start() if statement else len(text)
+    if guard == "statement":
+        return offset, set()
+    value = _single_value(answer)
+    if value is None:
+        return _first_expression(text, answer, offset), set()
+    return _first_value(text, value, ends, offset)
+
+
+def _value(match: re.Match) -> Fraction | int | None:
+    if len(match[0]) > _DIGITS:
+        return None
     top, bottom = match["top"] or match["over"], match["bottom"] or match["under"]
     if top is not None:
         return Fraction(int(top), int(bottom)) if int(bottom) else None
-    return Fraction(match["plain"].replace(",", ""))
+    plain = match["plain"].replace(",", "")
+    return int(plain) if plain.isdecimal() else Fraction(plain)  # most are integers, and those compare fast
 
 
-def _single_value(answer: str) -> Fraction | None:
+def _single_value(answer: str) -> Fraction | int | None:
     """The magnitude of an answer that is one rational number (units, ``$``, ``%`` and sign aside), else None."""
     bare = re.sub(r"\\(?:text|mathrm)\s*\{[^}]*\}|\\[!,;: %$]|\^\s*\\circ|\^\{\\circ\}|[\s$%+-]|\\boxed|°", "", answer)
     bare = bare.strip("{}.") if bare.startswith("{") else bare.rstrip(".")
@@ -191,7 +208,7 @@ def _single_value(answer: str) -> Fraction | None:
     return _value(match) if match else None
 
 
-def _first_value(text: str, value: Fraction, ends: Sequence[int], limit: int) -> tuple[int, set[int]]:
+def _first_value(text: str, value: Fraction | int, ends: Sequence[int], limit: int) -> tuple[int, set[int]]:
     """The offset of the first number equal to ``value`` before ``limit``; the cuts that end inside a longer number and
     show ``value``. The sign is ignored: ``5 - 3`` and ``-3`` are told apart only by reading the mathematics.
     """

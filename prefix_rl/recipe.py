@@ -20,6 +20,7 @@ import yaml
 from annotated_types import Ge, Gt, Interval
 
 from . import methods
+from .data import contamination
 from .data import problems as data_problems
 from .data.problems import Problem
 from .errors import DataError, RecipeError, at_most, nearest
@@ -120,6 +121,8 @@ class Evaluation:
     split: str = "test"
     limit: Annotated[int, Ge(1)] | None = None
     """The first problems only (of each benchmark)."""
+    allow_overlap: bool = False
+    """Train although problems of ``data`` stand among the training problems."""
     on: tuple[str, ...] = ()
     """What `prefix-rl evaluate` measures on: names of benchmarks (math500), name=FILE, files of problems."""
     benchmarks: str | None = None
@@ -256,6 +259,7 @@ def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Re
                 problems += [f"{name}: {error.what}", *error.problems]
         if train:
             problems += _problems_with_data(recipe, train)
+            problems += _overlap(recipe, train, held_out)
     _raise_if(path, problems)
     return recipe, train, held_out
 
@@ -484,6 +488,26 @@ def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
             "demonstrations or solution, or data.traces)"
         )
     return problems
+
+
+def _overlap(recipe: Recipe, train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
+    """What is wrong with evaluating on these problems. A file is looked at even if it is evaluated on later only."""
+    evaluation = recipe.evaluation
+    if evaluation.allow_overlap or evaluation.data is None:
+        return []
+    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
+        try:
+            held_out = evaluation_data(recipe)
+        except DataError:
+            return []  # whoever evaluates on it is told
+    found = contamination.overlap([p.text for p in train], [p.text for p in held_out])
+    if not found:
+        return []
+    shown = found[0] if len(found[0]) <= 60 else found[0][:57] + "..."
+    return [
+        f"evaluation.data: {len(found)} of its {len(held_out)} problems stand in data.train, for example {shown!r}. "
+        f"Take them out (prefix-rl prepare --against {evaluation.data}), or set evaluation.allow_overlap = true"
+    ]
 
 
 def _raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:

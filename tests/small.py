@@ -1,5 +1,7 @@
 """Tokenizers, policies and data small enough for a unit test."""
 
+import json
+
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -141,3 +143,9 @@ def arguments(folder, **changes):
             **changes,
         }
     )
+
+
+def write(path, rows):
+    """Rows as JSON Lines; the path as a text."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)

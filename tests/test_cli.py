@@ -89,9 +89,57 @@ def test_prepare_shows_its_funnel(tmp_path):
     )
     done = prefix_rl("prepare", str(raw), "--output", str(tmp_path / "rows.jsonl"))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"1  kept, with a demonstration", done.stdout)
-    assert re.search(r"1  no column 'answer'", done.stdout)
+    assert re.search(r"^check +1 +1   1 row: no column 'answer'$", done.stdout, re.MULTILINE)
+    assert "1 problem, 1 with a demonstration" in done.stdout
     assert (tmp_path / "rows.jsonl.manifest.json").exists()
+
+
+def test_prepare_takes_its_options(tmp_path):
+    def file(name, rows):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    raw = file("raw.jsonl", [{"id": str(i), "q": f"What is the {i} th prime number?", "answer": "1"} for i in range(6)])
+    held_out = file("e.jsonl", [{"problem": "What is the 5 th prime number?"}])
+    rates = file("rates.jsonl", [{"id": str(i), "pass_rate": i / 10} for i in range(6)])
+    arguments = [raw, "--output", str(tmp_path / "out.jsonl"), "--column", "problem=q", "--against", held_out, "--pass-rates", rates,
+                 "--pass-rate", "0.1", "0.3", "--no-near-duplicates"]  # fmt: skip
+    done = prefix_rl("prepare", *arguments)
+    assert done.returncode == 2
+    assert "1 of its 1 problems" in done.stderr
+    done = prefix_rl("prepare", *arguments, "--force")
+    assert done.returncode == 0, done.stderr
+    assert "1 problems, 1 found whole, 1 rows dropped, 0 with 13 words or more" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["pass_rate"]) for row in rows] == [("1", 0.1), ("2", 0.2), ("3", 0.3)]
+    assert len((tmp_path / "out.jsonl.dropped.jsonl").read_text().splitlines()) == 3
+
+
+def test_what_is_given_goes_before_the_preset(tmp_path):
+    from small import byte_level_bpe
+
+    byte_level_bpe().save_pretrained(tmp_path / "model")
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text(
+        json.dumps({"problem": "p", "answer": "1", "generations": [rf"{i} \boxed{{1}}" for i in range(3)]}) + "\n"
+    )
+    arguments = [
+        str(raw),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--tokenizer",
+        str(tmp_path / "model"),
+        "--preset",
+        "openr1-46k",
+    ]
+    done = prefix_rl("prepare", *arguments, "--demonstrations", "2")
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())["settings"]
+    assert (settings["max_completion_length"], settings["demonstrations"], settings["require_demonstration"]) == (
+        8192,
+        2,
+        True,
+    )
 
 
 def test_schedule_shows_lengths_in_tokens(tmp_path):

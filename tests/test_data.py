@@ -1,4 +1,4 @@
-"""Sources, problems and `prepare`."""
+"""Sources, problems and tokenizers."""
 
 import gzip
 import json
@@ -6,24 +6,14 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from small import byte_level_bpe, policy
+from small import byte_level_bpe, policy, write
 
 from prefix_rl.data import sources
-from prefix_rl.data.prepare import is_verified, manifest_path, normalize, parse_columns, prepare
 from prefix_rl.data.problems import Problem, load, verify, with_demonstrations_for
 from prefix_rl.data.tokenizer import load_tokenizer
 from prefix_rl.errors import DataError
 from prefix_rl.rewards.grading import Outcome
 from prefix_rl.rewards.workers import Grader
-
-GSM8K = {"question": "6 * 7?", "answer": "6 * 7 = <<6*7=42>>42 clips\n#### 42"}
-MATH = {"problem": "What is $6 \\cdot 7$?", "solution": r"It is $\boxed{42}$.", "level": "Level 1"}
-OPEN_R1 = {"problem": "6 * 7?", "answer": "42", "generations": [r"<think>6*7</think> \boxed{42}", r"\boxed{41}"]}
-LUFFY = {
-    "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "6 * 7?"}],
-    "target": [{"role": "assistant", "content": r"\boxed{42}"}],
-    "reward_model": {"ground_truth": "42", "style": "rule"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +21,6 @@ def grader():
     made = Grader(workers=1)
     yield made
     made.close()
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
@@ -90,6 +75,35 @@ def test_unreadable_files_are_explained(tmp_path, name, content, message):
         list(sources.read(str(tmp_path / name)))
 
 
+def test_a_parquet_file_is_read_in_pieces_and_its_damage_is_explained(tmp_path):
+    path = tmp_path / "r.parquet"
+    rows = [{"problem": f"{i:06}" * 50, "answer": str(i)} for i in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression="none", write_page_checksum=True)
+    assert [row for _, row in sources.read(str(path))] == rows
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] = 0xFF  # a page of the first column
+    content[len(content) // 2 - 1000 : len(content) // 2] = b"\xff" * 1000
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="damaged after row"):
+        list(sources.read(str(path)))
+
+
+def test_a_configuration_on_the_hub_is_named_behind_a_colon(monkeypatch):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split: asked.append((names, split)) or [{"a": 1}])
+    assert list(sources.read("owner/name:metadata", "test")) == [("owner/name:metadata (test), row 1", {"a": 1})]
+    list(sources.read("owner/name"))
+    assert asked == [(("owner/name", "metadata"), "test"), (("owner/name",), "train")]
+
+
+def test_a_misspelt_file_is_met_with_the_nearest_name(tmp_path):
+    write(tmp_path / "rows.jsonl", [{}])
+    with pytest.raises(DataError, match=r"did you mean rows\.jsonl\?"):
+        list(sources.read(str(tmp_path / "row.jsonl")))
+
+
 def test_a_missing_file_and_an_unreachable_hub_are_explained():
     with pytest.raises(DataError, match=r"there is no file nowhere\.jsonl"):
         list(sources.read("nowhere.jsonl"))
@@ -126,6 +140,25 @@ def test_all_wrong_rows_are_named_up_to_a_limit(tmp_path):
     assert "prefix-rl prepare" in str(error.value)
 
 
+def test_an_id_stands_once(tmp_path):
+    path = write(tmp_path / "r.jsonl", [{"id": i, "problem": "p", "answer": "1"} for i in ("a", 1, "a", "1", None)])
+    with pytest.raises(DataError) as error:
+        load(path)
+    assert error.value.problems[0].startswith(f"{path}:3: the id 'a' stands at {path}:1 already")
+    assert error.value.problems[1].startswith(f"{path}:4: the id '1' stands at {path}:2 already")
+    assert len(error.value.problems) == 2
+
+
+def test_what_is_no_text_is_named(tmp_path):
+    rows = [{"problem": "p", "answer": float("inf")}, {"problem": "\ud800", "answer": "1"}, {"problem": "p", "answer": 10**9 * 7.0},
+            {"id": [1], "problem": "p", "answer": "1"}]  # fmt: skip
+    with pytest.raises(DataError) as error:
+        load(write(tmp_path / "r.jsonl", rows))
+    assert [p.partition(": ")[2] for p in error.value.problems] == [
+        "answer is inf, not a text", "problem is broken Unicode (half of a surrogate pair)", "id is a list, not a text or an integer",
+    ]  # fmt: skip
+
+
 def test_demonstrations_are_graded_by_the_reward(grader):
     right, wrong, nothing = ({"text": t} for t in (r"\boxed{42}", r"\boxed{41}", "no"))
     problems = [Problem("a", "p", "42", (right, wrong)), Problem("b", "p", "42", (nothing,)), Problem("c", "p", "", (right,)),
@@ -145,96 +178,6 @@ def test_a_share_of_the_problems_keeps_its_demonstrations(share, kept):
     assert [p.id for p in chosen] == [p.id for p in problems]
     more = {p.id for p in with_demonstrations_for(problems, min(2 * share, 1), seed=0) if p.demonstrations}
     assert having <= more
-
-
-# --- prepare ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("row", "demonstrations"),
-    [
-        (GSM8K, ["6 * 7 = 42 clips\n\\boxed{42}"]), (MATH, [r"It is $\boxed{42}$."]),
-        (OPEN_R1, OPEN_R1["generations"]), (LUFFY, [r"\boxed{42}"]),
-    ],
-    ids=["GSM8K", "MATH", "OpenR1", "LUFFY 46k"],
-)  # fmt: skip
-def test_the_usual_columns_are_known(row, demonstrations):
-    made = normalize(row, {})
-    assert made["answer"] == "42"
-    assert made["demonstrations"] == demonstrations
-    assert "7" in made["problem"]
-
-
-def test_other_columns_are_given_by_name():
-    assert normalize({"q": "p", "final": "1", "how": "s"}, parse_columns(["problem=q", "answer=final", "solution=how"])) == {
-        "problem": "p", "answer": "1", "demonstrations": ["s"],
-    }  # fmt: skip
-    with pytest.raises(DataError, match="OURS is one of id, problem, answer, solution"):
-        parse_columns(["prompt=q"])
-
-
-def test_everything_that_goes_in_is_counted(tmp_path, grader):
-    tokenizer = byte_level_bpe()
-    rows = [GSM8K, MATH, OPEN_R1, {"problem": "p"}, {"problem": "", "answer": "1"}, {"problem": "p", "answer": r"\frac{1"},
-            {"problem": "p", "answer": "1", "solution": r"\boxed{1}" + " x" * 400},
-            {"problem": "p", "answer": "1", "solution": "#"}, {"problem": "p", "answer": "1", "solution": None}]  # fmt: skip
-    manifest = prepare(write(tmp_path / "raw.jsonl", rows), tmp_path / "out.jsonl", tokenizer=tokenizer,
-                       max_completion_length=200, grader=grader)  # fmt: skip
-    assert manifest["funnel"]["rows"] == {
-        "kept": 6, "kept, with a demonstration": 3, "no column 'answer'": 1, "problem is empty": 1,
-        "the gold answer cannot be parsed": 1,
-    }  # fmt: skip
-    assert manifest["funnel"]["demonstrations"] == {
-        "kept": 3, "its final answer is not the gold answer": 1, "it is shorter than two tokens": 1,
-        "it is longer than max_completion_length = 200 tokens": 1,
-    }  # fmt: skip
-    assert len(load(str(tmp_path / "out.jsonl"))) == 6
-    assert is_verified(str(tmp_path / "out.jsonl"))
-
-
-def test_the_same_input_gives_the_same_bytes(tmp_path, grader):
-    raw = write(tmp_path / "raw.jsonl", [GSM8K, MATH, OPEN_R1])
-    for name in ("one", "two"):
-        prepare(raw, tmp_path / f"{name}.jsonl", grader=grader)
-    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
-    one, two = (manifest_path(tmp_path / f"{name}.jsonl").read_bytes() for name in ("one", "two"))
-    assert one == two
-
-
-def test_a_file_that_was_edited_is_no_longer_verified(tmp_path, grader):
-    out = tmp_path / "out.jsonl"
-    prepare(write(tmp_path / "raw.jsonl", [GSM8K]), out, grader=grader)
-    assert is_verified(str(out))
-    out.write_text(out.read_text().replace("42", "43"))
-    assert not is_verified(str(out))
-
-
-def test_a_broken_source_writes_nothing(tmp_path, grader):
-    (tmp_path / "raw.jsonl").write_text(json.dumps(GSM8K) + '\n{"question": ')
-    with pytest.raises(DataError, match=r"raw\.jsonl:2: not JSON"):
-        prepare(str(tmp_path / "raw.jsonl"), tmp_path / "out.jsonl", grader=grader)
-    assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_a_source_of_which_nothing_is_left_is_explained(tmp_path, grader):
-    with pytest.raises(DataError, match="2 rows: no column 'answer'"):
-        prepare(write(tmp_path / "raw.jsonl", [{"problem": "p"}] * 2), tmp_path / "out.jsonl", grader=grader)
-
-
-def test_problems_without_a_demonstration_can_be_left_out(tmp_path, grader):
-    raw = write(tmp_path / "raw.jsonl", [GSM8K, {"problem": "p", "answer": "1"}])
-    manifest = prepare(raw, tmp_path / "out.jsonl", require_demonstration=True, grader=grader)
-    assert manifest["funnel"]["rows"]["no demonstration is left"] == 1
-    assert len(load(str(tmp_path / "out.jsonl"))) == 1
-
-
-def test_gsm8k_is_prepared_without_a_loss(tmp_path, shared_data):
-    manifest = prepare(str(shared_data / "gsm8k-train.jsonl.gz"), tmp_path / "rows.jsonl")
-    assert manifest["funnel"] == {
-        "rows": {"kept": 7473, "kept, with a demonstration": 7473, "the gold answer cannot be parsed": 0},
-        "demonstrations": {"kept": 7473},
-    }
-    assert "<<" not in (tmp_path / "rows.jsonl").read_text()
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

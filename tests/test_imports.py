@@ -22,7 +22,7 @@ LAYERS = [
     {"cli", "collect", "grade", "ladder", "lab.quickstart", "reports.schedule", "reports.report", "reports.ladder"},
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
-         "pyarrow", "tokenizers"}  # fmt: skip
+         "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
 MAY_IMPORT_HEAVY_AT_ONCE = {"trainer"}
 
 

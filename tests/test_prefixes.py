@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small import CORPUS, TOKENIZERS
 
 from prefix_rl.data.tokenizer import DemonstrationTable, encode
-from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, safe_cuts, uniform
+from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, readable_from, safe_cuts, uniform
 
 ids = st.lists(st.integers(0, 999), min_size=2, max_size=60).map(tuple)
 
@@ -208,3 +208,20 @@ def test_mean_fraction_of_the_papers_draw_follows_its_table():
     for step, mean in ((0, 0.950), (100, 0.907), (200, 0.795), (250, 0.725), (300, 0.655), (400, 0.543), (500, 0.500)):
         drawn = [draw_fraction(low(step), 0.95, uniform("fraction", 0, step, row)) for row in range(4000)]
         assert statistics.fmean(drawn) == pytest.approx(mean, abs=0.012)  # 3 standard errors: 3 * 0.26 / sqrt(4000)
+
+
+def test_a_number_that_python_does_not_convert_hides_nothing_and_breaks_nothing():
+    text = "9" * 5000 + " = 42"
+    ends = list(range(1, len(text) + 1))
+    assert safe_cuts(text, "42", ends)[0] == readable_from(text, "42") == len(text) - 2
+    assert readable_from(text, "7" * 5000) == len(text)
+
+
+@given(
+    st.text(alphabet="0123456789,. =/abAnswer is\\{}", max_size=40),
+    st.sampled_from(["42", "4", "a", "0.5", "1,000", "1/2"]),
+)
+def test_the_offset_is_where_cuts_of_single_characters_end(text, answer):
+    ends = list(range(1, len(text) + 1))
+    for guard in ("mention", "statement", "none"):
+        assert readable_from(text, answer, guard) == safe_cuts(text, answer, ends, guard)[0]

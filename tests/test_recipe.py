@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small import write
 
 from prefix_rl.data.problems import Problem
 from prefix_rl.errors import RecipeError
@@ -236,3 +237,23 @@ def test_types_are_strict():
     assert wrong(flag="false") == wrong(flag=0) == {"b.flag"}
     assert wrong(words="a") == {"b.words"}
     assert describe(tuple[str, ...]) == "a list, each a text"
+
+
+# --- evaluation problems among the training problems ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_evaluation_problems_among_the_training_problems_are_refused(tmp_path, strategy):
+    rows = [{"id": str(i), "problem": f"What is ${i} + 1$?", "answer": str(i + 1)} for i in range(64)]
+    train = write(tmp_path / "train.jsonl", rows)
+    held_out = write(
+        tmp_path / "e.jsonl", [{"problem": "what is \\( 7+1 \\)?", "answer": "8"}, {"problem": "new", "answer": "1"}]
+    )
+    values = ["model.name_or_path=x", "data.prompt=chat", f"data.train={train}", f"evaluation.data={held_out}", "method={name: dr_grpo}",
+              f"training.eval_strategy={strategy}"]  # fmt: skip
+    (found,) = problems_of(*values, load=load_run)
+    assert found.startswith("evaluation.data: 1 of its 2 problems stand in data.train, for example 'what is")
+    assert f"prefix-rl prepare --against {held_out}" in found
+    _, problems, _ = load_run(LAB, [*values, "evaluation.allow_overlap=true"])
+    assert len(problems) == 64
+    load_run(LAB, [*values, "evaluation.data=null", "training.eval_strategy=no"])

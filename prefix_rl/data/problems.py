@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ..errors import DataError, at_most
 from ..prefixes import uniform
@@ -23,7 +26,7 @@ class Problem:
     id: str
     text: str
     answer: str
-    demonstrations: tuple[dict, ...] = ()  # {"text": ..., and optionally "readable_from": offset of the answer}
+    demonstrations: tuple[dict, ...] = ()  # {"text": ..., and what DemonstrationTable reads}
     place: str = ""  # where it was read
 
     def as_row(self) -> dict:
@@ -38,16 +41,21 @@ def load(source: str, split: str = "train", limit: int | None = None) -> list[Pr
     ``text``) or one ``solution``.
 
     Raises:
-        DataError: naming every row that does not.
+        DataError: naming every row that does not, or whose id an earlier row has.
     """
-    found, problems = [], []
+    found, problems, places = [], [], {}
     for number, (place, row) in enumerate(read(source, split)):
         if limit is not None and number >= limit:
             break
         wrong = row_problems(row)
         problems += [f"{place}: {what}" for what in wrong]
         if not wrong:
-            found.append(_problem(row, number, place))
+            problem = _problem(row, number, place)
+            if problem.id in places:
+                there = f"{place}: the id {problem.id!r} stands at {places[problem.id]} already"
+                problems.append(f"{there}; `prefix-rl prepare --renumber` gives new ones")
+            places.setdefault(problem.id, place)
+            found.append(problem)
     if problems:
         hint = "`prefix-rl prepare` turns raw rows into training rows and drops what cannot be used, with its reason."
         raise DataError(f"{source} holds rows that cannot be used; nothing was trained. {hint}", at_most(problems))
@@ -63,16 +71,34 @@ def row_problems(row: dict) -> list[str]:
             wrong.append(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
         elif isinstance(value, bool) or not isinstance(value, str | int | float):
             wrong.append(f"{column} is {'null' if value is None else 'a ' + type(value).__name__}, not a text")
+        elif isinstance(value, float) and not math.isfinite(value):
+            wrong.append(f"{column} is {value}, not a text")
         elif not str(value).strip():
             wrong.append(f"{column} is empty")
         elif len(str(value)) > MAX_CHARACTERS:
-            wrong.append(f"{column} has {len(value):,} characters, more than {MAX_CHARACTERS:,}")
+            wrong.append(f"{column} has {len(str(value)):,} characters, more than {MAX_CHARACTERS:,}")
+        elif not _is_unicode(str(value)):
+            wrong.append(f"{column} is broken Unicode (half of a surrogate pair)")
     demonstrations = _demonstrations(row)
     if demonstrations is None:
         wrong.append("demonstrations must be a list of texts, or of objects with a text")
     elif any(len(d["text"]) > MAX_CHARACTERS for d in demonstrations):
         wrong.append(f"a demonstration has more than {MAX_CHARACTERS:,} characters")
+    elif not all(_is_unicode(d["text"]) for d in demonstrations):
+        wrong.append("a demonstration is broken Unicode (half of a surrogate pair)")
+    if row.get("id") is not None and (isinstance(row["id"], bool) or not isinstance(row["id"], str | int)):
+        wrong.append(f"id is a {type(row['id']).__name__}, not a text or an integer")
+    elif not _is_unicode(str(row.get("id"))):
+        wrong.append("id is broken Unicode (half of a surrogate pair)")
     return wrong
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _demonstrations(row: dict) -> tuple[dict, ...] | None:
@@ -89,12 +115,25 @@ def _demonstrations(row: dict) -> tuple[dict, ...] | None:
 
 def _problem(row: dict, number: int, place: str) -> Problem:
     return Problem(
-        id=str(row.get("id", number)),
+        id=str(number if row.get("id") is None else row["id"]),
         text=str(row["problem"]),
         answer=str(row["answer"]).strip(),
         demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
         place=place,
     )
+
+
+def graded(
+    problems: Sequence[Problem], grader: Grader, progress: Callable[[int], object] | None = None
+) -> list[list[Outcome]]:
+    """The outcome of every demonstration under the training reward, for each problem.
+
+    A problem without a demonstration has one outcome, that of an empty text: ``bad_gold`` if its answer cannot be
+    parsed.
+    """
+    samples = [(d["text"], p.answer) for p in problems for d in p.demonstrations or ({"text": ""},)]
+    outcomes = iter(grader.grade(samples, progress))
+    return [[next(outcomes) for _ in p.demonstrations or (None,)] for p in problems]
 
 
 def verify(
@@ -106,17 +145,13 @@ def verify(
         The problems with those demonstrations that earn the reward; the problems whose gold answer cannot be parsed
         (left out of the first list); and the outcomes of the demonstrations.
     """
-    samples = [(d["text"], p.answer) for p in problems for d in p.demonstrations or ({"text": ""},)]
-    outcomes = iter(grader.grade(samples, progress))
     kept, bad_gold, counts = [], [], Counter()
-    for problem in problems:
-        graded = [(d, next(outcomes)) for d in problem.demonstrations or ({"text": ""},)]
-        if all(outcome is Outcome.BAD_GOLD for _, outcome in graded):
+    for problem, outcomes in zip(problems, graded(problems, grader, progress), strict=True):
+        if set(outcomes) == {Outcome.BAD_GOLD}:
             bad_gold.append(problem)
             continue
-        if problem.demonstrations:
-            counts.update(outcome for _, outcome in graded)
-        right = tuple(d for d, outcome in graded if outcome is Outcome.RIGHT)
+        right = tuple(d for d, o in zip(problem.demonstrations, outcomes, strict=False) if o is Outcome.RIGHT)
+        counts.update(outcomes[: len(problem.demonstrations)])
         kept.append(replace(problem, demonstrations=right))
     return kept, bad_gold, counts
 
@@ -126,7 +161,14 @@ def with_demonstrations_for(problems: Sequence[Problem], share: float, seed: int
 
     A smaller share keeps a subset of what a larger one keeps (Prefix-RFT's 10 % and 1 %).
     """
-    having = [i for i, problem in enumerate(problems) if problem.demonstrations]
-    order = sorted(having, key=lambda i: uniform("demonstration_share", seed, i))
-    dropped = set(order[round(share * len(having)) :])
-    return [replace(p, demonstrations=()) if i in dropped else p for i, p in enumerate(problems)]
+    kept = set(keeping([i for i, problem in enumerate(problems) if problem.demonstrations], share, seed).tolist())
+    return [p if i in kept or not p.demonstrations else replace(p, demonstrations=()) for i, p in enumerate(problems)]
+
+
+def keeping(rows: Sequence[int], share: float, seed: int) -> np.ndarray:
+    """Which of the rows that have a demonstration keep it: ``round(share * n)``, the same ones for a larger share."""
+    rows = np.asarray(rows, dtype=np.int64)
+    if share == 1:
+        return rows
+    draws = np.fromiter((uniform("demonstration_share", seed, int(i)) for i in rows), np.float64, len(rows))
+    return np.sort(rows[np.argsort(draws, kind="stable")[: round(share * len(rows))]])

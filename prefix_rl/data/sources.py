@@ -9,16 +9,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DataError, at_most
+from ..errors import DataError, at_most, nearest
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_BATCH = 256  # rows of Parquet that are in memory at a time
 
 
 def read(source: str, split: str = "train") -> Iterator[tuple[str, dict]]:
-    """``(place, row)`` for every row of a local file, or of a data set on the hub (``owner/name``).
+    """``(place, row)`` for every row of a local file, or of a data set on the hub (``owner/name``, or
+    ``owner/name:configuration``). One row, or a batch of Parquet, is in memory at a time.
 
     Raises:
         DataError: if the source is not there or of no known kind, and after the last line if any line is not a JSON
@@ -32,8 +35,9 @@ def read(source: str, split: str = "train") -> Iterator[tuple[str, dict]]:
     elif source.count("/") == 1 and not source.startswith(("/", ".")) and not source.endswith(SUFFIXES):
         yield from _read_hub(source, split)
     else:
+        near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
         raise DataError(
-            f"there is no file {source} (from {Path.cwd()}); give a path to a {', '.join(SUFFIXES)} file, "
+            f"there is no file {source} (from {Path.cwd()}){near}; give a path to a {', '.join(SUFFIXES)} file, "
             "or the owner/name of a data set on the hub"
         )
 
@@ -70,7 +74,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
                     continue
                 rows += 1
                 yield f"{path}:{number}", row
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             problems.append(f"{path}: broken gzip file after {rows} rows ({error})")
     if problems:
         raise DataError(f"{path} cannot be used; nothing was done with it:", at_most(problems))
@@ -83,13 +87,19 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)  # or a whole column chunk is read at once
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     if not file.metadata.num_rows:
         raise DataError(f"{path} holds no rows")
-    number = 0
-    for batch in file.iter_batches():
+    number, batches = 0, file.iter_batches(batch_size=_BATCH)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{path} is damaged after row {number}: {error}; get it anew") from error
+        if batch is None:
+            return
         for row in batch.to_pylist():
             number += 1
             yield f"{path}, row {number}", row
@@ -99,7 +109,7 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(*name.split(":", 1), split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{name} is no local file, and the hub did not give split {split!r} of a data set of that name: {error}\n"

@@ -1,0 +1,131 @@
+"""Unfinished work on disk: a folder of chunks, from which the same command goes on after it was cut off.
+
+A chunk of a stage is its rows, what was dropped of it, a numpy array, and at last a file of facts; it counts once that
+file stands there. All are written beside and renamed. The folder belongs to one plan (sources with their hashes,
+settings, versions); for another plan it starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+
+_PLAN, _LOCK = "plan.json", ".lock"
+
+
+class Chunks:
+    """The chunks of an output that is being made. Made by :func:`working`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.line = lru_cache(64)(self._line)
+
+    def finished(self, stage: str) -> list[dict]:
+        """The facts of the finished chunks of a stage, in order."""
+        found = []
+        while (path := self._path(stage, len(found), "json")).exists():
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        return found
+
+    def put(self, stage: str, number: int, lines: Sequence[bytes], dropped: Sequence[dict], array, facts: dict) -> None:
+        """Adds a finished chunk: it is on the disk, whole, when this returns."""
+        self._write(stage, number, "jsonl", lambda file: file.writelines(lines))
+        self._write(stage, number, "dropped", lambda file: file.writelines(map(as_line, dropped)))
+        self._write(stage, number, "npy", lambda file: np.save(file, array))
+        self._write(stage, number, "json", lambda file: file.write(json.dumps(facts).encode()))
+
+    def lines(self, stage: str, number: int, offset: int = 0) -> Iterator[bytes]:
+        """The rows of a chunk from an offset on, as they were written."""
+        with self._path(stage, number, "jsonl").open("rb") as file:
+            file.seek(offset)
+            yield from file
+
+    def dropped(self, stage: str, number: int) -> bytes:
+        """What was dropped of a chunk, JSON Lines."""
+        return self._path(stage, number, "dropped").read_bytes()
+
+    def array(self, stage: str, number: int) -> np.ndarray:
+        """The array of a chunk."""
+        return np.load(self._path(stage, number, "npy"))
+
+    def _line(self, stage: str, number: int, offset: int) -> dict:
+        """The row of a chunk that starts at an offset."""
+        with self._path(stage, number, "jsonl").open("rb") as file:
+            file.seek(offset)
+            return json.loads(file.readline())
+
+    def _path(self, stage: str, number: int, kind: str) -> Path:
+        return self.folder / f"{stage}-{number:06}.{kind}"
+
+    def _write(self, stage: str, number: int, kind: str, write) -> None:
+        path = self._path(stage, number, kind)
+        partial = path.with_name(path.name + ".new")
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def as_line(row: dict) -> bytes:
+    """A row as a line of a JSON Lines file."""
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    return text.encode(
+        "utf-8", "backslashreplace"
+    )  # which of half a surrogate pair makes the escape that JSON has for it
+
+
+@contextmanager
+def working(output: Path, plan: dict) -> Iterator[Chunks]:
+    """The chunks of ``output``, in the folder ``<output>.partial``: those that the same plan left, or none.
+
+    The folder goes when the work is done, and when the data turn out to be unusable. Whatever else ends the work (a
+    kill, Ctrl-C, a full disk) leaves it for the next time.
+
+    Raises:
+        DataError: if another process works on the same output, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder, plan = output.with_name(output.name + ".partial"), json.loads(json.dumps(plan))
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        if folder.is_file():
+            folder.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        if not (folder / _PLAN).exists() or json.loads((folder / _PLAN).read_text(encoding="utf-8")) != plan:
+            for old in folder.iterdir():
+                if old.name != _LOCK:
+                    old.unlink()
+            (folder / _PLAN).write_text(json.dumps(plan), encoding="utf-8")
+    except Timeout as error:
+        raise DataError(f"another process is making {output}; wait for it, or stop it") from error
+    except ValueError:
+        shutil.rmtree(folder)
+        raise DataError(f"{folder} was damaged and has been removed; run the same command again") from None
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
+    try:
+        yield Chunks(folder)
+    except DataError:
+        shutil.rmtree(folder)
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make "
+            "room, or give back the right to read and write, and the same command goes on"
+        ) from error
+    else:
+        shutil.rmtree(folder)
+    finally:
+        lock.release()

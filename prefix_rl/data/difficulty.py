@@ -1,0 +1,94 @@
+"""How hard each problem is for a policy: the measured share of right attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, at_most
+from .sources import read
+from .texts import hash64
+
+
+class PassRates:
+    """Pass rates by the id of the problem, sixteen bytes each.
+
+    Args:
+        rates: ``(id, pass rate)``; an id stands once.
+    """
+
+    def __init__(self, rates: Iterable[tuple[str, float]]):
+        pairs = np.fromiter(((hash64(id), rate) for id, rate in rates), np.dtype([("id", "u8"), ("rate", "f8")]))
+        pairs.sort(order="id")
+        self._ids, self._rates = pairs["id"].copy(), pairs["rate"].copy()
+        self.met = 0
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def of(self, id: str) -> float | None:
+        """The pass rate of a problem, None if it was not measured.
+
+        >>> PassRates([("a", 0.25)]).of("a"), PassRates([("a", 0.25)]).of("b")
+        (0.25, None)
+        """
+        key = np.uint64(hash64(id))
+        place = int(np.searchsorted(self._ids, key))
+        if place == len(self._ids) or self._ids[place] != key:
+            return None
+        self.met += 1
+        return float(self._rates[place])
+
+    @property
+    def repeated(self) -> bool:
+        """Whether some id stands twice."""
+        return bool((self._ids[1:] == self._ids[:-1]).any())
+
+
+def load_pass_rates(given: str) -> PassRates:
+    """The pass rates in a file, or in a trace store of ``prefix-rl collect``.
+
+    A row of a file names its problem by ``id`` or ``problem_id``, and holds ``pass_rate``, or ``right`` and
+    ``attempts``. Of a store the attempts of the policy itself count.
+
+    Raises:
+        DataError: naming every row that does not.
+    """
+    if Path(given).is_dir():
+        from .traces import TraceStore
+
+        tallies = TraceStore.open(given).attempts()
+        return PassRates((id, t.right / t.attempts) for id, t in tallies.items() if t.attempts)
+    problems: list[str] = []
+    rates = PassRates(_rates(given, problems))
+    if problems:
+        raise DataError(f"{given} holds rows that are no pass rates; nothing was done:", at_most(problems))
+    if rates.repeated:
+        raise DataError(f"{given} gives the pass rate of a problem twice; give each id once")
+    return rates
+
+
+def _rates(given: str, problems: list[str]) -> Iterator[tuple[str, float]]:
+    for place, row in read(given):
+        id = row.get("id") if row.get("id") is not None else row.get("problem_id")
+        right, attempts, rate = row.get("right"), row.get("attempts"), row.get("pass_rate")
+        if rate is None and _is_number(right) and _is_number(attempts) and 0 <= right <= attempts and attempts > 0:
+            rate = right / attempts
+        if id is None:
+            problems.append(f"{place}: neither id nor problem_id; there are {', '.join(map(repr, row)) or 'none'}")
+        elif not is_rate(rate):
+            what = "pass_rate in [0, 1], nor right <= attempts"
+            problems.append(f"{place}: neither a {what}; there are {', '.join(map(repr, row))}")
+        else:
+            yield str(id), rate
+
+
+def is_rate(value: object) -> bool:
+    """Whether a value can be a pass rate."""
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
