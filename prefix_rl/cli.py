@@ -96,6 +96,7 @@ def prepare(
     from .data.prepare import PRESETS, Settings, dropped_path, manifest_path
     from .data.prepare import prepare as run
     from .errors import DataError, nearest
+    from .rewards.equality import TRAINING_RULES
     from .rewards.workers import Grader
 
     if preset is not None and preset not in PRESETS:
@@ -122,7 +123,9 @@ def prepare(
         bars.append(bar(what, total))
         return bars[-1].__enter__()
 
-    manifest = run(sources, output, settings, tokenizer=loaded, grader=Grader(workers), progress=progress)
+    manifest = run(
+        sources, output, settings, tokenizer=loaded, grader=Grader(workers, rules=TRAINING_RULES), progress=progress
+    )
     while bars:
         bars.pop().__exit__(None, None, None)
     print(table(manifest["funnel"]))

@@ -160,7 +160,7 @@ def test_what_is_no_text_is_named(tmp_path):
 
 
 def test_demonstrations_are_graded_by_the_reward(grader):
-    right, wrong, nothing = ({"text": t} for t in (r"\boxed{42}", r"\boxed{41}", "no"))
+    right, wrong, nothing = ({"text": t} for t in (r"\boxed{42}", r"\boxed{41}", "I do not know"))
     problems = [Problem("a", "p", "42", (right, wrong)), Problem("b", "p", "42", (nothing,)), Problem("c", "p", "", (right,)),
                 Problem("d", "p", "7")]  # fmt: skip
     kept, bad_gold, counts = verify(problems, grader)

@@ -34,6 +34,7 @@ from .. import __version__
 from ..errors import DataError
 from ..fields import check, fields_of
 from ..prefixes import readable_from
+from ..rewards.equality import TRAINING_RULES
 from ..rewards.grading import VERSION as GRADER_VERSION
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
@@ -153,7 +154,7 @@ def prepare(
             for name, counted in one["contaminated"].items():
                 sets[name] = {what: n + counted.get(what, 0) for what, n in sets[name].items()}
         problems = _Rows(chunks, counts, progress, settings.similarity)
-        made = _make_all(chunks, problems, settings, tokenizer, rates, grader or Grader(), progress)
+        made = _make_all(chunks, problems, settings, tokenizer, rates, grader or Grader(rules=TRAINING_RULES), progress)
         if len(rates) and not sum(one["rated"] for one in made):
             raise DataError(
                 f"none of the {len(rates)} ids of {settings.pass_rates} is the id of a row; nothing was written"
