@@ -140,7 +140,7 @@ def evaluate(
         print(f"  {name:<34} {100 * a['mean']:5.1f} %   95 % interval {100 * a['low']:.1f} to {100 * a['high']:.1f} %")
 
 
-@app.command(epilog="Example: prefix-rl grade runs/lab/prefix_rft/samples.jsonl --output graded.jsonl")
+@app.command(epilog="Example: prefix-rl grade completions.jsonl --output graded.jsonl")
 def grade(
     file: Annotated[
         str,
@@ -164,7 +164,7 @@ def grade(
 ) -> None:
     """Grade a file of completions: outcomes, disagreements with a second checker, speed.
 
-    The samples that `prefix-rl evaluate` saves are such a file. A column `start` (an offset) or `prefix` (a text) says
+    The samples that `prefix-rl evaluate` saves are such files. A column `start` (an offset) or `prefix` (a text) says
     where the policy's own text begins; an answer before it does not count.
     """
     from .grade import grade as run
