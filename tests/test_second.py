@@ -148,5 +148,5 @@ def test_it_agrees_with_the_cases_of_other_projects(shared_data):
         answer = find(row["prediction"]) if marked else row["prediction"]
         found.append(None if answer is None else same(answer, find(row["gold"]) or row["gold"]))
     decided = [(opinion, row["expected"]) for opinion, row in zip(found, core, strict=True) if opinion is not None]
-    assert len(decided) / len(core) > 0.68  # 297 of 419
-    assert sum(a is b for a, b in decided) / len(decided) > 0.99  # 296 of 297
+    assert len(decided) / len(core) > 0.68  # 292 of 419
+    assert sum(a is b for a, b in decided) / len(decided) > 0.99  # 291 of 292
