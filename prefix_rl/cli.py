@@ -256,7 +256,7 @@ def compare(
         say(f"wrote {output}")
 
 
-@app.command(epilog="Example: prefix-rl grade runs/lab/prefix_rft/samples.jsonl --output graded.jsonl")
+@app.command(epilog="Example: prefix-rl grade completions.jsonl --output graded.jsonl")
 def grade(
     file: Annotated[
         str,
@@ -280,7 +280,7 @@ def grade(
 ) -> None:
     """Grade a file of completions: outcomes, disagreements with a second checker, speed.
 
-    The samples that `prefix-rl evaluate` saves are such a file. A column `start` (an offset) or `prefix` (a text) says
+    The samples that `prefix-rl evaluate` saves are such files. A column `start` (an offset) or `prefix` (a text) says
     where the policy's own text begins; an answer before it does not count.
     """
     from .grade import grade as run

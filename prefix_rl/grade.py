@@ -26,7 +26,7 @@ from .rewards.workers import Grader
 
 KNOWN = {
     "completion": ("completion", "text", "prediction", "output", "response"),
-    "answer": ("answer", "gold", "ground_truth"),
+    "answer": ("gold", "ground_truth", "answer"),  # beside a gold answer, "answer" is what the policy answered
     "start": ("start",),
     "prefix": ("prefix",),
 }

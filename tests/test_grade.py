@@ -97,6 +97,23 @@ def test_columns_are_known_by_name_or_named(tmp_path, grader, names):
     assert report.outcomes[Outcome.RIGHT] == 2
 
 
+def test_a_gold_answer_goes_before_the_answer_that_was_found(tmp_path, grader):
+    rows = [
+        {
+            "text": r"\boxed{41}",
+            "answer": "41",
+            "gold": "42",
+            "outcome": "wrong",
+            "start": 0,
+            "prompt": "p",
+            "problem": "a",
+        }
+    ]
+    report = grade(written(tmp_path, rows), grader)
+    assert report.outcomes == {Outcome.WRONG: 1}
+    assert not report.changed
+
+
 def test_gz_parquet_numbers_and_conversations_are_read(tmp_path, grader):
     with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in ROWS)

@@ -47,7 +47,7 @@ def test_what_is_different(answer, gold):
 @pytest.mark.parametrize(
     ("answer", "gold"),
     [
-        ("5 cm", "5"), (r"50\%", "0.5"), ("0.33", r"\frac{1}{3}"), ("3.14", r"\pi"), ("2,1", "1,2"), ("[1,2]", "(1,2)"), (r"\{5\}", "5"),
+        ("5 cm", "5"), (r"50\%", "0.5"), ("0.33", r"\frac{1}{3}"), ("3.14", r"\pi"), ("2,1", "1,2"), ("[1,2]", "(1,2)"), ("41,240", "41, 240"), (r"\{5\}", "5"),
         ("1, 2", "2"), ("x > 3", "x > 4"), (r"\sum_{i=1}^{9} i", "45"), ("", ""), ("f(x", "f(x)+1"), ("x", "5"), ("1/0", "5"), ("0^{-1}", "2"),
         ("9^{9^{9}}", "1"), ("2^{100000}", "1"), ("300!", "1"), (r"\pi^{\pi^{\pi^{\pi}}}", "1"), ("(" * 40 + "1" + ")" * 40, "2"),
         ("1" * (MAX_CHARACTERS + 1), "1" * (MAX_CHARACTERS + 1)), ("__import__('os')", "0"), ("\0", "1"), ("\ud800", "\ud801"), (r"0 \cdot \infty", "0"),
@@ -148,5 +148,5 @@ def test_it_agrees_with_the_cases_of_other_projects(shared_data):
         answer = find(row["prediction"]) if marked else row["prediction"]
         found.append(None if answer is None else same(answer, find(row["gold"]) or row["gold"]))
     decided = [(opinion, row["expected"]) for opinion, row in zip(found, core, strict=True) if opinion is not None]
-    assert len(decided) / len(core) > 0.68  # 297 of 419
-    assert sum(a is b for a, b in decided) / len(decided) > 0.99  # 296 of 297
+    assert len(decided) / len(core) > 0.68  # 292 of 419
+    assert sum(a is b for a, b in decided) / len(decided) > 0.99  # 291 of 292

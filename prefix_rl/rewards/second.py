@@ -61,9 +61,11 @@ def same(answer: str, gold: str) -> bool | None:
         return None  # a unit, or a choice by its letter
     try:
         with mpmath.workdps(_DIGITS):
-            return _equal(_Parser(ours).whole(), _Parser(theirs).whole())
+            verdict = _equal(_Parser(ours).whole(), _Parser(theirs).whole())
     except (_Unknown, ArithmeticError, ValueError):
         return None
+    spaced = re.sub(r"[\s,]", "", ours) == re.sub(r"[\s,]", "", theirs)
+    return None if spaced and not verdict else verdict  # 1,234 is one number, and 1, 234 may be two
 
 
 # --- one plain form ---------------------------------------------------------------------------------------------------
