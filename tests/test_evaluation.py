@@ -264,7 +264,9 @@ class Scripted:
         made = []
         for prompt, limit, seed in zip(prompts, limits, seeds, strict=True):
             number = int(self.tokenizer.decode(prompt).split("user\n")[1].split(" ")[0])
-            said = ["so \\boxed{%d}", "hm", "\\boxed{%d.0}"][seed % 3] % ((2 * number,) if seed % 3 != 1 else ())
+            said = ["so \\boxed{%d}", "Let me see. I cannot tell.", "\\boxed{%d.0}"][seed % 3] % (
+                (2 * number,) if seed % 3 != 1 else ()
+            )
             made.append([*self.tokenizer(said)["input_ids"], 2][:limit])
             if seed % 5 == 0:
                 made[-1] = self.tokenizer("\\boxed{1}")["input_ids"]  # wrong, and without an end
