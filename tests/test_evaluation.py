@@ -25,6 +25,7 @@ from prefix_rl.evaluation.evaluate import evaluate, grade_again
 from prefix_rl.evaluation.policy import Policy, find_policy
 from prefix_rl.evaluation.sampling import by_problem, sample
 from prefix_rl.lab.tiny import make_tiny
+from prefix_rl.rewards.grading import Outcome, Verdict
 from prefix_rl.rewards.workers import Grader
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,22 @@ def test_sampling_from_a_fraction_starts_from_the_demonstrations_tokens(grader):
         assert 0 < s.prefix_tokens <= int(0.3 * len(tokens))
         assert s.completion_ids[: s.prefix_tokens] == tokens[: s.prefix_tokens]
         assert len(s.completion_ids) <= 40
+
+
+def test_the_grader_is_told_where_the_policys_own_text_begins():
+    asked = []
+
+    class Judge:
+        def judge(self, samples, progress=None):
+            asked.extend(samples)
+            return [Verdict(Outcome.WRONG, "7", "box")] * len(samples)
+
+    tokenizer, given, found = drawn(Judge(), prefix_fraction=0.3, max_completion_length=40)
+    for s, (text, gold, start) in zip(found, asked, strict=True):
+        assert (text, gold, start) == (s.text, given[s.problem].answer, s.start)
+        assert text[:start] == tokenizer.decode(s.completion_ids[: s.prefix_tokens])
+        assert start > 0
+    assert {(s.outcome, s.answer, s.found_by) for s in found} == {(Outcome.WRONG, "7", "box")}
 
 
 def test_the_same_seed_gives_the_same_samples_whatever_was_drawn_before(grader):
@@ -247,7 +264,9 @@ class Scripted:
         made = []
         for prompt, limit, seed in zip(prompts, limits, seeds, strict=True):
             number = int(self.tokenizer.decode(prompt).split("user\n")[1].split(" ")[0])
-            said = ["so \\boxed{%d}", "hm", "\\boxed{%d.0}"][seed % 3] % ((2 * number,) if seed % 3 != 1 else ())
+            said = ["so \\boxed{%d}", "Let me see. I cannot tell.", "\\boxed{%d.0}"][seed % 3] % (
+                (2 * number,) if seed % 3 != 1 else ()
+            )
             made.append([*self.tokenizer(said)["input_ids"], 2][:limit])
             if seed % 5 == 0:
                 made[-1] = self.tokenizer("\\boxed{1}")["input_ids"]  # wrong, and without an end

@@ -1,1 +1,1 @@
-"""Evaluation: sampling without prefixes, accuracy with its interval, accuracy from a given part of a demonstration."""
+"""Evaluation: benchmarks, sampling without prefixes, numbers with their intervals, comparison of two policies."""
