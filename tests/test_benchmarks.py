@@ -3,8 +3,8 @@ import json
 import datasets
 import pytest
 
+from prefix_rl.data.benchmarks import BENCHMARKS, check_answers, load
 from prefix_rl.errors import DataError
-from prefix_rl.evaluation.benchmarks import BENCHMARKS, check_answers, load
 from prefix_rl.rewards.workers import Grader
 
 

@@ -100,6 +100,12 @@ def test_an_evaluation_set_inside_is_refused_unless_forced():
     assert index.refuse_if_inside(range(8))["small"]["problems"] == 10
 
 
+def test_an_evaluation_set_may_be_a_benchmark_by_its_name(tmp_path, monkeypatch):
+    write(tmp_path / "aime24.jsonl", [{"id": "I-1", "problem": "How many?", "answer": "1"}])
+    monkeypatch.setenv("PREFIX_RL_BENCHMARKS", str(tmp_path))
+    assert load_sets(["aime24"]) == {"aime24": [("I-1", "How many?")]}
+
+
 def test_evaluation_sets_are_read_in_any_known_form(tmp_path):
     path = write(tmp_path / "e.jsonl", [{"question": "p", "answer": "#### 1"}, {"id": "x", "problem": "q"}])
     assert load_sets([path]) == {path: [("0", "p"), ("x", "q")]}

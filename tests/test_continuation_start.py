@@ -9,7 +9,6 @@ from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.rewards import MathReward
-from prefix_rl.rewards.grading import Outcome, judge
 from prefix_rl.rewards.workers import Grader
 from prefix_rl.trainer import PrefixTrainer
 
@@ -111,9 +110,6 @@ def test_nothing_is_told_where_nothing_is_injected(tmp_path):
     assert seen == [False]
 
 
-@pytest.mark.xfail(
-    judge(r"\boxed{12}, done", "12", start=10).outcome is Outcome.RIGHT, reason="judge ignores start", strict=True
-)
 def test_an_answer_that_stands_in_the_prefix_alone_earns_nothing(tmp_path):
     reward = MathReward(Grader(workers=1))
     made = one_generation(tmp_path, PREFIXED, reward, byte_level_bpe())

@@ -524,6 +524,16 @@ def recipe_for(tmp_path, tiny, **evaluation):
     return recipe
 
 
+def test_a_policy_is_not_evaluated_on_what_it_was_trained_on(tmp_path, tiny):
+    recipe = recipe_for(tmp_path, tiny)
+    run = tmp_path / "run"
+    shutil.copytree(tiny, run / "final")
+    shutil.copy(recipe, run / "recipe.yaml")
+    with pytest.raises(DataError, match="was trained on problems of what(.|\n)*rows: 6 of its 6 problems"):
+        evaluate(str(run), None, [], tmp_path / "out")
+    assert evaluate(str(run), None, ["evaluation.allow_overlap=true"], tmp_path / "out")["benchmarks"]["rows"]
+
+
 def test_a_recipe_and_options_say_the_same_thing_twice(tmp_path, tiny, scripted):
     recipe = str(recipe_for(tmp_path, tiny, samples=2, temperature=0.6))
     by_recipe = evaluate(str(tiny), recipe, [], tmp_path / "a")

@@ -18,7 +18,7 @@ from prefix_rl.rewards.grading import final_answer
         ("x\n#### 1,000", "1,000", "hashes"), ("The total is 18\n#### $18", "$18", "hashes"), ("####18", "18", "hashes"),
         ("<answer>12</answer>", "12", "tags"), (r"<answer>\boxed{84}</answer>", "84", "box"),
         ("The answer is $12$.", "$12$", "statement"), ("The final answer is: 3.5. I hope so.", "3.5", "statement"),
-        (r"the answer is \(x^2\).", r"\(x^2\)", "statement"), ("**Answer:** 42", "42", "statement"), ("Answer: 42", "42", "statement"),
+        (r"The answer is $\$328,108$.", r"$\$328,108$", "statement"), (r"the answer is \(x^2\).", r"\(x^2\)", "statement"), ("**Answer:** 42", "42", "statement"), ("Answer: 42", "42", "statement"),
         (r"**Final Answer**: $\frac{1}{2}$.", r"$\frac{1}{2}$", "statement"), ("### Final Answer\n\n$$12$$", "$$12$$", "statement"),
         (r"Answer \( 9 \)", r"\( 9 \)", "statement"), ("Therefore, the correct answer is (B).", "(B)", "statement"),
         ("I think the answer is 3. No, the answer is 4.", "4", "statement"), ("The answer to the question is 7.", "7", "statement"),

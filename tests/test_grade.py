@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +13,6 @@ import pytest
 
 from prefix_rl.errors import DataError
 from prefix_rl.grade import grade, parse_columns, shown, table
-from prefix_rl.rewards.equality import Rules
 from prefix_rl.rewards.grading import Outcome
 from prefix_rl.rewards.workers import Grader
 
@@ -157,7 +155,6 @@ def test_the_start_reaches_the_grader(tmp_path, grader, monkeypatch):
     assert report.second["do not know"] == 2  # behind the prefix it finds no answer either
 
 
-@pytest.mark.skipif(not fields(Rules), reason="the grader has no rules")
 def test_rules_are_named_and_reach_the_grader(tmp_path):
     path = written(tmp_path, [{"completion": "so we get 12.", "answer": "12"}])
     assert re.search("100.0 %  right", prefix_rl("grade", path).stdout)

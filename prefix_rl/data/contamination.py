@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import DataError
+from . import benchmarks
 from .sources import fingerprint, read
 from .texts import ngrams, similarity, squeezed, words
 
@@ -146,7 +147,7 @@ class EvaluationIndex:
 
 
 def load_sets(names: Sequence[str], split: str = "test") -> dict[str, list[tuple[str, str]]]:
-    """The problems of evaluation sets as ``(id, text)``: files, or data sets on the hub.
+    """The problems of evaluation sets as ``(id, text)``: benchmarks by name, files, or data sets on the hub.
 
     Raises:
         DataError: if one cannot be read, or a row has no problem.
@@ -155,6 +156,9 @@ def load_sets(names: Sequence[str], split: str = "test") -> dict[str, list[tuple
 
     sets = {}
     for name in names:
+        if name in benchmarks.BENCHMARKS:
+            sets[name] = [(problem.id, problem.text) for problem in benchmarks.load([name])[0].problems]
+            continue
         rows = [(place, normalize(row, {})) for place, row in read(name, split)]
         wrong = [place for place, row in rows if not isinstance(row.get("problem"), str)]
         if wrong:

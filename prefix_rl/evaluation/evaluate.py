@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import preflight
+from ..data import benchmarks, contamination
+from ..data.benchmarks import Task
 from ..data.tokenizer import encode_prompt
 from ..errors import DataError, RecipeError
 from ..progress import bar, say
-from ..recipe import LAB, Recipe, prompt_of
+from ..recipe import LAB, Recipe, prompt_of, training_data
 from ..rewards.equality import Rules
 from ..rewards.grading import VERSION, Outcome
 from ..rewards.workers import Grader
-from . import benchmarks, samples
-from .benchmarks import Task
+from . import samples
 from .card import markdown, versions
 from .metrics import estimate
 from .policy import Policy, find_policy
@@ -52,6 +53,8 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     path, recipe, folder = find_policy(target, config, overrides)
     folder = output or folder
     tasks = tasks_of(recipe)
+    if (Path(path).parent / "recipe.yaml").is_file():  # it is a run's
+        _refuse_overlap(recipe, tasks)
     ks = ks_of(recipe.evaluation.k, {task.name: task.samples for task in tasks})
     policy = Policy(path, recipe)
     plans = plans_of(tasks, policy)
@@ -139,6 +142,27 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 # --- what is evaluated ------------------------------------------------------------------------------------------------
+
+
+def _refuse_overlap(recipe: Recipe, tasks: Sequence[Task]) -> None:
+    """Nothing is evaluated on problems that the policy was trained on, unless that is wanted.
+
+    Raises:
+        DataError: naming the benchmarks and how many of their problems are concerned.
+    """
+    train = recipe.data.train
+    if recipe.evaluation.allow_overlap or train is None or not Path(train).is_file():
+        return
+    texts = [problem.text for problem in training_data(recipe)]
+    found = {task.name: contamination.overlap(texts, [p.text for p in task.problems]) for task in tasks}
+    inside = [f"{task.name}: {len(found[task.name])} of its {len(task.problems)} problems" for task in tasks
+              if found[task.name]]  # fmt: skip
+    if inside:
+        raise DataError(
+            f"this policy was trained on problems of what it is to be evaluated on ({train}); leave these out, or set "
+            "evaluation.allow_overlap=true:",
+            inside,
+        )
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:

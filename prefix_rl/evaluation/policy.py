@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import preflight
 from ..checkpoints import last_whole
+from ..data import benchmarks
 from ..data.tokenizer import load_tokenizer
 from ..errors import DataError, RecipeError
 from ..recipe import LAB, Recipe, load_recipe
-from . import benchmarks
 from .card import checkpoint_facts
 from .engines import Engine, Sampling, TransformersEngine, VllmEngine, require_vllm, stop_ids
 

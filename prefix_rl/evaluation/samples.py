@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..progress import say
 from ..rewards.grading import VERSION
 from ..rewards.workers import Grader
-from .sampling import Job, Sample, judge
+from .sampling import Job, Sample
 
 SAMPLES, SETTINGS, CARD, CARD_TEXT, PROBLEMS = (
     "samples",
@@ -134,8 +134,8 @@ def grade_again(
             i for i, row in enumerate(rows)
             if row["problem"] in golds and (every or row["grader"] != VERSION or row["gold"] != golds[row["problem"]])
         ]  # fmt: skip
-        verdicts = judge(
-            grader, [(rows[i]["text"], golds[rows[i]["problem"]], rows[i]["start"]) for i in stale], progress
+        verdicts = grader.judge(
+            [(rows[i]["text"], golds[rows[i]["problem"]], rows[i]["start"]) for i in stale], progress
         )
         for i, verdict in zip(stale, verdicts, strict=True):
             changes[rows[i]["outcome"], str(verdict.outcome)] += 1

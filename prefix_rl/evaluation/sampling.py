@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..data.problems import Problem
 from ..data.tokenizer import DemonstrationTable, encode_prompt
 from ..prefixes import AnswerGuard, cut, join
-from ..rewards.grading import Outcome, Verdict, final_answer
+from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .engines import Engine, Sampling, TransformersEngine, seed_of
 
@@ -143,8 +143,7 @@ def complete(
     completions = [join(job.prefix_ids, new, max_completion_length) for job, new in zip(jobs, made, strict=True)]
     texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
     prefixes = tokenizer.batch_decode([list(job.prefix_ids) for job in jobs], skip_special_tokens=True)
-    verdicts = judge(
-        grader,
+    verdicts = grader.judge(
         [
             (text, problems[job.problem].answer, len(prefix))
             for job, text, prefix in zip(jobs, texts, prefixes, strict=True)
@@ -164,20 +163,6 @@ def complete(
             start=len(prefix),
         )
         for job, completion, text, prefix, verdict in zip(jobs, completions, texts, prefixes, verdicts, strict=True)
-    ]
-
-
-def judge(
-    grader: Grader, samples: Sequence[tuple[str, str, int]], progress: Callable[[int], object] | None = None
-) -> list[Verdict]:
-    """The verdict of each ``(text, gold, start)``."""
-    if hasattr(grader, "judge"):
-        return grader.judge(samples, progress)
-    outcomes = grader.grade([(text, gold) for text, gold, _ in samples], progress)
-    answers = [final_answer(text) for text, _, _ in samples]
-    return [
-        Verdict(outcome, answer, None if answer is None else "marker")
-        for outcome, answer in zip(outcomes, answers, strict=True)
     ]
 
 

@@ -40,7 +40,7 @@ _BETWEEN_BOXES = re.compile(
     re.IGNORECASE,
 )
 _MATH = (  # of bounded length: an opening that nothing closes must not be searched to the end, again and again
-    r"\$\$[^$]{1,1000}\$\$|\$[^$\n]{1,1000}\$|\\\((?:[^\\]|\\(?!\))){1,1000}\\\)|\\\[(?:[^\\]|\\(?!\])){1,1000}\\\]"
+    r"\$\$(?:[^$\\]|\\.){1,1000}\$\$|\$(?:[^$\n\\]|\\.){1,1000}\$|\\\((?:[^\\]|\\(?!\))){1,1000}\\\)|\\\[(?:[^\\]|\\(?!\])){1,1000}\\\]"
 )
 _ANSWER = rf"(?P<answer>(?:{_MATH})(?:[ \t]*(?:,|and|or|,[ \t]*and)[ \t]*(?:{_MATH}))*|[^\n]+)"
 _STATEMENT = re.compile(

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.problems import Problem, row_problems
-from ..data.sources import SUFFIXES, fingerprint, read
 from ..errors import DataError, at_most, nearest
 from ..progress import say
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
+from .problems import Problem, row_problems
+from .sources import SUFFIXES, fingerprint, read
 
 FOLDER_VARIABLE = "PREFIX_RL_BENCHMARKS"
 
