@@ -449,7 +449,11 @@ def start(folder, *overrides):
         f"output.dir={folder}",
         *overrides,
     ]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    # SIGINT as in a terminal: a job in the background, as CI may be, ignores it, and its children inherit that
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_for(path, process, seconds=120):
