@@ -529,7 +529,7 @@ def test_a_policy_is_not_evaluated_on_what_it_was_trained_on(tmp_path, tiny):
     run = tmp_path / "run"
     shutil.copytree(tiny, run / "final")
     shutil.copy(recipe, run / "recipe.yaml")
-    with pytest.raises(DataError, match="was trained on problems of what(.|\n)*rows: 6 of its 6 problems"):
+    with pytest.raises(DataError, match=r"was trained on problems of what(.|\n)*rows: 6 of its 6 problems"):
         evaluate(str(run), None, [], tmp_path / "out")
     assert evaluate(str(run), None, ["evaluation.allow_overlap=true"], tmp_path / "out")["benchmarks"]["rows"]
 

@@ -19,6 +19,55 @@ def test_each_sample_has_one_outcome(text, gold, outcome):
 
 
 @pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("We have 3 apples and 4 oranges, so 7 fruits in total.", "7", True), ("The sum is 15.", "15", True),
+        ("Hence, $x=4$ or $x=-2$.", "4,-2", True), (r"Therefore the probability is $\frac{3}{8}$.", "3/8", True),
+        (r"The final answer is $\boxed{\text{(D)}}$", "D", True), ("Answer: (D) 12", "D", True),
+        ("Answer: (D) 12", "12", True), ("The answer is (D) $12$.", "12", True),
+        (r"So the correct choice is \textbf{(C)}.", "C", True), ("Option B is correct. The answer is B", "B", True),
+        (r"**Answer:** $\frac{1}{2}$", "0.5", True), ("Answer:\n\\[\\frac{1}{2}\\]", "0.5", True),
+        ("**Final Answer:**\n\n$$\\boxed{27}$$", "27", True), ("The final answer is:\n\n$\\boxed{27}$", "27", True),
+        ("Final answer: 27.", "27", True), ("FINAL ANSWER: 27", "27", True),
+        ("My final answer is **27**.", "27", True), (r"The answer is \boxed{27} apples.", "27", True),
+        ("The answer: $x = 3$", "3", True), ("answer = 3", "3", True),
+        (r"The result is $3\sqrt{2}$.", r"3\sqrt{2}", True), ("ans: 3", "3", True), ("Ans = 3", "3", True),
+        ("A: 3", "3", True), (r"Thus the area equals $12\pi$ square units.", r"12\pi", True),
+        ("it costs $12.50.", "12.50", True), ("The total cost is $12.50 per person.", "12.50", True),
+        ("So she has $120 left.", "120", True), ("So he needs 20 minutes.\n\n#### 20 minutes", "20", True),
+        ("#### 1,200 dollars", "1200", True), ("I get 5. Wait, no. I get 6.", "6", True),
+        ("I get 5. Wait, no. I get 6.", "5", False), ("The answer is 5 or 6.", "5", False),
+        ("The answer is between 5 and 6.", "5", False), ("x = 5\ny = 6", "6", True),
+        (r"\(\boxed{5}\) is the answer to 5+0=6", "5", True), (r"\boxed{5} \boxed{5}", "5", True),
+        (r"\boxed{\boxed{5}}", "5", True), (r"$\boxed{x=5}$", "5", True), (r"\boxed{5\text{ km}}", "5", True),
+        (r"\boxed{\$5}", "5", True), (r"\boxed{5, 6}", "6,5", True), (r"\boxed{The answer is 5}", "5", True),
+        (r"\boxed{Answer: 5}", "5", True), (r"\boxed{x \approx 5.0}", "5", True),
+        ("\\boxed{5}\n\nThis is my final answer.", "5", True), (r"\boxed{5}. The final answer is 5.", "5", True),
+        (r"\boxed{5}. Therefore the final answer is $\boxed{5}$.", "5", True),
+        ("<think>\nlong\n</think>\n\nThe answer is **5**.", "5", True),
+        (r"<|begin_of_solution|>x<|end_of_solution|> \boxed{5}", "5", True), ("Solution: 5", "5", True),
+        ("Solution:\n5", "5", True), (r"The answer is 5\%", r"5\%", True), ("The probability is 25%", "1/4", True),
+        (r"Therefore, the answer is $\frac{1}{2}$, which is 50%.", "1/2", True),
+        ("So the ratio is 3:4.", "3:4", True), ("The time is 12:30 PM.", "12:30 PM", True),
+        ("The answer is Monday.", "Monday", True), ("So it is Monday.", "Monday", False),
+        ("The answer is yes.", "Yes", True), ("Yes, because 3 > 2.", "Yes", False),
+        (r"The answer is $\{1,2,3\}$.", r"\{1,2,3\}", True), ("The solutions are 1, 2, and 3.", "1,2,3", True),
+        ("The solutions are $x=1$, $x=2$ and $x=3$.", "1,2,3", True),
+        ("The possible values are 1 and 2.", "1,2", True), ("So $(x,y)=(1,2)$.", "(1,2)", True),
+        (r"The matrix is $$\begin{pmatrix}1&2\\3&4\end{pmatrix}$$", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", True),
+        (r"\[ x = \boxed{\frac{3}{4}} \]", "0.75", True), ("答案：5", "5", True), (r"所以答案是\boxed{5}", "5", True),
+        ("Die Antwort ist 5.", "5", True), ("La respuesta es 5.", "5", True), ("La réponse est 5.", "5", True),
+        ("Ответ: 5", "5", True), ("The answer is 1234567", "1,234,567", True), ("The answer is 3 1/2", "3.5", True),
+        ("The answer is 3.5 hours", "3.5", True), ("the answer is x^2+1", "x^2+1", True),
+        ("the answer is 2x + 3y", "2x+3y", True), ("The answer is sqrt(2)/2.", r"\frac{\sqrt2}{2}", True),
+        ("the answer is pi/4", r"\pi/4", True), ("the answer is 2^10", "1024", True),
+    ],
+)  # fmt: skip
+def test_completions_are_graded_as_a_person_would(text, gold, right):
+    assert (grade(text, gold) is Outcome.RIGHT) is right
+
+
+@pytest.mark.parametrize(
     ("text", "gold"),
     [
         (r"\boxed{1, 2, 3, 42}", "42"), (r"\boxed{41 \text{ or } 42}", "42"), (r"\boxed{41} or \boxed{42}", "42"),  # every candidate

@@ -158,6 +158,8 @@ def _same_group(a: Group, g: Group, rules: Rules) -> bool:
         return _same_parts(_named(a), _named(g), rules) or (
             _nested(a) != _nested(g) and _same_parts(_flat(a), _flat(g), rules)
         )
+    if {a.kind, g.kind} == {"list", "union"}:  # x < 1 or x > 2
+        return rules.intervals == "either" and _same_parts(a, g, rules)
     if "list" in (a.kind, g.kind):  # a set of one, or an element that is repeated
         several, one = (a, g) if a.kind == "list" else (g, a)
         return all(

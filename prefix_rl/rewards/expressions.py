@@ -110,11 +110,13 @@ def identical(a: Expr, b: Expr, tolerance: float) -> bool | None:
         a, b = _done(a), _done(b)
         if any(e.has(AppliedUndef, Sum, Product, Integral, Function("f").func) for e in (a, b)):
             return None
-    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    symbols = a.free_symbols | b.free_symbols
+    names = sorted({s.name for s in symbols})  # the parser makes an n of a sum another one than a real n
     inexact = a.has(Float) or b.has(Float)
     agreed = 0
     for k in range(4 if symbols else 1):
-        at = {s: Rational(_POINTS[(i + 3 * k) % len(_POINTS)]) + Rational(i, 97) for i, s in enumerate(symbols)}
+        value = {n: Rational(_POINTS[(i + 3 * k) % len(_POINTS)]) + Rational(i, 97) for i, n in enumerate(names)}
+        at = {s: value[s.name] for s in symbols}
         x, y = _value(a, at), _value(b, at)
         if x is None or y is None:
             continue

@@ -44,8 +44,9 @@ _MATH = (  # of bounded length: an opening that nothing closes must not be searc
 )
 _ANSWER = rf"(?P<answer>(?:{_MATH})(?:[ \t]*(?:,|and|or|,[ \t]*and)[ \t]*(?:{_MATH}))*|[^\n]+)"
 _STATEMENT = re.compile(
-    r"(?:\b(?:answer|result|solution)s?|答案)\s*\**\s*(?:\([^()\n]{1,40}\)\s*)?(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*"
-    r"(?:(?:is|are|was|equals|to be)\b|[=:：]|是|为)[\s:*]*"
+    r"(?:\b(?:(?:answer|ans|result|solution)s?|correct (?:choice|option)|respuesta|réponse|antwort|ответ)|答案)"
+    r"\s*\**\s*(?:\([^()\n]{1,40}\)\s*)?(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*"
+    r"(?:(?:is|are|was|equals|to be|es|est|ist)\b|[=:：]|是|为)[\s:*]*"
     r"(?:(?:therefore|thus|then|simply|just|given by|approximately|about|roughly)\b)?[\s:*]*" + _ANSWER,
     re.IGNORECASE,
 )
@@ -60,7 +61,8 @@ _IS_ANSWER = re.compile(
     r"(?:(?:final|correct)[ \t]+)?(?:answer|solution|result)s?\b",
     re.IGNORECASE,
 )
-_BOLD = re.compile(r"\\(?:math|text)bf\s*\{\s*-?\s*\d[^{}]*\}|\*\*[^*\n]{0,40}\d[^*\n]{0,40}\*\*")
+_BOLD = re.compile(r"\\(?:math|text)bf\s*\{\s*(?:-?\s*\d[^{}]*|\(?[A-F]\)?)\s*\}|\*\*[^*\n]{0,40}\d[^*\n]{0,40}\*\*")
+_SAYS = re.compile(r"^(?:\\text\s*\{)?(?:the\s+)?(?:final\s+)?answer\s*(?:is\b|[:=])\s*", re.IGNORECASE)
 _REMARKS = (
     re.compile(r"\bI hope (?:it|this|that) is (?:correct|helpful|right)\.?", re.IGNORECASE),
     re.compile(
@@ -70,7 +72,7 @@ _REMARKS = (
 _RUN_ON = re.compile(r"\n[ \t*#]*(?:question|problem|exercise)\b[ \t]*\d{0,4}[ \t]*:", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\d)[.;!?](?:\s|$)|(?<=\d)\.(?:\s|$)|\n\s*\n")
 _NUMBER = re.compile(
-    r"(?<![\w.])[-−]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?(?:\s*\\?%|\s+percent\b)?",
+    r"(?<![\w.])[-−]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?(?::\d{1,6}){0,2}(?:\s?[ap]\.?m\b)?(?:\s*\\?%|\s+percent\b)?",
     re.IGNORECASE,
 )
 _SEGMENT = re.compile(rf"{_MATH}", re.IGNORECASE)
@@ -144,7 +146,7 @@ def _last_box(text: str, start: int, end: int, join: bool) -> Found | None:
             break
     if not contents:
         return None
-    parts = list(dict.fromkeys(content for _, _, content in reversed(contents)))
+    parts = list(dict.fromkeys(_SAYS.sub("", content) for _, _, content in reversed(contents)))
     return Found(",".join(parts), "box", contents[0][1] - 1)
 
 
@@ -186,7 +188,7 @@ def _is_answer(answer: str, statement: str) -> bool:
         return False
     if re.search(r"[\d$\\=]", answer) or len(answer) == 1:
         return True
-    return "answer" in statement.lower() and len(answer.split()) <= 3
+    return "ans" in statement.lower() and len(answer.split()) <= 3
 
 
 def _last_overlapping(pattern: re.Pattern, text: str, start: int, end: int) -> re.Match | None:

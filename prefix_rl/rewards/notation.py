@@ -62,6 +62,10 @@ def _subscript(m: re.Match) -> str:
     return f"_{{{(m[1] or m[2] or '').strip()}}}"
 
 
+def _scale(m: re.Match) -> str:
+    return rf" \times 10^{{{ {'thousand': 3, 'million': 6, 'billion': 9, 'trillion': 12}[m[1]] }}}"
+
+
 _PERCENT = r"(?:percent(?:age)?|per cent|pct)"
 _FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi|infty"
 _DEGREE = r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?(?:\s*[CF]\b)?(?=\s*(?:$|[,;)\]]))"
@@ -111,6 +115,10 @@ _RULES = tuple(
         (rf"{_TEXT}\{{\s*{_PERCENT}\.?\s*\}}|\\?%|(?<![A-Za-z\\]){_PERCENT}\b(?!\s*point)", r"\\% "),
         (rf"{_TEXT}\{{\s*,?\s*(?:and|or)\s*\}}|{_word('and', 'or')}|{_command('lor', 'vee')}", " , "),
         (_DEGREE + "|" + _command("degrees?"), " "),
+        # scales, ordinals, {x : x > 2}
+        (rf"(?<=\d)\s*(?:{_TEXT}\{{)?\s*(thousand|million|billion|trillion)\b\s*\}}?", _scale),
+        (rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{_TEXT}\{{)?\s*(?:st|nd|rd|th)\b\s*\}}?\s*\}}?", ""),
+        (r"\\\{\s*[A-Za-z]\s*(?:\\mid|\\colon|:|\|)\s*([^{}|:]*)\\\}", r"\1"),
         # text: names in subscripts, bold numbers, a.m. and p.m.
         (r"_\s*\{?\s*\\([A-Za-z]+)(?![A-Za-z{])\s*\}?", r"_{\1}"),
         (rf"_\s*(?:\{{\s*{_TEXT}\{{([^{{}}]*)\}}\s*\}}|{_TEXT}\{{([^{{}}]*)\}})", _subscript),
@@ -122,7 +130,7 @@ _RULES = tuple(
 # Units at the end: abbreviations wherever a number ends, and longer words that a blank parts from it.
 _ABBREVIATIONS = (
     r"[cmkdn]m|k?g|mg|m?l|km/h|m/s|mph|kph|ft|in|yd|mi|oz|lbs?|hrs?|min|sec|rad|deg|cents?|degrees?|feet|inch(?:es)?|"
-    r"units?|dollars?|m(?=\s*\^)|[\u4e00-\u9fff]{1,4}"
+    r"units?|dollars?|¢|m(?=\s*\^)|[\u4e00-\u9fff]{1,4}"
 )
 _POWER_OF_UNIT = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _PHRASE = r"\s+[A-Za-z]{3,20}\.?(?:\s+[A-Za-z/]{1,20}\.?){0,4}"

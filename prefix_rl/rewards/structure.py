@@ -80,7 +80,9 @@ def _parse(text: str, depth: int) -> Group:
         if len(parts) > 1:
             return group("list", _spread(parts))
     if len(parts := [p for p in split(text, (r"\cup",)) if p]) > 1:
-        return group("union", parts)
+        union = group("union", parts)
+        sets = all(part.kind == "list" for part in union.parts)
+        return Group("list", tuple(p for part in union.parts for p in part.parts), text=text) if sets else union
     if (matrix := _MATRIX.fullmatch(text)) and r"\begin" not in matrix["body"]:
         rows = [r for r in split(matrix["body"], (r"\\",)) if r and r != r"\hline"]
         cells = (tuple(_parse(c, depth + 1) for c in split(r, ("&",))) for r in rows[:MAX_PARTS])
@@ -89,7 +91,7 @@ def _parse(text: str, depth: int) -> Group:
     if brackets:
         parts = [p for p in split(inside, (",", ";")) if p]
         if brackets == "{}":
-            return group("list", _spread(parts)) if parts and number(inside) is None else whole
+            return group("list", _spread(parts)) if parts else whole
         if len(parts) > 1 and not (number(inside) and brackets == "()"):
             return group("tuple", parts, brackets)
         if len(parts) == 1 and brackets == "()":
@@ -143,7 +145,10 @@ def _leading_sign(m: re.Match) -> str:
 
 
 _SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\\[A-Za-z]+|\w)")
-_NAME = re.compile(r"[|(]?(?:\\?[A-Za-z]+'*|[\s,:|()]|(?<=[(,])\s*\d+)+")
+_DECORATION = re.compile(
+    r"\\(?:overline|vec|hat|bar|widehat|overrightarrow|math(?:bf|rm|cal)|text)(?![A-Za-z])|[{}]|\^\s*\{?-1\}?"
+)
+_NAME = re.compile(r"[|([]?(?:\\?[A-Za-z]+'*|[\s,:|()\]]|(?<=[(,])\s*\d+)+")
 _CONSTANTS = re.compile(
     r"\\(?:frac|sqrt|sin|cos|tan|cot|sec|csc|arc(?:sin|cos|tan)|log|ln|exp|pi|cdot|times|bmod|binom|infty|circ)(?![A-Za-z])"
     r"|(?<![A-Za-z\\])[ei](?![A-Za-z])"
@@ -172,7 +177,7 @@ def chain(text: str) -> Chain | None:
     if len(parts) < 2 or not parts[0] or not parts[-1] or _RELATION.search(text):
         return None
     lhs, value = parts[0], parts[-1]
-    stem = _SUBSCRIPT.sub("", lhs)
+    stem = _DECORATION.sub("", _SUBSCRIPT.sub("", lhs))
     named = bool(_NAME.fullmatch(stem)) and any(c.isalpha() for c in stem)
     constant = not re.search(r"[A-Za-z]", _CONSTANTS.sub("", lhs))
     return Chain(lhs, value, "" if constant else re.sub(r"\s+", "", lhs) if named else None)
