@@ -77,23 +77,24 @@ def row_problems(row: dict) -> list[str]:
             wrong.append(f"{column} is empty")
         elif len(str(value)) > MAX_CHARACTERS:
             wrong.append(f"{column} has {len(str(value)):,} characters, more than {MAX_CHARACTERS:,}")
-        elif not _is_unicode(str(value)):
+        elif not is_unicode(str(value)):
             wrong.append(f"{column} is broken Unicode (half of a surrogate pair)")
     demonstrations = _demonstrations(row)
     if demonstrations is None:
         wrong.append("demonstrations must be a list of texts, or of objects with a text")
     elif any(len(d["text"]) > MAX_CHARACTERS for d in demonstrations):
         wrong.append(f"a demonstration has more than {MAX_CHARACTERS:,} characters")
-    elif not all(_is_unicode(d["text"]) for d in demonstrations):
+    elif not all(is_unicode(d["text"]) for d in demonstrations):
         wrong.append("a demonstration is broken Unicode (half of a surrogate pair)")
     if row.get("id") is not None and (isinstance(row["id"], bool) or not isinstance(row["id"], str | int)):
         wrong.append(f"id is a {type(row['id']).__name__}, not a text or an integer")
-    elif not _is_unicode(str(row.get("id"))):
+    elif not is_unicode(str(row.get("id"))):
         wrong.append("id is broken Unicode (half of a surrogate pair)")
     return wrong
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down: no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

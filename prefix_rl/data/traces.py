@@ -23,7 +23,7 @@ from ..costs import Cost
 from ..errors import DataError, at_most
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from .problems import Problem
+from .problems import Problem, is_unicode
 from .sources import read
 from .tokenizer import encode
 
@@ -616,7 +616,7 @@ class _Matcher:
         trace, text = _text_of(row), row.get("problem")
         if not isinstance(trace, str) or not trace.strip():
             wrong.append(f"no trace in {', '.join(_TEXT_COLUMNS)}; there are {', '.join(map(repr, row)) or 'none'}")
-        elif not _is_unicode(trace):
+        elif not is_unicode(trace):
             wrong.append("the trace is broken Unicode (half of a surrogate pair)")
         if row.get("problem_id") is None and not isinstance(text, str):
             wrong.append("neither problem_id nor the text of problem names its problem")
@@ -644,14 +644,6 @@ def _rows(given: str | Path) -> Iterator[tuple[str, dict]]:
 
 def _text_of(row: dict) -> Any:
     return next((row[name] for name in _TEXT_COLUMNS if row.get(name) is not None), None)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
