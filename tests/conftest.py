@@ -29,5 +29,7 @@ def shared_data():
 def lab_cache(tmp_path_factory):
     """Base policies of the lab are cached in a folder of this test run, unless one is named."""
     if "PREFIX_RL_CACHE" not in os.environ:
-        os.environ["PREFIX_RL_CACHE"] = str(tmp_path_factory.mktemp("lab"))
+        here = tmp_path_factory.getbasetemp()
+        shared = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here  # one for the processes of one run
+        os.environ["PREFIX_RL_CACHE"] = str(shared / "lab")
     return os.environ["PREFIX_RL_CACHE"]

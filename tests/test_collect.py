@@ -313,7 +313,7 @@ def test_a_store_of_another_tokenizer_is_refused(tmp_path):
 ROWS = [
     {"problem_id": "a", "text": r"6 * 7 = \boxed{42}"},
     {"problem": "1 + 1?", "completion": r"\boxed{3}", "source": "other", "flops": 8},
-    {"problem_id": "a", "problem": "6 * 7?", "solution": "no idea", "truncated": True},
+    {"problem_id": "a", "problem": "6 * 7?", "solution": "I have no idea", "truncated": True},
     {"problem_id": "x", "problem": "unknown", "text": r"\boxed{1}"},
 ]
 

@@ -9,6 +9,7 @@ from prefix_rl.data.tokenizer import DemonstrationTable, load_tokenizer
 from prefix_rl.lab.base import _encode, base_policy, model, tokenizer, train_base
 from prefix_rl.lab.world import World, chains, held_out_problems, training_problems
 from prefix_rl.prefixes import cut
+from prefix_rl.rewards.equality import TRAINING_RULES
 from prefix_rl.rewards.grading import Outcome, grade
 
 QUICK = World(base_steps=3, problems=8, held_out=8)
@@ -43,7 +44,7 @@ def test_answers_are_graded_by_the_reward_of_real_data():
         assert grade(text, problem.answer) is Outcome.RIGHT
         first, second, last = re.findall(r"\d+", text.split("boxed")[1])
         assert grade(rf"\boxed{{( {first} , {second} , {(int(last) + 1) % 20} )}}", problem.answer) is Outcome.WRONG
-        assert grade(text.split("\\boxed")[0], problem.answer) is Outcome.NO_ANSWER
+        assert grade(text.split("\\boxed")[0], problem.answer, TRAINING_RULES) is Outcome.NO_ANSWER
 
 
 def test_garbled_demonstrations_are_wrong_on_the_way_and_right_in_the_end():

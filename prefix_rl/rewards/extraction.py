@@ -230,6 +230,7 @@ _PROSE = re.compile(
     r"\b(?:we|so|thus|hence|therefore|then|get|find|have|is|are|was|the|its?|that|this|answer|reply|result|because|since)\b",
     re.IGNORECASE,
 )
+_UNFINISHED = re.compile(r"[-+*/=(^]\s*$|\d\s+\d+\s+\d")  # "6 * 7 =", or numbers on their way: 3 7 12
 _CODE = re.compile(
     r"__\w+__|\b(?:import|exec|eval|open|getattr|lambda|compile|subprocess)\b\s*[('\"]|\b(?:os|sys)\.\w+\("
 )
@@ -256,6 +257,8 @@ def _bare(text: str, start: int, end: int, fallback: bool) -> Found | None:
         prose = prose[: formula.start()] + " " + prose[formula.end() :]
     allowed = 2 if only and not _PROSE.search(prose) else 0
     words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", prose))
+    if _UNFINISHED.search(line):
+        return None
     if len(line) <= 200 and len(words) <= allowed and any(c.isalnum() for c in line):
         return Found(line.strip("* "), "bare" if only else "last", end)
     return None
