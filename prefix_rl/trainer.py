@@ -41,6 +41,8 @@ from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
 from .reports.rollouts import segments, write_rollouts
 from .rollouts import Rollouts, Row, Step
+from .speed.forward import Encoder
+from .speed.settings import Speed
 
 _ROW = "dataset_row"  # the column that tells a row's place in the data set, and so its demonstrations
 _COPY = "copy"  # the column that tells the rows of one problem apart
@@ -59,6 +61,7 @@ class PrefixTrainer(GRPOTrainer):
         facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
         spent: the cost of what came before this run (collected traces, a supervised stage): it counts as its own.
         budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
+        speed: what is done to compute less; None: all of it. :data:`~prefix_rl.speed.settings.OFF` is TRL's own path.
 
     Raises:
         RecipeError: for settings that contradict the method.
@@ -80,6 +83,7 @@ class PrefixTrainer(GRPOTrainer):
         facts: Mapping[str, Any] | None = None,
         spent: Cost | None = None,
         budget: float | None = None,
+        speed: Speed | None = None,
         **kwargs,
     ):
         problems = method.problems({name: getattr(args, name) for name in ("num_generations", "max_completion_length")})
@@ -101,6 +105,8 @@ class PrefixTrainer(GRPOTrainer):
         answers = train_dataset["answer"][:] if "answer" in train_dataset.column_names else [""] * len(demonstrations)
         train_dataset = train_dataset.add_column(_ROW, list(range(len(demonstrations))))
 
+        self.speed = speed or Speed()
+        self._encoder = Encoder(self.speed)
         self._plan: list[Prefix] | None = None
         self._planned: list[Prefix] = []
         self._micro_batch: dict[str, Any] | None = None
@@ -414,8 +420,11 @@ class PrefixTrainer(GRPOTrainer):
             self._micro_batch = self._forward = None
         return loss
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        inner = self.accelerator.unwrap_model(model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # peft's wrapper
+        score = super()._get_per_token_logps_and_entropies
+        logps, entropies, aux_loss = self._encoder(score, model, inner, *args, **kwargs)
         if self._micro_batch is not None:
             self._forward = (logps, entropies)
         return logps, entropies, aux_loss
