@@ -50,7 +50,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
 
 def attend_by_path(query, key, value, layout: Layout, scale: float, softcap: float | None = None) -> Tensor:
     """:func:`attend` in plain torch, for every type and device; the keys of each node's path are copied."""
-    groups = query.shape[1] // key.shape[1]
+    groups, exact = query.shape[1] // key.shape[1], torch.promote_types(query.dtype, torch.float32)
     outs = []
     for node in layout.nodes:
         path = [*node.path, (node.start, node.end)]
@@ -62,7 +62,7 @@ def attend_by_path(query, key, value, layout: Layout, scale: float, softcap: flo
         own = node.end - node.start
         future = torch.ones(own, keys.shape[2], dtype=torch.bool, device=query.device).triu(keys.shape[2] - own + 1)
         scores = scores.masked_fill(future, -torch.inf)
-        outs.append(scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype) @ values)
+        outs.append(scores.softmax(dim=-1, dtype=exact).to(values.dtype) @ values)
     return torch.cat(outs, dim=2)
 
 

@@ -211,16 +211,15 @@ def check_equal(logps: Tensor, plain: Tensor, low_precision: bool) -> None:
         StackError: if they differ by more than rounding.
     """
     differences = (logps - plain).abs() / (1 + plain.abs())
-    measure, most = (
-        (differences[plain != 0].mean().nan_to_num(0.0) if low_precision else differences.max()),
-        LOW_PRECISION_TOLERANCE if low_precision else TOLERANCE,
-    )
+    mean, most = (True, LOW_PRECISION_TOLERANCE) if low_precision else (False, TOLERANCE)
+    scored = (plain != 0).sum().clamp(min=1)  # padding is 0 in both
+    measure = differences.sum() / scored if mean else differences.max()
     if measure <= most:  # false for NaN
         return
     row, token = divmod(int(differences.nan_to_num(torch.inf).argmax()), differences.shape[1])
     raise StackError(
         f"speed.shared_prefix: the shared-prefix forward does not give this model's log-probabilities. Relative to the "
-        f"plain path they differ by {float(measure):.2g} ({'in the mean' if low_precision else 'at most'}; allowed "
+        f"plain path they differ by {float(measure):.2g} ({'in the mean' if mean else 'at most'}; allowed "
         f"{most:g}), most at token {token} of row {row}: {float(logps[row, token]):.6g} instead of "
         f"{float(plain[row, token]):.6g}. Nothing was trained on them. Set speed.shared_prefix = false, and tell us "
         "the model and its attn_implementation"

@@ -13,7 +13,6 @@ Nodes stand in depth-first order, so that all descendants of a node are one slic
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -73,8 +72,7 @@ def lay_out(rows: Sequence[Sequence[int]], minimum_saving: int = MINIMUM_SAVING)
 
     def visit(members: list[int], first: int, path: tuple[tuple[int, int], ...]) -> None:
         """Lays out what these rows hold from position ``first`` on; before it they are alike, and stand at ``path``."""
-        # The common prefix of sorted rows is that of the first and the last
-        shared = len(os.path.commonprefix([rows[members[0]], rows[members[-1]]]))
+        shared = _common(rows[members[0]], rows[members[-1]])  # rows in order share what the first and the last do
         alone = len(members) == 1
         here, start = path, len(ids)
         if shared > first and (alone or (len(members) - 1) * (shared - first) >= minimum_saving):
@@ -100,3 +98,9 @@ def lay_out(rows: Sequence[Sequence[int]], minimum_saving: int = MINIMUM_SAVING)
         torch.tensor(ids), torch.tensor(positions), torch.tensor(previous), tuple(nodes), tuple(places),
         max(map(len, rows), default=0),
     )  # fmt: skip
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens they share from the first on."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
