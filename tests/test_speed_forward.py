@@ -106,7 +106,7 @@ def test_the_fast_path_equals_the_plain_one(name, checkpointing):
     usual = made.config._attn_implementation
     plain, encoder = outcome(Encoder(OFF), made, made, padded(groups())), Encoder(ALWAYS, pytest.fail)
     assert_equal(outcome(encoder, made, made, padded(groups())), plain)
-    assert encoder.tokens == {"encoded": 20 + 24 + 27 + 6 + 22 + 55 + 10, "plain": 10 * (25 + 41)}
+    assert encoder.tokens == {"encoded": 20 + 24 + 27 + 6 + 22 + 55 + 10, "rows": 394, "padded": 10 * (25 + 41)}
     assert made.config._attn_implementation == usual
     assert plain[2].norm() > 1
 

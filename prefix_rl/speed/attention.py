@@ -173,7 +173,7 @@ def register() -> None:
 def _attention_forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, **kwargs):
     layout = kwargs[KEYWORD]
     window = kwargs.get("sliding_window")
-    if window is not None and layout.longest > window or dropout or kwargs.get("s_aux") is not None:
+    if (window is not None and layout.longest > window) or dropout or kwargs.get("s_aux") is not None:
         raise NotImplementedError(f"{type(module).__name__}: this attention has no window, dropout or sinks")
     if torch.is_autocast_enabled(query.device.type):
         kind = torch.get_autocast_dtype(query.device.type)

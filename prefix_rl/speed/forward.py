@@ -125,8 +125,8 @@ class Encoder:
         self._said: set[str] = set()
         self._reasons: dict[tuple[bool, nn.Module], str | None] = {}
         self._verified: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self.tokens = {"encoded": 0, "plain": 0}
-        """Of all calls so far: those that were encoded, and those that padded rows would have taken."""
+        self.tokens = {"encoded": 0, "rows": 0, "padded": 0}
+        """Of all packed calls so far: what was encoded, what the rows hold, and what they hold with their padding."""
 
     def __call__(
         self, score, model, inner, input_ids, attention_mask, completion_width, batch_size=None, **kwargs
@@ -185,7 +185,8 @@ class Encoder:
         layout = packed.layout
         ids = layout.ids.unsqueeze(0)
         self.tokens["encoded"] += ids.numel()
-        self.tokens["plain"] += input_ids.numel()
+        self.tokens["rows"] += sum(map(len, layout.places))
+        self.tokens["padded"] += input_ids.numel()
         call = _PackedModel(model, inner, packed)
         with call:
             logps, entropies, aux_loss = score(call, ids, torch.ones_like(ids), len(packed.scored), None, **kwargs)
