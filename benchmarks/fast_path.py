@@ -2,8 +2,8 @@
 
     python benchmarks/fast_path.py [--workload prefix_rl] [--rounds 3] [--growth]
 
-The update phase is what a step does once its rollouts are there: the order of the rows, forward and backward of every micro-batch, the optimizer. Both sides are the same trainer with
-the same rollouts and the same policy (a Qwen2 of 6 layers of width 256 in float32, random weights, 4,096 words); one
+The update phase is what a step does once its rollouts are there: the order of the rows, forward and backward of every
+micro-batch, the optimizer. Both sides are the same trainer with the same rollouts and the same policy (a Qwen2 of 6 layers of width 256 in float32, random weights, 4,096 words); one
 takes TRL's path. Prints the median CPU seconds of each (one thread: what else the machine does hardly counts), the
 median ratio over the rounds with its smallest and largest, and the memory that an update adds to a process of its own,
 at its highest. Nothing here passes or fails.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,13 +41,14 @@ class Workload:
     shared: int = 0  # prefix tokens that the whole group holds
     single: int = 0  # prefix tokens that its first row holds
     at_once: int = 8
+    checkpointing: bool = False
 
 
 WORKLOADS = {
     "heavy_tail": Workload(8, 8, (64, 128), (96, 0.8, 512)),
     "prefix_rl": Workload(8, 8, (256, 256), (112, 0.3, 192), shared=512),
     "prefix_rft": Workload(8, 8, (128, 128), (160, 0.7, 512), single=256),
-    "long": Workload(1, 16, (1024, 1024), (256, 0.0, 256), shared=3072, at_once=16),
+    "long": Workload(1, 16, (1024, 1024), (256, 0.0, 256), shared=3072, at_once=16, checkpointing=True),
 }
 
 
@@ -114,6 +114,7 @@ class Updates:
         args = arguments(
             tempfile.mkdtemp(), per_device_train_batch_size=work.at_once, gradient_accumulation_steps=steps,
             num_generations=work.size, max_completion_length=1024, learning_rate=1e-6,
+            gradient_checkpointing=work.checkpointing,
         )  # fmt: skip
         self.trainer = PrefixTrainer(
             model=Qwen2ForCausalLM(config), reward_funcs=token_reward, args=args, train_dataset=dataset(64, False),
@@ -122,6 +123,8 @@ class Updates:
         self.rows, self.steps = rows, steps
         self.trainer.model.train()
         self.trainer.current_gradient_accumulation_steps = steps
+        if work.checkpointing:
+            self.trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.trainer.create_optimizer()
         self.trainer._generate_and_score_completions = self._given
 
@@ -174,9 +177,15 @@ def peak(workload: str, side: str) -> float:
 def added_by_one_update(workload: str, side: str) -> float:
     work = WORKLOADS[workload]
     update = Updates(sides()[side], work, rollouts(work)).update
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _memory("VmRSS")
     update(most=2 if side == "trl" else None)  # TRL's micro-batches are all of one shape
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _memory("VmHWM") - before
+
+
+def _memory(field: str) -> float:
+    """MiB, as Linux counts them for this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def operations(rows) -> float:
