@@ -3,10 +3,10 @@
     python benchmarks/fast_path.py [--workload prefix_rl] [--rounds 3] [--growth]
 
 The update phase is what a step does once its rollouts are there: the order of the rows, forward and backward of every
-micro-batch, the optimizer. Both sides are the same trainer with the same rollouts and the same policy (a Qwen2 of 6 layers of width 256 in float32, random weights, 4,096 words); one
-takes TRL's path. Prints the median CPU seconds of each (one thread: what else the machine does hardly counts), the
-median ratio over the rounds with its smallest and largest, and the memory that an update adds to a process of its own,
-at its highest. Nothing here passes or fails.
+micro-batch, the optimizer. Both sides are the same trainer with the same rollouts and the same policy (a
+Qwen2 of 6 layers of width 256 in float32, random weights, 4,096 words); one takes TRL's path. Prints the median CPU
+seconds of each (one thread: what else the machine does counts for little), the median ratio over the
+rounds with its smallest and largest, and the memory that an update adds to a process of its own, at its highest. Nothing here passes or fails.
 
 ``--growth``: how the ratio grows with the size of a group and the tokens it shares, beside the ratio of the work there
 is: every distinct token once, every pair of tokens that attend to each other once.

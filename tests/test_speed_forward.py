@@ -133,6 +133,13 @@ def test_log_probabilities_alone_without_gradient_in_chunks():
             assert ours[1] is plain[1] is None
 
 
+def test_rows_without_a_completion_hang_on_the_model_and_move_nothing():
+    made = model()
+    logps, entropies, gradient = outcome(Encoder(ALWAYS), made, made, padded([(words(9, 1), []), (words(5, 2), [])]))
+    assert logps.tolist() == entropies.tolist() == [[0.0], [0.0]]
+    assert gradient.abs().max() == 0  # and backward() did not fail
+
+
 def test_as_many_passes_as_the_plain_path():
     made, passes = model(), []
     made.register_forward_hook(lambda *_: passes.append(1))

@@ -75,7 +75,7 @@ class _Parts(torch.autograd.Function):
         exact = torch.promote_types(query.dtype, torch.float32)
         out, lse = query.new_empty(query.shape, dtype=exact), query.new_empty(query.shape[:-1], dtype=exact)
         for queries, keys, causal in _parts(layout):
-            part, part_lse = forward(_slice(query, queries), *_expanded(query, key, value, keys), causal, scale)
+            part, part_lse, *state = forward(_slice(query, queries), *_expanded(query, key, value, keys), causal, scale)
             here, here_lse = _slice(out, queries), _slice(lse, queries)
             if causal:  # the first that these queries see
                 here.copy_(part)
@@ -86,7 +86,7 @@ class _Parts(torch.autograd.Function):
                 here_lse.copy_(torch.logaddexp(here_lse, part_lse))
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.scale, ctx.state = layout, scale, state
         return out
 
     @staticmethod
@@ -98,7 +98,7 @@ class _Parts(torch.autograd.Function):
         for queries, keys, causal in _parts(ctx.layout):
             found = backward(
                 _slice(grad, queries), _slice(query, queries), *_expanded(query, key, value, keys),
-                _slice(out, queries), _slice(lse, queries), causal, ctx.scale,
+                _slice(out, queries), _slice(lse, queries), causal, ctx.scale, *ctx.state,
             )  # fmt: skip
             for total, part, where in zip(grads, found, (queries, keys, keys), strict=True):
                 _slice(total, where).add_(part if total is grads[0] else part.sum(dim=0, keepdim=True))
@@ -128,12 +128,15 @@ def _expanded(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[int, int]
 def kernels_for(query: Tensor):
     """(forward, backward) for this device and type, or None.
 
-    ``forward(q, k, v, causal, scale) -> (out, lse)`` and ``backward(grad, q, k, v, out, lse, causal, scale) -> (dq, dk,
-    dv)``, which take ``lse`` as given.
+    ``forward(q, k, v, causal, scale) -> (out, lse, *state)`` and ``backward(grad, q, k, v, out, lse, causal, scale,
+    *state) -> (dq, dk, dv)``, which takes ``lse`` as given. The state is that of a dropout that there is not, so the
+    last part's will do for all.
     """
-    if query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    kind, device = query.dtype, query.device.type
+    if device == "cpu" and kind in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         return _cpu_forward, _cpu_backward
-    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256:
+    width = query.shape[-1]
+    if device == "cuda" and kind in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256:
         return _cuda_forward, _cuda_backward
     return None
 
@@ -150,13 +153,13 @@ def _cpu_backward(grad, q, k, v, out, lse, causal, scale):
 
 
 def _cuda_forward(q, k, v, causal, scale):
-    return _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
+    out, lse, *_, seed, offset, _ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+    return out, lse, seed, offset
 
 
-def _cuda_backward(grad, q, k, v, out, lse, causal, scale):
-    none = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that there is not
+def _cuda_backward(grad, q, k, v, out, lse, causal, scale, seed, offset):
     return _aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal, none, none, scale=scale
+        grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal, seed, offset, scale=scale
     )
 
 

@@ -150,16 +150,12 @@ class Encoder:
         if not (self.speed.shared_prefix or self.speed.trim):
             return score(model, input_ids, attention_mask, completion_width, batch_size, **kwargs)
         given = [name for name, value in kwargs.items() if name != "compute_entropy" and value not in (None, False)]
-        found = []
-        size = batch_size or len(input_ids)
+        if given:  # fields by image, not by row
+            self._once(f"{', '.join(given)} is given")
+            return score(model, input_ids, attention_mask, completion_width, batch_size, **kwargs)
+        size, found = batch_size or len(input_ids), []
         for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            why = self._why_not(inner, mask, given)
-            if why is None:
-                found.append(self._shared(score, model, inner, ids, mask, completion_width, kwargs))
-            else:
-                trim = self.speed.trim and not given and relative_positions(inner)
-                found.append(_plain(score, model, ids, mask, completion_width, kwargs, trim))
-                self._once(why)
+            found.append(self._micro_batch(score, model, inner, ids, mask, completion_width, kwargs))
         logps, entropies, aux_losses = zip(*found, strict=True)
         return (
             torch.cat(logps),
@@ -167,36 +163,46 @@ class Encoder:
             None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
         )
 
-    def _why_not(self, inner: nn.Module, mask: Tensor, given: list[str]) -> str | None:
+    def _micro_batch(self, score, model, inner, *batch):
+        *padded, kwargs = batch
         if not self.speed.shared_prefix:
-            return ""
-        if given:
-            return f"{', '.join(given)} is given"
-        key = (inner.training, inner)
-        if key not in self._reasons:
-            self._reasons[key] = unsupported(inner)
-        window, longest = window_of(inner), int(mask.sum(dim=1).max())
-        if self._reasons[key] is None and window is not None and longest > window:
-            return f"a row is longer than the sliding window of {window} tokens"
-        return self._reasons[key]
+            return _plain(score, model, *padded, kwargs, relative_positions(inner))
+        if (inner.training, inner) not in self._reasons:
+            self._reasons[inner.training, inner] = unsupported(inner)
+        why = self._reasons[inner.training, inner]
+        if why is None:
+            expected = self._expected(score, model, inner, *batch)
+            window, longest = window_of(inner), int(padded[1].sum(dim=1).max())
+            if window is None or longest <= window:
+                return self._packed(score, model, inner, *batch, expected)
+            why = f"a row is longer than the sliding window of {window} tokens"
+        self._once(why)
+        return _plain(score, model, *padded, kwargs, self.speed.trim and relative_positions(inner))
 
-    def _shared(self, score, model, inner, input_ids, attention_mask, completion_width, kwargs):
+    def _expected(self, score, model, inner, *batch) -> Tensor | None:
+        """The plain path's log-probabilities, where they are to be compared.
+
+        Asked for before it is known whether the rows can be packed: ranks that share parameters make the same passes.
+        """
+        if self.speed.verify == "never" or (self.speed.verify == "first" and inner in self._verified):
+            return None
+        self._verified.add(inner)
+        with torch.no_grad():
+            return _plain(score, model, *batch, trim=False)[0]
+
+    def _packed(self, score, model, inner, input_ids, attention_mask, completion_width, kwargs, expected):
         packed = pack(input_ids, attention_mask, completion_width)
-        layout = packed.layout
-        ids = layout.ids.unsqueeze(0)
+        ids = packed.layout.ids.unsqueeze(0)
         self.tokens["encoded"] += ids.numel()
-        self.tokens["rows"] += sum(map(len, layout.places))
+        self.tokens["rows"] += sum(map(len, packed.layout.places))
         self.tokens["padded"] += input_ids.numel()
         call = _PackedModel(model, inner, packed)
         with call:
             logps, entropies, aux_loss = score(call, ids, torch.ones_like(ids), len(packed.scored), None, **kwargs)
         logps = packed.to_rows(logps)
         entropies = None if entropies is None else packed.to_rows(entropies)
-        if self.speed.verify == "always" or (self.speed.verify == "first" and inner not in self._verified):
-            with torch.no_grad():
-                plain, *_ = _plain(score, model, input_ids, attention_mask, completion_width, kwargs, trim=False)
-            check_equal(logps.detach(), plain, low_precision=call.low_precision)
-            self._verified.add(inner)
+        if expected is not None:
+            check_equal(logps.detach(), expected, low_precision=call.low_precision)
         return logps, entropies, aux_loss
 
     def _once(self, why: str) -> None:
