@@ -3,10 +3,10 @@
     python benchmarks/fast_path.py [--workload prefix_rl] [--rounds 3] [--growth]
 
 The update phase is what a step does once its rollouts are there: the order of the rows, forward and backward of every
-micro-batch, the optimizer. Both sides are the same trainer with the same rollouts and the same policy (a
-Qwen2 of 6 layers of width 256 in float32, random weights, 4,096 words); one takes TRL's path. Prints the median CPU
-seconds of each (one thread: what else the machine does counts for little), the median ratio over the
-rounds with its smallest and largest, and the memory that an update adds to a process of its own, at its highest. Nothing here passes or fails.
+micro-batch, the optimizer. Both sides are the same trainer with the same rollouts and the same policy (a Qwen2 of 6
+layers of width 256 in float32, random weights, 4,096 words); one takes TRL's path. Prints the median CPU seconds of
+each (one thread: what else the machine does counts for little), the median ratio over the rounds with its smallest
+and largest, and the memory that an update adds to a process of its own, at its highest. Nothing here passes or fails.
 
 ``--growth``: how the ratio grows with the size of a group and the tokens it shares, beside the ratio of the work there
 is: every distinct token once, every pair of tokens that attend to each other once.
@@ -110,7 +110,7 @@ class Updates:
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
             bos_token_id=None, eos_token_id=1, pad_token_id=0,
         )  # fmt: skip
-        steps = len(rows) // work.at_once
+        steps = max(len(rows) // work.at_once, 1)
         args = arguments(
             tempfile.mkdtemp(), per_device_train_batch_size=work.at_once, gradient_accumulation_steps=steps,
             num_generations=work.size, max_completion_length=1024, learning_rate=1e-6,
@@ -159,8 +159,8 @@ def compared(work: Workload, rounds: int) -> tuple[list[float], list[float]]:
     rows = rollouts(work)
     made = {name: Updates(speed, work, rows) for name, speed in sides().items()}
     found: dict[str, list[float]] = {name: [] for name in made}
-    for updates in made.values():
-        updates.update(most=1)  # warms up
+    for name in made:
+        Updates(sides()[name], work, rows[:2]).update()  # warms up
     for round_ in range(rounds):
         for name in sorted(made, reverse=bool(round_ % 2)):  # who goes first alternates
             found[name].append(made[name].update())
@@ -210,6 +210,8 @@ def main() -> None:
     parser.add_argument("--workload", choices=WORKLOADS, help="one of them; all by default")
     parser.add_argument("--rounds", type=int, default=3, help="updates of each side, in turn")
     parser.add_argument("--growth", action="store_true", help="group sizes and shared lengths instead")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8, 16, 32], help="of groups, with --growth")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096], help="shared, with --growth")
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--measure-memory", choices=["trl", "fast"], help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -224,8 +226,8 @@ def main() -> None:
     if given.growth:
         line("group", "shared", "TRL, CPU s", "fast, CPU s", "ratio", "bound", "of the bound")
         line(*["---:"] * 7)
-        for size in (4, 8, 16, 32):
-            for shared in (256, 1024, 4096):
+        for size in given.sizes:
+            for shared in given.lengths:
                 work = Workload(1, size, (shared, shared), (128, 0.0, 128), at_once=size)
                 theirs, ours = (statistics.median(x) for x in compared(work, given.rounds))
                 ratio, most = theirs / ours, bound(work)
