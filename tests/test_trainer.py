@@ -222,10 +222,10 @@ def test_training_does_not_depend_on_the_micro_batches(tmp_path):
     for size in (8, 4, 1):
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
         # Plain gradient descent: AdamW divides, and a gradient of almost 0 may end up on either side of it
-        runs.append(trainer(tmp_path / str(size), optim="sgd", **sizes))
+        runs.append(trainer(tmp_path / str(size), optim="sgd", learning_rate=0.1, **sizes))
         runs[-1].train()
     for run in runs[1:]:
-        assert (parameters(run) - parameters(runs[0])).abs().max() < 2e-6
+        assert (parameters(run) - parameters(runs[0])).abs().max() < 2e-5
     untrained = torch.cat([p.detach().flatten() for p in policy(TOKENIZER).parameters()])
     assert (parameters(runs[0]) - untrained).abs().max() > 1e-3
     kept = [[m["prefix/kept_share"] for m in run.state.log_history if "prefix/kept_share" in m] for run in runs]
