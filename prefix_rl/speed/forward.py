@@ -55,14 +55,14 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_width: int) -> Pa
         input_ids, attention_mask: ``(B, S)``: prompts with padding on the left, completions with padding on the right.
         completion_width: ``T``, the columns that belong to completions.
     """
-    mask = attention_mask.bool()
-    layout = lay_out([ids[kept].tolist() for ids, kept in zip(input_ids, mask, strict=True)])
+    mask = attention_mask.bool().cpu()
+    layout = lay_out([ids[kept].tolist() for ids, kept in zip(input_ids.cpu(), mask, strict=True)])
     completions = mask[:, -completion_width:]
     counts = completions.sum(dim=1).tolist()
     asked = torch.cat([place[len(place) - n :] for place, n in zip(layout.places, counts, strict=True)])
     scored, number = torch.unique(asked, return_inverse=True)
     index = torch.full(completions.shape, len(scored))
-    index[completions.cpu()] = number
+    index[completions] = number
     if not len(scored):  # one token that goes to no row, so that the result hangs on the model
         scored, index = torch.tensor([len(layout.ids) - 1]), index + 1
     device = input_ids.device

@@ -64,6 +64,6 @@ def rearranged(micro_batches: Sequence[Mapping[str, Any]], order: Sequence[int])
 
 def rows_of(batch: Mapping[str, Any]) -> list[list[int]]:
     """The token ids of each rollout, prompt and completion without padding."""
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool()
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).cpu()
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool().cpu()
     return [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
