@@ -139,7 +139,7 @@ class Updates:
         torch.manual_seed(0)  # the same shuffle on both sides
         trainer._step, trainer._buffered_inputs = 0, None
         start = time.process_time()
-        for _ in range(most or self.steps):
+        for _ in range(min(most or self.steps, self.steps)):
             inputs = trainer._prepare_inputs(None)
             trainer.compute_loss(trainer.model, inputs).backward()
             trainer._step += 1
