@@ -32,6 +32,7 @@ def main() -> None:
     from trl import GRPOTrainer
 
     from prefix_rl.methods.dr_grpo import DrGRPO
+    from prefix_rl.speed.settings import OFF
     from prefix_rl.trainer import PrefixTrainer
 
     class Clock(TrainerCallback):
@@ -67,7 +68,7 @@ def main() -> None:
 
     stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115  TRL prints its logs
     ours, theirs = [], []
-    runs = [(theirs, lambda: seconds(GRPOTrainer)), (ours, lambda: seconds(PrefixTrainer, method=DrGRPO()))]
+    runs = [(theirs, lambda: seconds(GRPOTrainer)), (ours, lambda: seconds(PrefixTrainer, method=DrGRPO(), speed=OFF))]
     for round_ in range(given.rounds + 1):
         for times, run in runs if round_ % 2 else reversed(runs):  # who goes first alternates
             times.append(run())

@@ -1,6 +1,7 @@
 """Recipes: one YAML file for one run.
 
-A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``evaluation`` and ``output``. The
+A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``budget``, ``speed``,
+``evaluation`` and ``output``. The
 ``method`` block holds the fields of the method that it names; the ``training`` block holds TRL's ``GRPOConfig`` fields,
 by their own names. Whatever is wrong with a recipe is found here, all of it at once, before a model is touched.
 """
@@ -30,6 +31,7 @@ from .methods.base import Method
 from .prefixes import AnswerGuard
 from .rewards.equality import TRAINING_RULES, Rules
 from .rewards.workers import Grader
+from .speed.settings import Speed
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 LAB = "lab"
@@ -175,7 +177,7 @@ class Output:
 
 BLOCKS: dict[str, type | None] = {
     "model": Model, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
-    "evaluation": Evaluation, "output": Output,
+    "speed": Speed, "evaluation": Evaluation, "output": Output,
 }  # fmt: skip
 
 
@@ -190,6 +192,7 @@ class Recipe:
     reward: Reward
     training: Mapping[str, Any]
     budget: Budget
+    speed: Speed
     evaluation: Evaluation
     output: Output
 

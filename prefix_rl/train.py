@@ -154,6 +154,7 @@ def build(
         facts=facts,
         spent=spent,
         budget=recipe.budget.flops,
+        speed=recipe.speed,
         **adapters,
     )
     if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:

@@ -1,6 +1,6 @@
 """The trainer: TRL's GRPOTrainer with the four questions of a :class:`~prefix_rl.methods.base.Method` asked.
 
-This is the only file that knows TRL's private names. It wraps eight members of ``GRPOTrainer`` 1.16; each wrapper calls
+This is the only file that knows TRL's private names. It wraps nine members of ``GRPOTrainer`` 1.16; each wrapper calls
 ``super()`` once, and no body of TRL is copied. What the wrappers add:
 
 - before generation, the prefixes: they travel as token ids behind the prompt, and come back glued to the continuation,
@@ -9,7 +9,9 @@ This is the only file that knows TRL's private names. It wraps eight members of 
 - after generation, the credit of each token and the mask of the tokens that move, both decided once, on the whole
   generation batch over all ranks. How the batch is then cut into micro-batches changes neither;
 - in the loss, that mask and the method's extra term;
-- around it: rewards with and without prefix, the saved rollouts, an order of the data that survives a resume, and
+- around the model, the fast path: what rows share is encoded once (:mod:`prefix_rl.speed`), and rows that share meet in
+  one micro-batch;
+- around it all: rewards with and without prefix, the saved rollouts, an order of the data that survives a resume, and
   checkpoints that are whole or not there.
 
 What it leaves to TRL: the clipped surrogate, KL, LoRA, vLLM and its importance correction, every other metric.
@@ -41,6 +43,9 @@ from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
 from .reports.rollouts import segments, write_rollouts
 from .rollouts import Rollouts, Row, Step
+from .speed.forward import Encoder
+from .speed.order import CONSTANT_NORMALIZER, alike_together, rearranged, rows_of, windows
+from .speed.settings import Speed
 
 _ROW = "dataset_row"  # the column that tells a row's place in the data set, and so its demonstrations
 _COPY = "copy"  # the column that tells the rows of one problem apart
@@ -59,6 +64,7 @@ class PrefixTrainer(GRPOTrainer):
         facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
         spent: the cost of what came before this run (collected traces, a supervised stage): it counts as its own.
         budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
+        speed: what is done to compute less; None: all of it. :data:`~prefix_rl.speed.settings.OFF` is TRL's own path.
 
     Raises:
         RecipeError: for settings that contradict the method.
@@ -80,6 +86,7 @@ class PrefixTrainer(GRPOTrainer):
         facts: Mapping[str, Any] | None = None,
         spent: Cost | None = None,
         budget: float | None = None,
+        speed: Speed | None = None,
         **kwargs,
     ):
         problems = method.problems({name: getattr(args, name) for name in ("num_generations", "max_completion_length")})
@@ -101,6 +108,8 @@ class PrefixTrainer(GRPOTrainer):
         answers = train_dataset["answer"][:] if "answer" in train_dataset.column_names else [""] * len(demonstrations)
         train_dataset = train_dataset.add_column(_ROW, list(range(len(demonstrations))))
 
+        self.speed = speed or Speed()
+        self._encoder = Encoder(self.speed)
         self._plan: list[Prefix] | None = None
         self._planned: list[Prefix] = []
         self._micro_batch: dict[str, Any] | None = None
@@ -414,11 +423,37 @@ class PrefixTrainer(GRPOTrainer):
             self._micro_batch = self._forward = None
         return loss
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        inner = self.accelerator.unwrap_model(model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # peft's wrapper
+        score = super()._get_per_token_logps_and_entropies
+        logps, entropies, aux_loss = self._encoder(score, model, inner, *args, **kwargs)
         if self._micro_batch is not None:
             self._forward = (logps, entropies)
         return logps, entropies, aux_loss
+
+    # --- which rows meet in a micro-batch -----------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before or not self._may_reorder:
+            return inputs
+        made = self._buffered_inputs
+        for window in windows(len(made), self.args.gradient_accumulation_steps):
+            batches = [made[i] for i in window]
+            rows = [row for batch in batches for row in rows_of(batch)]
+            made[window.start : window.stop] = rearranged(batches, alike_together(rows))
+        return made[self._step % self.args.steps_per_generation]
+
+    @property
+    def _may_reorder(self) -> bool:
+        """Whether the loss of a row is the same in every micro-batch of its step."""
+        args = self.args
+        constant = args.loss_type in CONSTANT_NORMALIZER and args.top_entropy_quantile == 1.0 and not self._is_vlm
+        bonus = args.entropy_coef or args.use_adaptive_entropy  # a mean over the tokens of the micro-batch
+        aligned = self._step % args.gradient_accumulation_steps == 0
+        return self.speed.order and constant and not bonus and aligned
 
     def _micro_rollouts(self, inputs: Mapping[str, torch.Tensor]) -> Rollouts:
         return Rollouts(

@@ -14,7 +14,7 @@ LAYERS = [
     CORE,
     {"rollouts"},
     {"errors", "progress", "fields"},
-    {"methods", "rewards", "checkpoints"},
+    {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},
     {"recipe", "preflight", "reports", "evaluation.metrics", "evaluation.engines", "evaluation.sampling", "lab"},
     {"trainer", "supervised"},

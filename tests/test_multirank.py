@@ -82,6 +82,32 @@ def test_two_processes_train_as_one(alone, tmp_path, parallel):
         assert (left[name] - right[name]).abs().max() < 1e-4, name
 
 
+# --- the fast path ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """Four greedy steps on one process, on TRL's own path."""
+    off = "speed={shared_prefix: false, trim: false, order: false}"
+    return one_process(tmp_path_factory.mktemp("padded") / "run", *GREEDY, off)
+
+
+@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
+def test_two_sharded_processes_on_the_fast_path_train_as_one_on_the_plain_path(padded, tmp_path, parallel):
+    folder = tmp_path / "run"
+    # Three micro-batches of 4 on each process; every one is compared with the plain path
+    said = launch(parallel, folder, *GREEDY, "speed.verify=always", "training.per_device_train_batch_size=4",
+                  "training.gradient_accumulation_steps=3", "training.gradient_checkpointing=true")  # fmt: skip
+    assert "takes the plain path" not in said
+    for step in range(4):
+        for one, two in zip(read_rollouts(padded, step), read_rollouts(folder, step), strict=True):
+            assert one["completion_ids"] == two["completion_ids"]
+            assert one["segments"] == two["segments"]
+    for one, two in zip(metrics(padded), metrics(folder), strict=True):
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+    same_parameters(padded / "final", folder / "final", 5e-4)
+
+
 @pytest.mark.parametrize("parallel", ["zero2"])
 def test_two_sharded_processes_resume_exactly(tmp_path, parallel):
     overrides = [*SMALL, "training.per_device_train_batch_size=8", "training.save_steps=3"]

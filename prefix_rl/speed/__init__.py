@@ -1,0 +1,1 @@
+"""The fast path: each shared token is encoded once, and nothing is computed on padding."""

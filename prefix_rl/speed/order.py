@@ -1,0 +1,69 @@
+"""Which rows meet in a micro-batch.
+
+A row's loss does not depend on its micro-batch where the normalizer is a constant (Dr.GRPO, arXiv 2503.20783, section
+3.2), so that rows may change places within the micro-batches of one optimizer step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+CONSTANT_NORMALIZER = frozenset({"dr_grpo"})
+"""The losses, by TRL's names, for which that is so."""
+
+
+def windows(micro_batches: int, accumulation: int) -> list[range]:
+    """The micro-batches of each optimizer step, out of those that one generation gives.
+
+    >>> windows(4, 2), windows(2, 4), windows(3, 2)
+    ([range(0, 2), range(2, 4)], [range(0, 2)], [])
+    """
+    if accumulation % micro_batches == 0:
+        return [range(micro_batches)]
+    if micro_batches % accumulation == 0:
+        return [range(i, i + accumulation) for i in range(0, micro_batches, accumulation)]
+    return []  # an optimizer step that begins in one generation and ends in the next
+
+
+def alike_together(rows: Sequence[Sequence[int]]) -> list[int]:
+    """An order in which rows that begin alike are neighbours: that of the alphabet.
+
+    >>> alike_together([[1, 2, 3], [7], [1, 2, 4], [7, 8]])
+    [0, 2, 1, 3]
+    """
+    return sorted(range(len(rows)), key=lambda row: list(rows[row]))
+
+
+def rearranged(micro_batches: Sequence[Mapping[str, Any]], order: Sequence[int]) -> list[dict[str, Any]]:
+    """The same micro-batches with their rows in another order, cut into the same sizes.
+
+    Args:
+        micro_batches: fields that are tensors or lists with a row for each rollout, tensors without dimensions (of the
+            whole batch), or None.
+        order: for each new place the number of the row that goes there, counted over all micro-batches.
+    """
+    sizes = [len(batch["completion_ids"]) for batch in micro_batches]
+    cuts = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+    found: list[dict[str, Any]] = [dict(batch) for batch in micro_batches]
+    for key, value in micro_batches[0].items():
+        values = [batch[key] for batch in micro_batches]
+        if isinstance(value, torch.Tensor) and value.ndim:
+            whole = torch.cat(values)[torch.tensor(order, device=value.device)]
+        elif isinstance(value, list):
+            rows = [row for part in values for row in part]
+            whole = [rows[i] for i in order]
+        else:
+            continue
+        for batch, cut in zip(found, cuts, strict=True):
+            batch[key] = whole[cut]
+    return found
+
+
+def rows_of(batch: Mapping[str, Any]) -> list[list[int]]:
+    """The token ids of each rollout, prompt and completion without padding."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).cpu()
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1).bool().cpu()
+    return [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]

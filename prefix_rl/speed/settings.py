@@ -1,0 +1,28 @@
+"""The ``speed`` block of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What is done to compute less; no setting changes what is learned (see docs/speed.md).
+
+    >>> Speed(shared_prefix=False, trim=False, order=False) == OFF
+    True
+    """
+
+    shared_prefix: bool = True
+    """Pack the rows of a micro-batch without padding, and encode what they share once."""
+    trim: bool = True
+    """Where that is not supported: leave out the columns of a micro-batch that hold padding alone."""
+    order: bool = True
+    """Put rows that share a prefix into the same micro-batch."""
+    verify: Literal["first", "always", "never"] = "first"
+    """Compare with the plain path on the first micro-batch of each model, on every one, or on none."""
+
+
+OFF = Speed(shared_prefix=False, trim=False, order=False)
+"""TRL's own path, bit for bit."""

@@ -1,0 +1,219 @@
+"""The packed trie, its attention, and the order of rows: each against a slow computation row by row."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefix_rl.errors import RecipeError
+from prefix_rl.recipe import load_recipe
+from prefix_rl.speed import attention
+from prefix_rl.speed.attention import attend, attend_by_path
+from prefix_rl.speed.order import alike_together, rearranged, rows_of, windows
+from prefix_rl.speed.settings import OFF, Speed
+from prefix_rl.speed.tree import Node, lay_out
+
+# Two letters, so that rows meet and part again and again
+ROWS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=12), min_size=1, max_size=9)
+
+# --- the trie ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_shared_prefix_stands_once():
+    layout = lay_out([[1, 2, 3, 4], [1, 2, 5], [6, 7]], minimum_saving=1)
+    assert layout.ids.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert layout.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
+    assert layout.previous.tolist() == [-1, 0, 1, 2, 1, -1, 5]  # 3 and 5 both follow the 2
+    shared = ((0, 2),)
+    assert layout.nodes == (Node(0, 2, 5, ()), Node(2, 4, 4, shared), Node(4, 5, 5, shared), Node(5, 7, 7, ()))
+    assert [place.tolist() for place in layout.places] == [[0, 1, 2, 3], [0, 1, 4], [5, 6]]
+    assert layout.longest == 4
+
+
+def test_a_node_must_save_its_cost():
+    rows = [[1, 2, 3], [1, 2, 4], [1, 2, 5]]  # 2 tokens shared by 3 rows: saves 2 * (3 - 1) = 4
+    assert len(lay_out(rows, minimum_saving=4).ids) == 5
+    assert len(lay_out(rows, minimum_saving=5).ids) == 9
+
+
+def test_a_short_shared_part_does_not_hide_a_long_one_behind_it():
+    # All begin with 1 (saves 2, too little); two of them share 1 and four more (saves 5)
+    layout = lay_out([[1, 2, 2, 2, 2, 3], [1, 2, 2, 2, 2, 4], [1, 5]], minimum_saving=5)
+    assert layout.ids.tolist() == [1, 2, 2, 2, 2, 3, 4, 1, 5]
+
+
+@pytest.mark.parametrize("minimum_saving", [1, 100])
+def test_equal_rows_and_rows_that_end_inside_others(minimum_saving):
+    rows = [[1, 2, 3], [1, 2, 3], [1, 2], [1, 2, 3, 4], [1]]
+    layout = lay_out(rows, minimum_saving)
+    assert [layout.ids[place].tolist() for place in layout.places] == rows
+    assert len(layout.ids) == (4 if minimum_saving == 1 else 13)
+
+
+@given(ROWS, st.integers(1, 20))
+@settings(deadline=None)
+def test_every_row_is_found_again_and_every_node_is_worth_it(rows, minimum_saving):
+    layout = lay_out(rows, minimum_saving)
+    assert [layout.ids[place].tolist() for place in layout.places] == rows
+    for place in layout.places:
+        assert layout.positions[place].tolist() == list(range(len(place)))
+        assert layout.previous[place].tolist() == [-1, *place.tolist()[:-1]]
+    for node in layout.nodes:
+        users = [place for place in layout.places if ((node.start <= place) & (place < node.end)).any()]
+        assert len(users) == 1 or (len(users) - 1) * (node.end - node.start) >= minimum_saving
+    if minimum_saving == 1:  # nothing stands twice: as many tokens as there are distinct beginnings
+        assert len(layout.ids) == len({tuple(row[: i + 1]) for row in rows for i in range(len(row))})
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def inputs(length, heads, key_heads, kind, width=8):
+    generator = torch.Generator().manual_seed(0)
+    shape = [(1, n, length, width) for n in (heads, key_heads, key_heads)]
+    return [torch.randn(s, generator=generator, dtype=kind).requires_grad_() for s in shape]
+
+
+def row_by_row(query, key, value, layout, scale, softcap=None):
+    """The oracle: each row alone, its softmax written out."""
+    groups = query.shape[1] // key.shape[1]
+    out = torch.zeros_like(query)
+    for place in layout.places:
+        for i, at in enumerate(place.tolist()):
+            for head in range(query.shape[1]):
+                scores = key[0, head // groups, place[: i + 1]] @ query[0, head, at] * scale
+                scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+                out[0, head, at] = scores.softmax(0) @ value[0, head // groups, place[: i + 1]]
+    return out
+
+
+TRIE = [
+    [1] * 6 + [2] * 4 + [3],
+    [1] * 6 + [2] * 4 + [4] * 3,
+    [1] * 6 + [5] * 2,
+    [1] * 6,
+    [7, 8],
+    [1] * 6 + [2] * 4 + [3],
+]
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (4, 2), (3, 1)])
+def test_attention_by_parts_equals_each_row_alone(heads, key_heads):
+    layout = lay_out(TRIE, minimum_saving=1)
+    assert max(len(node.path) for node in layout.nodes) == 2
+    given = inputs(len(layout.ids), heads, key_heads, torch.float64)
+    expected = row_by_row(*[x.detach() for x in given], layout, 0.3)
+    for function in (attend, attend_by_path):
+        assert (function(*given, layout, 0.3) - expected).abs().max() < 1e-12
+
+
+def test_soft_caps_equal_each_row_alone():
+    layout = lay_out(TRIE, minimum_saving=1)
+    given = inputs(len(layout.ids), 4, 2, torch.float64)
+    expected = row_by_row(*[x.detach() for x in given], layout, 3.0, softcap=2.0)
+    assert (attend(*given, layout, 3.0, softcap=2.0) - expected).abs().max() < 1e-12
+    assert (attend(*given, layout, 3.0) - expected).abs().max() > 1e-2  # the cap matters
+
+
+@given(ROWS)
+@settings(deadline=None, max_examples=30)
+def test_the_gradient_by_parts_is_autograds(rows):
+    layout = lay_out(rows, minimum_saving=1)
+    given = inputs(len(layout.ids), 4, 2, torch.float64)
+    weights = torch.randn(1, 4, len(layout.ids), 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours, plain = (
+        torch.autograd.grad((function(*given, layout, 0.3) * weights).sum(), given)
+        for function in (attend, attend_by_path)
+    )
+    for one, other in zip(ours, plain, strict=True):
+        assert (one - other).abs().max() < 1e-10
+
+
+def test_large_scores_do_not_overflow():
+    layout = lay_out(TRIE, minimum_saving=1)
+    given = inputs(len(layout.ids), 2, 2, torch.float32)
+    ours, plain = (function(*given, layout, 300.0) for function in (attend, attend_by_path))
+    assert torch.isfinite(ours).all()
+    assert (ours - plain).abs().max() < 1e-4
+    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(ours.sum(), given))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_gpus_kernel_equals_plain_torch():
+    layout = lay_out(TRIE, minimum_saving=1)
+    given = [
+        x.detach().cuda().to(torch.bfloat16).requires_grad_() for x in inputs(len(layout.ids), 4, 2, torch.float32, 64)
+    ]
+    assert attention.kernels_for(given[0]) is not None
+    exact = [x.detach().float().requires_grad_() for x in given]
+    ours, plain = attend(*given, layout, 0.125), attend_by_path(*exact, layout, 0.125)
+    assert (ours - plain).abs().max() < 0.03
+    for one, other in zip(
+        torch.autograd.grad(ours.float().square().sum(), given),
+        torch.autograd.grad(plain.square().sum(), exact),
+        strict=True,
+    ):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+# --- which rows meet --------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_begin_alike_meet():
+    rows = [[1, 1, 5], [2, 2, 5], [1, 1, 6], [2, 2, 6], [2, 2], [1, 1]]
+    assert alike_together(rows) == [5, 0, 2, 4, 1, 3]
+
+
+def test_all_fields_of_a_row_move_together():
+    ids = torch.arange(6).unsqueeze(1)
+    batches = [
+        {"completion_ids": ids[i : i + 2], "rewards": ids[i : i + 2, 0] * 10.0, "names": [f"row {j}" for j in (i, i + 1)],
+         "num_items_in_batch": torch.tensor(7), "old": None}
+        for i in (0, 2, 4)
+    ]  # fmt: skip
+    order = [4, 1, 0, 5, 3, 2]
+    made = rearranged(batches, order)
+    assert [batch["completion_ids"].flatten().tolist() for batch in made] == [[4, 1], [0, 5], [3, 2]]
+    assert [batch["rewards"].tolist() for batch in made] == [[40, 10], [0, 50], [30, 20]]
+    assert [batch["names"] for batch in made] == [["row 4", "row 1"], ["row 0", "row 5"], ["row 3", "row 2"]]
+    assert all(batch["num_items_in_batch"] == 7 and batch["old"] is None for batch in made)
+    assert batches[0]["completion_ids"].flatten().tolist() == [0, 1]  # what was given is untouched
+
+
+def test_rows_are_read_without_padding():
+    batch = {
+        "prompt_ids": torch.tensor([[0, 5], [6, 7]]), "prompt_mask": torch.tensor([[0, 1], [1, 1]]),
+        "completion_ids": torch.tensor([[8, 0], [0, 9]]), "completion_mask": torch.tensor([[1, 0], [1, 1]]),
+    }  # fmt: skip
+    assert rows_of(batch) == [[5, 8], [6, 7, 0, 9]]
+
+
+def test_no_window_where_a_step_spans_two_generations():
+    assert windows(4, 2) == [range(2), range(2, 4)]
+    assert windows(2, 2) == windows(2, 6) == [range(2)]
+    assert windows(3, 2) == windows(2, 3) == []
+
+
+# --- the recipe's block -----------------------------------------------------------------------------------------------
+
+LAB = {
+    "model": {"name_or_path": "lab"}, "data": {"train": "lab", "prompt": "plain"}, "method": {"name": "dr_grpo"},
+    "output": {"dir": "runs/x"},
+}  # fmt: skip
+
+
+def test_the_fast_path_is_on_unless_a_recipe_says_otherwise():
+    assert load_recipe(LAB).speed == Speed(shared_prefix=True, trim=True, order=True, verify="first")
+    off = load_recipe(LAB, ["speed={shared_prefix: false, trim: false, order: false}"])
+    assert off.speed == OFF
+    assert load_recipe(off.resolved()).speed == OFF
+
+
+def test_a_wrong_speed_block_is_refused_with_the_nearest_name():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe({**LAB, "speed": {"shared_prefixes": True, "verify": "last", "trim": "yes"}})
+    said = str(caught.value)
+    assert "speed.shared_prefixes: no such key (did you mean shared_prefix?)" in said
+    assert 'speed.verify = "last": must be one of first, always, never' in said
+    assert 'speed.trim = "yes": must be true or false' in said
