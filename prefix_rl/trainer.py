@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
@@ -41,6 +43,7 @@ from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
 from .reports.rollouts import segments, write_rollouts
 from .rollouts import Rollouts, Row, Step
+from .speed.generation import shared_prefill
 
 _ROW = "dataset_row"  # the column that tells a row's place in the data set, and so its demonstrations
 _COPY = "copy"  # the column that tells the rows of one problem apart
@@ -64,6 +67,8 @@ class PrefixTrainer(GRPOTrainer):
         RecipeError: for settings that contradict the method.
         DataError: if the method injects prefixes and no row has a usable demonstration.
     """
+
+    shared_prefill = True  # generation encodes each distinct prompt once; False: transformers' own loop
 
     def __init__(
         self,
@@ -207,18 +212,20 @@ class PrefixTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         plan, self._plan = self._plan, None  # with tools, TRL comes back for the rest of a turn: that has no prefix
         if plan is None:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-            )
+            with self._prompts_encoded_once():
+                return super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+                )
         continued = [
             list(prompt) + ([] if prefix.complete else prefix.ids)
             for prompt, prefix in zip(prompt_ids, plan, strict=True)
         ]
         asked = self._rows_to_generate(plan)
         # One generation a prompt: a vLLM server would otherwise keep every num_generations-th prompt only
-        found, found_logps = super()._generate_single_turn(
-            [continued[i] for i in asked], images, multimodal_fields, 1, *args, **kwargs
-        )
+        with self._prompts_encoded_once():
+            found, found_logps = super()._generate_single_turn(
+                [continued[i] for i in asked], images, multimodal_fields, 1, *args, **kwargs
+            )
         written = dict(zip(asked, found, strict=True))
         continuations = [[] if prefix.complete else written[i] for i, prefix in enumerate(plan)]
         logps = None
@@ -230,6 +237,17 @@ class PrefixTrainer(GRPOTrainer):
         if logps is not None:  # nobody sampled the prefix: TRL takes None as "no importance correction here"
             logps = [join([None] * len(p.ids), list(row), budget) for p, row in zip(plan, logps, strict=True)]
         return completions, logps
+
+    def _prompts_encoded_once(self):
+        """While TRL calls ``generate``: each distinct prompt + prefix is encoded once, and rows that have ended leave.
+
+        Where ZeRO-3 does not gather the parameters for all of generation, each pass is shared by all ranks, and the
+        number of passes must be the same on all.
+        """
+        sharded = is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation
+        if not self.shared_prefill or sharded or self.use_vllm or self.use_transformers_continuous_batching:
+            return nullcontext()
+        return shared_prefill(self.accelerator.unwrap_model(self.model_wrapped))
 
     def _rows_to_generate(self, plan: Sequence[Prefix]) -> list[int]:
         """The rows that the generation back-end is asked for: not those that are complete already.

@@ -1,0 +1,1 @@
+"""The fast path: each shared token encoded once, nothing computed on padding."""
