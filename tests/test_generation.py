@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import arguments, byte_level_bpe, dataset, policy, token_reward
+from small import byte_level_bpe, policy
+from test_trainer import generation as generation_batch
+from test_trainer import trainer
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -19,6 +21,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from prefix_rl.methods.dr_grpo import DrGRPO
+from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.speed import generation
 from prefix_rl.speed.generation import shared_prefill
 
@@ -139,6 +143,12 @@ def test_the_same_noise_draws_the_same_tokens(model, prompts):
 
 
 @pytest.mark.parametrize("prompts", GROUPS.values(), ids=GROUPS)
+def test_the_same_seed_draws_the_same_tokens(model, prompts):
+    own, ours = both(model, prompts, 40, noise=False, do_sample=True, top_k=0)
+    assert ours.equal(own)
+
+
+@pytest.mark.parametrize("prompts", GROUPS.values(), ids=GROUPS)
 def test_greedy_is_greedy(model, prompts):
     own, ours = both(model, prompts, 12, noise=False)
     assert ours.equal(own)
@@ -166,6 +176,7 @@ def test_rows_that_end_at_once(model):
             **padded(prompts), generation_config=config, logits_processor=LogitsProcessorList([Stop(9, 9)])
         )
     assert made[:, 7:].tolist() == [[STOP]] * 9
+    assert made.shape == (9, 8)  # and nothing is generated behind the last end
 
 
 @given(
@@ -201,7 +212,6 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_setting_of_generation_means_the_same(qwen2, settings):
-    # Nothing ends before the last step, so both loops use up the same random numbers
     options = {"steps": 15, "noise": False, "do_sample": True, "eos_token_id": None}
     prompts = GROUPS["groups of unequal lengths"]
     own, ours = both(qwen2, prompts, **options, **{"top_k": 0, **settings})
@@ -369,42 +379,29 @@ def test_the_models_generate_comes_back(qwen2):
 # --- in the trainer ---------------------------------------------------------------------------------------------------
 
 
-def trainer(folder, model=None, **changes):
-    from prefix_rl.methods.prefix_rft import PrefixRFT
-    from prefix_rl.trainer import PrefixTrainer
-
-    tokenizer = byte_level_bpe()
-    return PrefixTrainer(
-        model=model or policy(tokenizer),
-        reward_funcs=token_reward,
-        args=arguments(folder, **changes),
-        train_dataset=dataset(),
-        processing_class=tokenizer,
-        method=PrefixRFT(),
-    )
-
-
-def completions(made):
-    inputs = [made.train_dataset[i // 4] for i in range(8)]
-    made.state.max_steps = 3
-    made.model.train()
-    made.create_optimizer_and_scheduler(3)
-    return made._generate_and_score_completions(inputs)
-
-
-def test_the_trainer_generates_the_same_with_fewer_tokens_encoded(tmp_path):
+@pytest.mark.parametrize("method", [DrGRPO(), PrefixRFT(horizon=1, end=0.2, high=0.6)], ids=["groups", "prefixes"])
+def test_the_trainer_generates_the_same_with_fewer_tokens_encoded(tmp_path, method):
     found, encoded = [], []
     for shared in (True, False):
-        made = trainer(tmp_path, generation_kwargs={"do_sample": False})
+        made = trainer(tmp_path, method)
         made.shared_prefill = shared
         with passes(made.model) as shapes:
-            found.append(completions(made))
+            torch.manual_seed(3)
+            found.append(generation_batch(made))
         encoded.append(sum(rows * width for rows, width in shapes if width > 1))
+        assert "generate" not in vars(made.model)
     ours, own = found
     for key in ("prompt_ids", "completion_ids", "completion_mask", "prefix_mask"):
         assert ours[key].equal(own[key]), key
     assert encoded[0] < encoded[1]
-    assert "generate" not in vars(made.model)
+
+
+@pytest.mark.parametrize("other", ["use_vllm", "use_transformers_continuous_batching"])
+def test_other_engines_are_left_alone(tmp_path, other):
+    made = trainer(tmp_path, DrGRPO())
+    assert not isinstance(made._prompts_encoded_once(), contextlib.nullcontext)
+    setattr(made, other, True)
+    assert isinstance(made._prompts_encoded_once(), contextlib.nullcontext)
 
 
 def test_an_adapter_generates_the_same(tmp_path):

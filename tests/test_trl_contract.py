@@ -1,6 +1,7 @@
 """The members of TRL that the trainer wraps or reads. On an upgrade this file fails first, and says which one moved."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import trl
@@ -71,3 +72,9 @@ def test_the_sampler_shuffles_with_one_seeded_generator():
 
 def test_missing_sampling_logps_may_be_none():
     assert 'float("nan") if x is None else x' in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+
+
+def test_nothing_turns_vllms_prefix_caching_off():
+    source = Path(inspect.getsourcefile(trl), "..", "generation", "vllm_generation.py").resolve().read_text()
+    assert "LLM(" in source
+    assert "prefix_caching" not in source  # on by default in vLLM

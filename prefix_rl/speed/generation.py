@@ -8,8 +8,7 @@ preparation (settings, logits processors, stopping criteria). The loop here
 2. repeats their keys and values for the rows that share them (what transformers would hold anyway);
 3. decodes as transformers does; rows that have ended leave, and with them the columns that are padding for all others.
 
-What is drawn follows the same distribution, and the same noise draws the same tokens (up to rounding). As rows leave,
-fewer random numbers are used up, so the same seed draws other tokens.
+The same seed draws the same tokens (up to rounding): a row that has left goes on using up its random numbers.
 """
 
 from __future__ import annotations
@@ -140,7 +139,9 @@ def _decode(
     while True:
         scores = logits_processor(ids, logits)
         if generation_config.do_sample:
-            tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+            # torch.multinomial's own way to one sample, with the noise of all rows, also of those that have left
+            noise = scores.new_empty(len(input_ids), scores.size(1)).exponential_()
+            tokens = (scores.softmax(dim=-1) / noise[rows]).argmax(dim=-1)
         else:
             tokens = scores.argmax(dim=-1)
         tokens = tokens.masked_fill(ended, pad)
