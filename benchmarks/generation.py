@@ -50,7 +50,9 @@ class Ends:
     def __call__(self, ids, scores):
         self.step += 1
         scores = scores.clone()
-        scores[:, STOP] = self.torch.where(self.step == self.lengths, self.torch.inf, -self.torch.inf)
+        scores[:, STOP] = -self.torch.inf
+        scores[self.lengths == self.step] = -self.torch.inf
+        scores[self.lengths == self.step, STOP] = 0.0
         return scores
 
     def keep(self, rows):

@@ -1,6 +1,7 @@
 """Generation with shared prefill draws the tokens that transformers' own loop draws, with less computation."""
 
 import contextlib
+import functools
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from test_trainer import generation as generation_batch
 from test_trainer import trainer
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessorList,
@@ -343,8 +345,10 @@ def test_what_is_not_supported_is_said_and_generated_as_before(qwen2, said, sett
 
 
 def test_a_model_that_prepares_its_own_inputs_is_left_alone(qwen2, monkeypatch):
-    own = Qwen2ForCausalLM.prepare_inputs_for_generation
-    monkeypatch.setattr(Qwen2ForCausalLM, "prepare_inputs_for_generation", lambda self, *a, **k: own(self, *a, **k))
+    prepare = functools.wraps(GenerationMixin.prepare_inputs_for_generation)(
+        lambda *args, **given: GenerationMixin.prepare_inputs_for_generation(*args, **given)
+    )
+    monkeypatch.setattr(Qwen2ForCausalLM, "prepare_inputs_for_generation", prepare)
     with shared_prefill(qwen2), pytest.warns(UserWarning, match="prepares its inputs for generation in its own way"):
         qwen2.generate(**padded(GROUPS["mixed up"]), max_new_tokens=2)
 
