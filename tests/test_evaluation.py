@@ -26,6 +26,7 @@ from prefix_rl.evaluation.sampling import by_problem, sample
 from prefix_rl.lab.tiny import make_tiny
 from prefix_rl.rewards.grading import Outcome, Verdict
 from prefix_rl.rewards.workers import Grader
+from prefix_rl.speed import generation
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,6 +168,7 @@ def test_a_row_ends_at_its_own_limit_and_rows_that_have_ended_leave():
     assert any(5 < len(ids) < 20 for ids in made) or max(len(ids) for ids in made) == 20
     assert rows[-1] < 5
     # the model's own loop, in which all rows stay, gives the same
+    generation._say_once.cache_clear()
     model.generation_config.cache_implementation = "static"
     with pytest.warns(UserWarning, match="static"):
         assert engine.generate(*arguments) == made

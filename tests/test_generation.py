@@ -326,6 +326,12 @@ def test_the_cache_writes_a_token_in_place(qwen2):
 
 # --- what goes through the model's own loop ---------------------------------------------------------------------------
 
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    generation._say_once.cache_clear()
+
+
 REFUSED = {
     "beam": {"num_beams": 2},
     "static": {"cache_implementation": "static", "disable_compile": True},
@@ -342,6 +348,9 @@ def test_what_is_not_supported_is_said_and_generated_as_before(qwen2, said, sett
         ours = qwen2.generate(**given)
     own, ours = (found if torch.is_tensor(found) else found.sequences for found in (own, ours))
     assert ours.equal(own)
+    with shared_prefill(qwen2), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        qwen2.generate(**given)  # said once
 
 
 def test_a_model_that_prepares_its_own_inputs_is_left_alone(qwen2, monkeypatch):

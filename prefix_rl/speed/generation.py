@@ -13,6 +13,7 @@ The same seed draws the same tokens (up to rounding): a row that has left goes o
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def shared_prefill(model: PreTrainedModel) -> Iterator[None]:
 
     The contract of ``generate`` is kept: rows of token ids padded on the left go in, the same rows with their
     continuations come out, ``(B, width + longest continuation)``. What cannot be done so (beam search, a static cache,
-    a model that prepares its own inputs, sharded parameters) goes through the model's own loop, and a warning says why.
+    a model that prepares its own inputs, sharded parameters) goes through the model's own loop; a warning says so once.
 
     Logits processors and stopping criteria that hold something for each row may have a method ``keep(rows)``: it is
     called with the places of the rows that stay. With one that lacks it no row leaves before the end.
@@ -99,7 +100,7 @@ def shared_prefill(model: PreTrainedModel) -> Iterator[None]:
         try:
             return own(*args, custom_generate=_decode, **kwargs)
         except Unsupported as reason:
-            warnings.warn(f"prompts that rows share are encoded for each of them: {reason}", stacklevel=2)
+            _say_once(str(reason))
             return own(*args, **kwargs)
 
     model.generate = generate
@@ -109,6 +110,11 @@ def shared_prefill(model: PreTrainedModel) -> Iterator[None]:
         del model.generate
         if before is not None:
             model.generate = before
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    warnings.warn(f"prompts that rows share are encoded for each of them: {reason}", stacklevel=3)
 
 
 def _decode(
