@@ -30,7 +30,6 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
@@ -239,13 +238,8 @@ class PrefixTrainer(GRPOTrainer):
         return completions, logps
 
     def _prompts_encoded_once(self):
-        """While TRL calls ``generate``: each distinct prompt + prefix is encoded once, and rows that have ended leave.
-
-        Where ZeRO-3 does not gather the parameters for all of generation, each pass is shared by all ranks, and the
-        number of passes must be the same on all.
-        """
-        sharded = is_deepspeed_zero3_enabled() and not self.args.ds3_gather_for_generation
-        if not self.shared_prefill or sharded or self.use_vllm or self.use_transformers_continuous_batching:
+        """While TRL calls ``generate``: each distinct prompt + prefix is encoded once; rows that have ended leave."""
+        if not self.shared_prefill or self.use_vllm or self.use_transformers_continuous_batching:
             return nullcontext()
         return shared_prefill(self.accelerator.unwrap_model(self.model_wrapped))
 

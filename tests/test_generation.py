@@ -161,6 +161,13 @@ def test_padding_that_the_caller_added_changes_nothing(model):
     assert ours.equal(own)
 
 
+def test_without_a_padding_token_rows_that_have_ended_are_filled_with_the_stop(qwen2, monkeypatch):
+    monkeypatch.setattr(qwen2.generation_config, "pad_token_id", None)
+    own, ours = both(qwen2, GROUPS["mixed up"], 30, pad_token_id=None)
+    assert ours.equal(own)
+    assert (ours == STOP).sum() > len(ours)
+
+
 def test_one_token(model):
     own, ours = both(model, GROUPS["mixed up"], 1)
     assert ours.equal(own)
@@ -360,6 +367,13 @@ def test_a_model_that_prepares_its_own_inputs_is_left_alone(qwen2, monkeypatch):
     monkeypatch.setattr(Qwen2ForCausalLM, "prepare_inputs_for_generation", prepare)
     with shared_prefill(qwen2), pytest.warns(UserWarning, match="prepares its inputs for generation in its own way"):
         qwen2.generate(**padded(GROUPS["mixed up"]), max_new_tokens=2)
+
+
+def test_rows_that_are_not_padded_on_the_left_are_left_alone(qwen2):
+    given = {"input_ids": torch.tensor([[5, 6, 0], [5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    own = qwen2.generate(**given, max_new_tokens=3)
+    with shared_prefill(qwen2), pytest.warns(UserWarning, match="not padded on the left"):
+        assert qwen2.generate(**given, max_new_tokens=3).equal(own)
 
 
 def test_sharded_parameters_are_left_alone(qwen2, monkeypatch):

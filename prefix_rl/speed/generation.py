@@ -133,10 +133,14 @@ def _decode(
     _require_support(model, generation_config, model_kwargs)
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise Unsupported("rows that are not padded on the left")
     logits, cache, mask = _prefill(model, input_ids, mask)
     holders = [one for one in (*logits_processor, *stopping_criteria) if type(one) not in ROW_BY_ROW]
     may_leave = all(hasattr(one, "keep") for one in holders)
-    pad = generation_config.pad_token_id or 0
+    stops = generation_config.eos_token_id
+    stops = [stops] if isinstance(stops, int) else stops or [0]
+    pad = stops[0] if generation_config.pad_token_id is None else generation_config.pad_token_id
 
     rows, ids, positions = torch.arange(len(input_ids), device=input_ids.device), input_ids, mask.sum(dim=1)
     ended = torch.zeros_like(rows, dtype=torch.bool)
