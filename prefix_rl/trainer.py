@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from .prefixes import AnswerGuard, Demonstration, Prefix, join
 from .reports.rollouts import segments, write_rollouts
 from .rollouts import Rollouts, Row, Step
 from .speed.forward import Encoder
+from .speed.generation import shared_prefill
 from .speed.order import CONSTANT_NORMALIZER, alike_together, rearranged, rows_of, windows
 from .speed.settings import Speed
 
@@ -216,18 +218,20 @@ class PrefixTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         plan, self._plan = self._plan, None  # with tools, TRL comes back for the rest of a turn: that has no prefix
         if plan is None:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
-            )
+            with self._prompts_encoded_once():
+                return super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
+                )
         continued = [
             list(prompt) + ([] if prefix.complete else prefix.ids)
             for prompt, prefix in zip(prompt_ids, plan, strict=True)
         ]
         asked = self._rows_to_generate(plan)
         # One generation a prompt: a vLLM server would otherwise keep every num_generations-th prompt only
-        found, found_logps = super()._generate_single_turn(
-            [continued[i] for i in asked], images, multimodal_fields, 1, *args, **kwargs
-        )
+        with self._prompts_encoded_once():
+            found, found_logps = super()._generate_single_turn(
+                [continued[i] for i in asked], images, multimodal_fields, 1, *args, **kwargs
+            )
         written = dict(zip(asked, found, strict=True))
         continuations = [[] if prefix.complete else written[i] for i, prefix in enumerate(plan)]
         logps = None
@@ -239,6 +243,12 @@ class PrefixTrainer(GRPOTrainer):
         if logps is not None:  # nobody sampled the prefix: TRL takes None as "no importance correction here"
             logps = [join([None] * len(p.ids), list(row), budget) for p, row in zip(plan, logps, strict=True)]
         return completions, logps
+
+    def _prompts_encoded_once(self):
+        """While TRL calls ``generate``: each distinct prompt + prefix is encoded once; rows that have ended leave."""
+        if not self.shared_prefill or self.use_vllm or self.use_transformers_continuous_batching:
+            return nullcontext()
+        return shared_prefill(self.accelerator.unwrap_model(self.model_wrapped))
 
     def _rows_to_generate(self, plan: Sequence[Prefix]) -> list[int]:
         """The rows that the generation back-end is asked for: not those that are complete already.

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from small import byte_level_bpe, characters, dataset, policy
 from transformers import GenerationConfig, TopPLogitsWarper
 
-import prefix_rl.evaluation.engines as engines
 from prefix_rl.data.problems import Problem
 from prefix_rl.errors import DataError, RecipeError, StackError
 from prefix_rl.evaluation import samples
@@ -27,6 +26,7 @@ from prefix_rl.evaluation.sampling import by_problem, sample
 from prefix_rl.lab.tiny import make_tiny
 from prefix_rl.rewards.grading import Outcome, Verdict
 from prefix_rl.rewards.workers import Grader
+from prefix_rl.speed import generation
 
 ROOT = Path(__file__).parents[1]
 
@@ -151,22 +151,40 @@ def test_a_completion_depends_on_its_seed_alone_not_on_its_batch():
     assert engine.generate([prompts[0]] * 2, [10, 10], seeds[:2], Sampling())[1] != together[0]
 
 
-def test_stretches_give_what_one_call_gives_and_rows_that_have_ended_leave(monkeypatch):
+def test_a_row_ends_at_its_own_limit_and_rows_that_have_ended_leave():
     tokenizer = characters()
     model = policy(tokenizer)
     engine = TransformersEngine(model, tokenizer)
     prompts = [tokenizer(p.text + " " * i)["input_ids"] for i, p in enumerate(problems())]
-    arguments = (prompts, [20, 20, 5, 20, 20, 1], [seed_of(3, i) for i in range(6)], Sampling())
-    whole = engine.generate(*arguments)
-    widths = []
-    generate = model.generate
-    monkeypatch.setattr(engines, "STRETCH", 4)
-    monkeypatch.setattr(model, "generate", lambda **o: widths.append(len(o["input_ids"])) or generate(**o))
-    assert engine.generate(*arguments) == whole
-    assert [len(ids) for ids in whole][5] == 1
-    # in every further stretch there are as many rows as have more than 4, 8, ... tokens
-    assert widths == [sum(len(ids) > 4 * i for ids in whole) for i in range(len(widths))]
-    assert widths[-1] < 6
+    arguments = (prompts, [20, 20, 5, 20, 0, 1], [seed_of(3, i) for i in range(6)], Sampling())
+    rows = []
+    counting = model.register_forward_pre_hook(
+        lambda _, args, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    made = engine.generate(*arguments)
+    counting.remove()
+    assert [len(ids) for ids in made][4:] == [0, 1]
+    assert len(made[2]) <= 5
+    assert any(5 < len(ids) < 20 for ids in made) or max(len(ids) for ids in made) == 20
+    assert rows[-1] < 5
+    # the model's own loop, in which all rows stay, gives the same
+    generation._say_once.cache_clear()
+    model.generation_config.cache_implementation = "static"
+    with pytest.warns(UserWarning, match="static"):
+        assert engine.generate(*arguments) == made
+
+
+def test_a_prompt_is_encoded_once_for_all_its_samples():
+    tokenizer = characters()
+    model = policy(tokenizer)
+    prompt = tokenizer(problems()[0].text)["input_ids"]
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    made = TransformersEngine(model, tokenizer).generate([prompt] * 8, [4] * 8, list(range(8)), Sampling())
+    assert shapes[0] == (1, len(prompt))
+    assert len({tuple(ids) for ids in made}) > 1
 
 
 def test_what_a_models_own_generation_config_says_does_not_count():

@@ -23,7 +23,7 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"trainer"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"trainer", "speed.generation"}
 
 
 @cache

@@ -1,6 +1,7 @@
 """The members of TRL that the trainer wraps or reads. On an upgrade this file fails first, and says which one moved."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import trl
@@ -90,3 +91,9 @@ def test_the_fused_head_takes_labels_that_are_shifted_already():
     source = inspect.getsource(GRPOTrainer._get_per_token_logps_and_entropies)
     assert "outputs = model(**model_inputs, labels=labels, fused_lm_head=True)" in source
     assert "outputs.log_probs[:, -logits_to_keep:]" in source
+
+
+def test_nothing_turns_vllms_prefix_caching_off():
+    source = Path(inspect.getsourcefile(trl), "..", "generation", "vllm_generation.py").resolve().read_text()
+    assert "LLM(" in source
+    assert "prefix_caching" not in source  # on by default in vLLM

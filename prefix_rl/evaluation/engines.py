@@ -15,9 +15,6 @@ from ..errors import StackError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-STRETCH = 512
-"""Tokens that transformers generates before the rows that have ended leave the batch."""
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -72,7 +69,7 @@ def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
 
 
 class TransformersEngine:
-    """``model.generate`` on padded batches, in stretches after which the rows that have ended leave the batch.
+    """``model.generate``, with each distinct prompt encoded once (:mod:`prefix_rl.speed.generation`).
 
     Each row draws from uniform numbers of its own, one for each position: token t is the first whose cumulative
     probability exceeds ``u_t``. So the seed of a row says everything, whatever else is in the batch.
@@ -83,54 +80,51 @@ class TransformersEngine:
         self.stops = stop_ids(model.generation_config, tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], seeds: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
         """See :class:`Engine`."""
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        from ..speed.generation import shared_prefill
+
         made: list[list[int]] = [[] for _ in prompts]
-        uniforms = [_uniforms(seed, limit) for seed, limit in zip(seeds, limits, strict=True)]
-        alive = [i for i, limit in enumerate(limits) if limit > 0]
-        while alive:
-            length = min(STRETCH, max(limits[i] - len(made[i]) for i in alive))
-            draws = torch.stack([_slice(uniforms[i], len(made[i]), length) for i in alive])
-            new = self._stretch([[*prompts[i], *made[i]] for i in alive], length, draws, sampling)
-            for i, ids in zip(alive, new, strict=True):
-                made[i] = until_stop([*made[i], *ids], self.stops)[: limits[i]]
-            alive = [i for i in alive if made[i][-1] not in self.stops and len(made[i]) < limits[i]]
-        return made
-
-    def _stretch(
-        self, rows: Sequence[Sequence[int]], length: int, draws: torch.Tensor, sampling: Sampling
-    ) -> list[list[int]]:
-        from transformers import GenerationConfig, LogitsProcessorList
-
+        asked = [i for i, limit in enumerate(limits) if limit > 0]
+        if not asked:
+            return made
         device = next(self.model.parameters()).device
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (width - len(row)) + list(row) for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        width, longest = max(len(prompts[i]) for i in asked), max(limits)
+        padding = [width - len(prompts[i]) for i in asked]
+        rows = [[self.pad] * n + list(prompts[i]) for i, n in zip(asked, padding, strict=True)]
+        mask = [[0] * n + [1] * (width - n) for n in padding]
         config = GenerationConfig(
-            max_new_tokens=length,
+            max_new_tokens=longest,
             pad_token_id=self.pad,
             eos_token_id=self.stops,
             do_sample=False,  # the draw is _Draw's
             repetition_penalty=1.0,  # a model's own generation_config may say otherwise
             disable_compile=True,
         )
-        draw = [_Draw(draws.to(device), sampling)] if sampling.temperature else []
-        made = self.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList(draw)
-        )
-        return made[:, width:].tolist()
+        uniforms = [_uniforms(seeds[i], limits[i], longest) for i in asked]
+        noise = [_Draw(torch.stack(uniforms).to(device), sampling)] if sampling.temperature else []
+        limit = _Limit(torch.tensor([width + limits[i] for i in asked], device=device))
+        with shared_prefill(self.model):
+            found = self.model.generate(
+                input_ids=torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList(noise),
+                stopping_criteria=StoppingCriteriaList([limit]),
+            )
+        for i, ids in zip(asked, found[:, width:].tolist(), strict=True):
+            made[i] = until_stop(ids, self.stops)[: limits[i]]
+        return made
 
 
-def _uniforms(seed: int, count: int) -> torch.Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _slice(uniforms: torch.Tensor, start: int, length: int) -> torch.Tensor:
-    part = uniforms[start : start + length]
-    return torch.nn.functional.pad(part, (0, length - len(part)))  # behind a row's limit, cut off later
+def _uniforms(seed: int, count: int, width: int) -> torch.Tensor:
+    """``count`` numbers, and zeros behind them up to ``width``."""
+    drawn = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.pad(drawn, (0, width - count))
 
 
 class _Draw:
@@ -143,6 +137,22 @@ class _Draw:
         chosen = draw(scores, self.draws[:, self.step], self.sampling)
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.draws = self.draws[rows]
+
+
+class _Limit:
+    """Ends each row at a length of its own."""
+
+    def __init__(self, lengths: torch.Tensor):
+        self.lengths = lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return input_ids.size(1) >= self.lengths
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.lengths = self.lengths[rows]
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 class Speed:
     """What is done to compute less; no setting changes what is learned (see docs/speed.md).
 
-    >>> Speed(shared_prefix=False, trim=False, order=False) == OFF
+    >>> Speed(shared_prefix=False, trim=False, order=False, shared_prefill=False) == OFF
     True
     """
 
@@ -20,9 +20,11 @@ class Speed:
     """Where that is not supported: leave out the columns of a micro-batch that hold padding alone."""
     order: bool = True
     """Put rows that share a prefix into the same micro-batch."""
+    shared_prefill: bool = True
+    """Generation with transformers: encode each distinct prompt + prefix once; rows that have ended leave the batch."""
     verify: Literal["first", "always", "never"] = "first"
     """Compare with the plain path on the first micro-batch of each model, on every one, or on none."""
 
 
-OFF = Speed(shared_prefix=False, trim=False, order=False)
+OFF = Speed(shared_prefix=False, trim=False, order=False, shared_prefill=False)
 """TRL's own path, bit for bit."""
