@@ -246,7 +246,7 @@ class PrefixTrainer(GRPOTrainer):
 
     def _prompts_encoded_once(self):
         """While TRL calls ``generate``: each distinct prompt + prefix is encoded once; rows that have ended leave."""
-        if not self.shared_prefill or self.use_vllm or self.use_transformers_continuous_batching:
+        if not self.speed.shared_prefill or self.use_vllm or self.use_transformers_continuous_batching:
             return nullcontext()
         return shared_prefill(self.accelerator.unwrap_model(self.model_wrapped))
 

@@ -1,6 +1,7 @@
 """Generation with shared prefill draws the tokens that transformers' own loop draws, with less computation."""
 
 import contextlib
+import dataclasses
 import functools
 import warnings
 
@@ -411,7 +412,7 @@ def test_the_trainer_generates_the_same_with_fewer_tokens_encoded(tmp_path, meth
     found, encoded = [], []
     for shared in (True, False):
         made = trainer(tmp_path, method)
-        made.shared_prefill = shared
+        made.speed = dataclasses.replace(made.speed, shared_prefill=shared)
         with passes(made.model) as shapes:
             torch.manual_seed(3)
             found.append(generation_batch(made))
