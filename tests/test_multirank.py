@@ -171,7 +171,9 @@ def same_parameters(one, other, most):
     for name in left:
         difference = (left[name] - right[name]).abs()
         assert difference.max() < most, name  # AdamW divides: a gradient of almost 0 may end up on either side of it
-        assert difference.mean() < 1e-6, name
+        # Adding one vector to all keys moves all scores of a query alike: the gradient of a key's bias is 0, and what
+        # AdamW makes of it is rounding
+        assert difference.mean() < 1e-6 or name.endswith("k_proj.bias"), name
 
 
 @pytest.mark.parametrize(
