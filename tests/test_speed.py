@@ -204,7 +204,9 @@ LAB = {
 
 
 def test_the_fast_path_is_on_unless_a_recipe_says_otherwise():
-    assert load_recipe(LAB).speed == Speed(shared_prefix=True, trim=True, order=True, shared_prefill=True, verify="first")
+    assert load_recipe(LAB).speed == Speed(
+        shared_prefix=True, trim=True, order=True, shared_prefill=True, verify="first"
+    )
     off = load_recipe(LAB, ["speed={shared_prefix: false, trim: false, order: false, shared_prefill: false}"])
     assert off.speed == OFF
     assert load_recipe(off.resolved()).speed == OFF

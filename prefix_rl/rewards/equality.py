@@ -89,12 +89,8 @@ def _readings(answer: str) -> list[str]:
         readings += [label[1], clean(label[2])]
     if r"\approx" in text:
         ends = [part for part in split(text, (r"\approx",)) if part]
-        first, last = (
-            (number((chain(e) or Chain("", e, None)).value) for e in (ends[0], ends[-1]))
-            if len(ends) > 1
-            else (None, None)
-        )
-        rounds = first is None or last is None or abs(first.value - last.value) * 100 <= abs(first.value)
+        values = [number((chain(end) or Chain("", end, None)).value) for end in (*ends[:1], *ends[-1:])]
+        rounds = None in values or not values or abs(values[0].value - values[1].value) * 100 <= abs(values[0].value)
         readings += ends[:1] + (ends[-1:] if rounds else [])
     first, said, second = re.sub(_EQUIVALENTLY, "\0", text, count=1).partition("\0")
     if said and first.strip():
@@ -143,9 +139,9 @@ def _close(x: Number, y: Number, rules: Rules) -> bool:
 
 def _same_group(a: Group, g: Group, rules: Rules) -> bool:
     if a.kind == "text" and g.kind in ("tuple", "list"):
-        a = _as_group(a, g)
+        a = _as_group(a)
     elif g.kind == "text" and a.kind in ("tuple", "list"):
-        g = _as_group(g, a)
+        g = _as_group(g)
     if a.kind == g.kind == "text":
         return _same_text(a.text, g.text, rules)
     if a.kind == g.kind == "matrix" or a.kind == g.kind == "row":
@@ -168,8 +164,8 @@ def _same_group(a: Group, g: Group, rules: Rules) -> bool:
     return bool(a.text and g.text) and _same_expression(_member(a.text), _member(g.text), rules)
 
 
-def _as_group(text: Group, other: Group) -> Group:
-    """``1,234`` read as two numbers where the other answer is two numbers; ``(p, q) = (1, 2)`` as its value."""
+def _as_group(text: Group) -> Group:
+    """What is compared with several parts: ``1,234`` as two numbers, ``(p, q) = (1, 2)`` as its value."""
     if "," in text.text and number(text.text):
         return parse(re.sub(r",\s*", ", ", text.text))
     named = chain(text.text)
