@@ -27,7 +27,7 @@ from .data.problems import Problem
 from .errors import DataError, RecipeError, at_most, nearest
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
-from .methods.base import Method
+from .methods.base import Combined, Method
 from .prefixes import AnswerGuard
 from .rewards.equality import TRAINING_RULES, Rules
 from .rewards.workers import Grader
@@ -199,7 +199,7 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out: a recipe again, and equal to this one when loaded."""
         plain = {name: dataclasses.asdict(getattr(self, name)) for name, cls in BLOCKS.items() if cls}
-        plain["method"] = {"name": self.method_name, **dataclasses.asdict(self.method)}
+        plain["method"] = _as_given(self.method_name, self.method)
         plain["training"] = dict(self.training)
         return {name: plain[name] for name in BLOCKS}
 
@@ -393,20 +393,35 @@ def _doubtful(problems: Mapping[str, str]) -> set[str]:
     return problems.keys() | meant
 
 
-def _method(given: object) -> tuple[str | None, Method | None, dict[str, str]]:
+def _as_given(name: str, method: Method) -> dict[str, Any]:
+    """The ``method`` block that makes this method."""
+    block = {"name": name, **dataclasses.asdict(method)}
+    if isinstance(method, Combined):
+        block["of"] = _as_given(methods.name_of(method.of), method.of)
+    return block
+
+
+def _method(given: object, where: str = "method") -> tuple[str | None, Method | None, dict[str, str]]:
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        return None, None, {"method.name": f"is missing: give one of {', '.join(methods.names())}"}
+        return None, None, {f"{where}.name": f"is missing: give one of {', '.join(methods.names())}"}
     name = given["name"]
     try:
         cls = methods.find(name)
     except LookupError as error:
-        return None, None, {"method.name": f"= {name}: {error}{nearest(name, methods.names())}"}
+        return None, None, {f"{where}.name": f"= {name}: {error}{nearest(name, methods.names())}"}
     elsewhere = {
         key: f"is a setting of {other}, not of {name}"
         for other in methods.names() for key in fields_of(methods.find(other)) if other != name
     }  # fmt: skip
-    values, problems = check("method", {k: v for k, v in given.items() if k != "name"}, fields_of(cls), elsewhere)
-    return name, cls(**values), problems
+    fields, own = fields_of(cls), {k: v for k, v in given.items() if k != "name"}
+    inner, found = {}, {}
+    if issubclass(cls, Combined):
+        del fields["of"]
+        if "of" in own:
+            _, method, found = _method(own.pop("of"), f"{where}.of")
+            inner = {"of": method} if method else {}
+    values, problems = check(where, own, fields, elsewhere)
+    return name, cls(**values, **inner), problems | found
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .prefixes import Demonstration
+
+Memory = Mapping[str, Any]
+"""What a method remembers of the run, as JSON holds it (keys are texts). It is saved with every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Row:
     problem: int  # the row of the data set
     demonstrations: Sequence[Demonstration]
     copy: int = 0  # which of the problem's rows in an epoch, see Method.copies
+    fraction: float | None = None  # the share of a demonstration that this row is to get; None: the method draws it
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Step:
     total: int  # optimizer steps of the whole run
     seed: int
     max_completion_length: int  # tokens; prefix + continuation
+    memory: Memory = field(default_factory=dict)  # as Method.remember left it before this generation batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,11 @@ class Rollouts:
     group_size: int
     step: Step
     advantages: Float[Tensor, "B T"] | None = None  # as the method gave them; None until it has
+    # Of the generation batch alone, None in a micro-batch:
+    problems: Int[Tensor, " B"] | None = None  # the rows of the data set
+    demonstrated: Bool[Tensor, " B"] | None = None  # whether the problem has a demonstration that the method can use
+    fractions: Float[Tensor, " B"] | None = None  # the share of it that was given; NaN where none was planned
+    continued: Float[Tensor, "B C"] | None = None  # rewards of further continuations, see Method.continuations
 
     @property
     def prefixed(self) -> Bool[Tensor, " B"]:

@@ -43,7 +43,7 @@ from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
 from .reports.rollouts import segments, write_rollouts
-from .rollouts import Rollouts, Row, Step
+from .rollouts import Memory, Rollouts, Row, Step
 from .speed.forward import Encoder
 from .speed.generation import shared_prefill
 from .speed.order import CONSTANT_NORMALIZER, alike_together, rearranged, rows_of, windows
@@ -112,6 +112,8 @@ class PrefixTrainer(GRPOTrainer):
 
         self.speed = speed or Speed()
         self._encoder = Encoder(self.speed)
+        self._remembered = Remembered(method)
+        self._row_of: dict[int, int] | None = None
         self._plan: list[Prefix] | None = None
         self._planned: list[Prefix] = []
         self._micro_batch: dict[str, Any] | None = None
@@ -154,6 +156,7 @@ class PrefixTrainer(GRPOTrainer):
         self.top_entropy_quantile = 0.0  # any value below 1 makes TRL ask get_high_entropy_mask, which knows better
         self._generations = 0
         self.add_callback(Spending(**asdict(spent or Cost())))
+        self.add_callback(self._remembered)
         self.add_callback(_Budget(self, budget))
         self.add_callback(MetricsFile(Path(args.output_dir)))
 
@@ -169,6 +172,11 @@ class PrefixTrainer(GRPOTrainer):
         copies = self.method.copies([bool(self.demonstrations[row]) for row in range(len(dataset))])
         rows = [(row, copy) for row, count in enumerate(copies) for copy in range(count)]
         return dataset.select([row for row, _ in rows]).add_column(_COPY, [copy for _, copy in rows])
+
+    @property
+    def memory(self) -> Memory:
+        """What the method remembers of the run."""
+        return self._remembered.memory
 
     @property
     def cost(self) -> Cost:
@@ -187,6 +195,7 @@ class PrefixTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:  # evaluation never sees a prefix
             return super()._generate_and_score_completions(inputs)
+        inputs = self._instead(inputs)
         self._plan = self._planned = self._plan_prefixes(inputs)
         try:
             output = super()._generate_and_score_completions(inputs)
@@ -194,8 +203,22 @@ class PrefixTrainer(GRPOTrainer):
             self._plan = None
         return self._with_credit_and_mask(inputs, output)
 
+    def _instead(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of this rank, or those of the problems that the method puts in the place of all ranks' rows."""
+        group_size, own = self.num_generations, len(inputs)
+        problems = self.method.problems_instead(own * self.accelerator.num_processes // group_size, self._step_now())
+        if not problems:
+            return inputs
+        if self._row_of is None:
+            self._row_of = {row: i for i, row in reversed(list(enumerate(self.train_dataset[_ROW])))}
+        first = self.accelerator.process_index * own
+        rows = [problems[(first + i) // group_size] for i in range(own)]
+        return [self.train_dataset[self._row_of[row]] for row in rows]
+
     def _step_now(self) -> Step:
-        return Step(self.state.global_step, self.state.max_steps, self.args.seed, self.max_completion_length)
+        return Step(
+            self.state.global_step, self.state.max_steps, self.args.seed, self.max_completion_length, self.memory
+        )
 
     def _plan_prefixes(self, inputs: Sequence[Mapping[str, Any]]) -> list[Prefix]:
         first = self.accelerator.process_index * len(inputs)
@@ -203,8 +226,9 @@ class PrefixTrainer(GRPOTrainer):
             Row(first + i, given[_ROW], self.demonstrations[given[_ROW]], given[_COPY])
             for i, given in enumerate(inputs)
         ]
-        plan = self.method.prefixes(rows, self.num_generations, self._step_now())
-        offered = any(self.method.asks(row, self.num_generations) for row in rows)
+        step = self._step_now()
+        plan = self.method.prefixes(rows, self.num_generations, step)
+        offered = any(self.method.asks(row, self.num_generations, step) for row in rows)
         # TRL's gather_object keeps the order of the ranks, so every rank sees the same and all fail together
         seen = gather_object([(offered, any(prefix.ids for prefix in plan))])
         if self.method.injects and any(o for o, _ in seen) and not any(injected for _, injected in seen):
@@ -307,11 +331,12 @@ class PrefixTrainer(GRPOTrainer):
         entropies = self._prefix_entropies(output, prefix_mask) if self.method.needs_entropies else None
 
         own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        rollouts = self._gather_rollouts(completion_ids, completion_mask, prefix_mask)
+        rollouts = self._gather_rollouts(completion_ids, completion_mask, prefix_mask, inputs)
         if entropies is not None:
             entropies = self._gather_rows(entropies, fill=torch.nan)
         advantages = self.method.advantages(rollouts)
         moving = self.method.update_mask(rollouts, entropies) & rollouts.completion_mask
+        self._remembered.memory = self.method.remember(self.memory, rollouts)
         self._log_prefixes(rollouts, entropies, advantages, moving)
         self._spend(rollouts, output, advantages, moving)
 
@@ -387,10 +412,16 @@ class PrefixTrainer(GRPOTrainer):
                 entropies[row, : int(chosen.sum())] = values[chosen]
         return entropies
 
-    def _gather_rollouts(self, completion_ids, completion_mask, prefix_mask) -> Rollouts:
+    def _gather_rollouts(self, completion_ids, completion_mask, prefix_mask, inputs) -> Rollouts:
         packed = torch.stack([completion_ids, completion_mask.long(), prefix_mask.long()], dim=2)
         ids, completion, prefix = self._gather_rows(packed, fill=0).unbind(dim=2)
+        planned = [len(p.ids) / p.of if p.of else torch.nan for p in self._planned]
+        gather, device = self.accelerator.gather, completion_ids.device
+        problems = gather(torch.tensor([given[_ROW] for given in inputs], device=device))
         return Rollouts(
+            problems=problems,
+            demonstrated=torch.tensor([bool(self.demonstrations[row]) for row in problems.tolist()], device=device),
+            fractions=gather(torch.tensor(planned, device=device)),
             completion_ids=ids,
             completion_mask=completion.bool(),
             prefix_mask=prefix.bool(),
@@ -605,6 +636,23 @@ class Spending(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.cost = Cost(**state.stateful_callbacks[type(self).__name__]["args"])  # a resumed run has read them back
+
+
+class Remembered(TrainerCallback, ExportableState):
+    """What the method remembers of the run, saved with every checkpoint and read back."""
+
+    def __init__(self, method: Method, **memory: Any):
+        self.method, self.memory = method, memory
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"memory": self.memory}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.memory = state.stateful_callbacks[type(self).__name__]["attributes"]["memory"]  # a resumed run's
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "eval_reward" in logs:  # every rank has the mean over all of them
+            self.memory = self.method.remember_evaluation(self.memory, logs["eval_reward"])
 
 
 class _Budget(TrainerCallback):

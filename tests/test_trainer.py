@@ -783,6 +783,52 @@ def test_the_budget_stops_a_run_at_a_whole_checkpoint(tmp_path):
     assert made.state.global_step == 1  # what came before counts
 
 
+# --- what a method remembers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Diary(PrefixRFT):
+    """Writes down what it is given, and on every third generation batch asks for problems 5 and 2."""
+
+    def problems_instead(self, count, step):
+        return [5, 2][:count] if len(step.memory.get("problems", [])) % 3 == 2 else []
+
+    def remember(self, memory, rollouts):
+        assert rollouts.step.memory == memory
+        assert rollouts.demonstrated.all()
+        assert rollouts.fractions.isnan().equal(~rollouts.prefixed)  # a fraction wherever a prefix was planned
+        shown = {
+            "problems": rollouts.problems[:: rollouts.group_size].tolist(),
+            "fraction": float(rollouts.fractions[0]),
+        }
+        return {name: [*memory.get(name, []), value] for name, value in shown.items()} | {
+            "evaluations": memory.get("evaluations", [])
+        }
+
+    def remember_evaluation(self, memory, reward):
+        return {**memory, "evaluations": [*memory["evaluations"], reward]}
+
+
+def test_a_resumed_run_remembers_and_problems_come_in_the_place_of_others(tmp_path):
+    options = {"data": dataset(12), "eval_data": dataset(2, demonstrations=False)}
+    options |= {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 3}
+    whole = trainer(tmp_path / "run", Diary(), **options, save_strategy="steps", save_steps=4)
+    whole.train()
+    seen = whole.memory["problems"]
+    assert len(seen) == 6
+    assert seen[2::3] == [[5, 2], [5, 2]]
+    assert seen[0] != [5, 2]
+    assert len(set(map(tuple, seen))) >= 4
+    evaluated = [log["eval_reward"] for log in whole.state.log_history if "eval_reward" in log]
+    assert whole.memory["evaluations"] == evaluated
+    assert len(evaluated) == 2
+    assert all(0 < fraction <= 0.95 for fraction in whole.memory["fraction"])
+    again = trainer(tmp_path / "again", Diary(), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert again.memory == whole.memory
+    assert parameters(again).equal(parameters(whole))
+
+
 # --- what is kept of a run --------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,15 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
 
 
+def name_of(method: Method) -> str:
+    """The name that :func:`find` knows it by.
+
+    >>> name_of(find("dr_grpo")())
+    'dr_grpo'
+    """
+    return type(method).__module__.removeprefix(f"{__name__}.")
+
+
 def find(name: str) -> type[Method]:
     """The method class of module ``name``: one of :func:`names`, or a dotted module path of your own.
 

@@ -1,4 +1,4 @@
-"""The four questions that a method answers.
+"""The questions that a method answers.
 
 A rollout is ``prompt | prefix | continuation``. A method says
 
@@ -6,6 +6,8 @@ A rollout is ``prompt | prefix | continuation``. A method says
 2. who gets credit (:meth:`Method.advantages`),
 3. which tokens move (:meth:`Method.update_mask`),
 4. by what extra objective (:meth:`Method.extra_loss`),
+
+and, where the run itself decides, what is remembered of it (:meth:`Method.remember`),
 
 each with a pure function of its arguments. The answers here are the plainest ones: they are Dr.GRPO. A new method is a
 new module in this folder with one subclass that answers the one or two questions where its paper differs. Its fields
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
 from ..prefixes import NO_PREFIX, Demonstration, Prefix, uniform, whole
-from ..rollouts import Rollouts, Row, Step
+from ..rollouts import Memory, Rollouts, Row, Step
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
@@ -83,7 +85,14 @@ class Method:
         """What in these settings cannot work together with the recipe's ``training`` block; empty when all can."""
         return []
 
-    def asks(self, row: Row, group_size: int) -> bool:
+    def problems_instead(self, count: int, step: Step) -> list[int]:
+        """Problems (rows of the data set) that take the place of the ``count`` of this generation batch.
+
+        Empty: the data's own order. Otherwise exactly ``count``; those that were due are passed over until next epoch.
+        """
+        return []
+
+    def asks(self, row: Row, group_size: int, step: Step) -> bool:
         """Whether this row is to start from a prefix. If such rows get none, the run stops with an error."""
         return self.injects and bool(row.demonstrations)
 
@@ -112,6 +121,89 @@ class Method:
         needs the group or the whole batch was decided in :meth:`advantages` and stands in ``rollouts.advantages``.
         """
         return None
+
+    def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
+        """What is remembered after a generation batch: ``memory`` in the next one's :class:`~prefix_rl.rollouts.Step`.
+
+        JSON values alone. It is empty at first, the same on every rank, saved with every checkpoint and read back.
+        """
+        return memory
+
+    def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
+        """What is remembered after an evaluation during training, whose mean reward without prefixes is ``reward``."""
+        return memory
+
+
+@dataclass(frozen=True)
+class Combined(Method):
+    """A method that answers some questions itself and hands the others on to another one, ``of``.
+
+    In a recipe: ``method: {name: tempo, of: {name: prefix_rl, cuts: 3}}``. A subclass gives ``of`` its default, says in
+    :attr:`refuses` which methods cannot stand there, and overrides what is its own.
+    """
+
+    of: Method
+    """The method that answers the other questions."""
+
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """By the name of a method that cannot stand in ``of``: why."""
+
+    @property
+    def supervised(self) -> Supervised | None:
+        return self.of.supervised
+
+    @property
+    def reinforces(self) -> bool:
+        return self.of.reinforces
+
+    @property
+    def imitates(self) -> bool:
+        return self.of.imitates
+
+    @property
+    def injects(self) -> bool:
+        return self.of.injects
+
+    @property
+    def needs_entropies(self) -> bool:
+        return self.of.needs_entropies
+
+    def usable(self, demonstration: Demonstration) -> bool:
+        return self.of.usable(demonstration)
+
+    def copies(self, demonstrated: Sequence[bool]) -> list[int]:
+        return self.of.copies(demonstrated)
+
+    def problems(self, training: Mapping[str, object]) -> list[str]:
+        inner = type(self.of).__module__.rpartition(".")[2]
+        refused = [f"method.of = {inner}: {self.refuses[inner]}"] if inner in self.refuses else []
+        return refused + [p.replace("method.", "method.of.") for p in self.of.problems(training)]
+
+    def problems_instead(self, count: int, step: Step) -> list[int]:
+        return self.of.problems_instead(count, step)
+
+    def asks(self, row: Row, group_size: int, step: Step) -> bool:
+        return self.of.asks(row, group_size, step)
+
+    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
+        return self.of.prefixes(rows, group_size, step)
+
+    def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return self.of.advantages(rollouts)
+
+    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
+        return self.of.update_mask(rollouts, entropies)
+
+    def extra_loss(
+        self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
+    ) -> Float[Tensor, ""] | None:
+        return self.of.extra_loss(rollouts, logps, entropies)
+
+    def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
+        return self.of.remember(memory, rollouts)
+
+    def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
+        return self.of.remember_evaluation(memory, reward)
 
 
 def whole_demonstrations(rows: Sequence[Row], group_size: int, step: Step, count: int) -> list[Prefix]:

@@ -107,20 +107,20 @@ class PrefixRFT(Method):
             "uniform": (self.end, self.high),
         }[self.schedule]
 
+    def asks(self, row: Row, group_size: int, step: Step) -> bool:
+        return row.index % group_size < self.prefixed and bool(row.demonstrations)
+
     def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        return [
-            self._prefix(row, step) if row.index % group_size < self.prefixed and row.demonstrations else NO_PREFIX
-            for row in rows
-        ]
+        return [self._prefix(row, step) if self.asks(row, group_size, step) else NO_PREFIX for row in rows]
 
     def _prefix(self, row: Row, step: Step) -> Prefix:
         which = int(uniform("demonstration", step.seed, step.index, row.index) * len(row.demonstrations))
-        fraction = draw_fraction(*self.bounds(step), uniform("fraction", step.seed, step.index, row.index))
+        drawn = draw_fraction(*self.bounds(step), uniform("fraction", step.seed, step.index, row.index))
         longest = step.max_completion_length - 1
         return cut(
             row.demonstrations[which],
-            fraction,
-            min_tokens=self.min_prefix_tokens,
+            drawn if row.fraction is None else row.fraction,
+            min_tokens=0 if row.fraction == 0 else self.min_prefix_tokens,
             max_tokens=min(self.max_prefix_tokens or longest, longest),
         )
 

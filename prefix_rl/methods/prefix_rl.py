@@ -70,12 +70,12 @@ class PrefixRL(Method):
             cuts = math.ceil(self.cuts * len(demonstrated) / having)
         return [self.plain + (cuts if has else 0) for has in demonstrated]
 
-    def asks(self, row: Row, group_size: int) -> bool:
+    def asks(self, row: Row, group_size: int, step: Step) -> bool:
         return row.copy >= self.plain and bool(row.demonstrations)
 
     def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
         return [
-            self._prefix(row, row.index // group_size, step) if self.asks(row, group_size) else NO_PREFIX
+            self._prefix(row, row.index // group_size, step) if self.asks(row, group_size, step) else NO_PREFIX
             for row in rows
         ]
 
@@ -83,8 +83,13 @@ class PrefixRL(Method):
         """The same for all rows of a group: it depends on the problem, its copy and, if re-drawn, the step."""
         key = (step.seed, row.problem, row.copy, *((step.index, group) if self.redraw else ()))
         which = int(uniform("trace", *key) * len(row.demonstrations))
-        fraction = draw_fraction(self.low, self.high, uniform("cut", *key))
-        return cut(row.demonstrations[which], fraction, max_tokens=step.max_completion_length - 1)
+        drawn = draw_fraction(self.low, self.high, uniform("cut", *key))
+        return cut(
+            row.demonstrations[which],
+            drawn if row.fraction is None else row.fraction,
+            min_tokens=0 if row.fraction == 0 else 1,
+            max_tokens=step.max_completion_length - 1,
+        )
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
         return rollouts.continuation_mask
