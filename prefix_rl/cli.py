@@ -362,6 +362,8 @@ def ladder(
     file: Annotated[Path, typer.Argument(metavar="LADDER", help="A YAML file of arms, regimes and seeds.")],
     fast: Annotated[bool, typer.Option(help="The small form that the file describes.")] = False,
     processes: Annotated[int | None, typer.Option(help="Runs at a time; the number of cores unless given.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Run this arm alone; repeat it.")] = None,
+    regime: Annotated[list[str] | None, typer.Option(help="Run in this regime alone; repeat it.")] = None,
 ) -> None:
     """Run many methods from the same data, policy, reward and budget, and put them into one table.
 
@@ -369,7 +371,7 @@ def ladder(
     """
     from .ladder import climb
 
-    paths = climb(file, fast, processes)
+    paths = climb(file, fast, processes, arm or (), regime or ())
     print(paths["ladder.md"].read_text(encoding="utf-8"))
 
 

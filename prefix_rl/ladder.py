@@ -366,7 +366,7 @@ def _job(
     overrides = _overrides(path, ladder, arm, regime, seed, settings)
     recipe = load_recipe(_recipe(path, ladder, arm), overrides)
     resolved = recipe.resolved()
-    resolved.pop("output")
+    del resolved["output"], resolved["speed"]  # neither changes what is learned
     identity = json.dumps([resolved, ladder.levels], sort_keys=True, default=str)
     asked = ladder.regimes[regime].collect if recipe.data.traces else None
     if asked:
@@ -419,9 +419,14 @@ def settings_for(ladder: Ladder, chosen: Mapping[tuple[str, str], dict], arm: st
     """The settings that an arm runs with in a regime."""
     if ladder.search is None:
         return {}
+    return chosen.get(_tuned_in(ladder, chosen, arm, regime), {})
+
+
+def _tuned_in(ladder: Ladder, searched: Mapping[tuple[str, str], Any], arm: str, regime: str) -> tuple[str, str] | None:
+    """The arm and regime of the search whose settings hold for an arm in a regime."""
     tuned = ladder.arms[arm].tuned_as or arm
     places = (ladder.regimes[regime].tuned_in or regime, *ladder.search.regimes)
-    return next((chosen[tuned, place] for place in places if (tuned, place) in chosen), {})
+    return next(((tuned, place) for place in places if (tuned, place) in searched), None)
 
 
 def final_jobs(path: str | os.PathLike, ladder: Ladder, chosen: Mapping[tuple[str, str], dict]) -> list[Job]:
@@ -438,8 +443,20 @@ def final_jobs(path: str | os.PathLike, ladder: Ladder, chosen: Mapping[tuple[st
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def climb(path: str | os.PathLike, fast: bool = False, processes: int | None = None) -> dict[str, Path]:
+def climb(
+    path: str | os.PathLike,
+    fast: bool = False,
+    processes: int | None = None,
+    arms: Sequence[str] = (),
+    regimes: Sequence[str] = (),
+) -> dict[str, Path]:
     """Runs a ladder, or what is left of it; returns the files of its report.
+
+    Args:
+        path: the ladder's file.
+        fast: its small form.
+        processes: runs at a time; None: as many as there are cores.
+        arms, regimes: run these alone, with the search that they need; empty: all. The report has what is there.
 
     Raises:
         RecipeError: with every problem of the ladder.
@@ -452,17 +469,19 @@ def climb(path: str | os.PathLike, fast: bool = False, processes: int | None = N
     output.mkdir(parents=True, exist_ok=True)
     processes = processes or max(len(os.sched_getaffinity(0)), 1)
     began = time.monotonic()
+    wanted = _selection(path, ladder, arms, regimes)
     searched = search_jobs(path, ladder)
-    trials = [job for jobs in searched.values() for job in jobs]
-    first = trials or final_jobs(path, ladder, {})
-    _prepare_base(first[0])
-    say(f"{len({j.folder for j in trials})} runs search, then up to {len(final_jobs(path, ladder, {}))} count; "
-        f"{processes} at a time")  # fmt: skip
+    needed = {_tuned_in(ladder, searched, *pair) for pair in wanted} if ladder.search else set()
+    trials = [job for key, jobs in searched.items() if key in needed for job in jobs]
+    count = len(wanted) * len(ladder.seeds)
+    _prepare_base((trials or final_jobs(path, ladder, {}))[0])
+    say(f"{len({j.folder for j in trials})} runs search, then up to {count} count; {processes} at a time")
     with _terminated_like_interrupted():
         failed = _run_all("search", trials, processes)
+        searched = {key: jobs for key, jobs in searched.items() if any(job.result() for job in jobs)}
         chosen = chosen_settings(ladder, searched)
         jobs = final_jobs(path, ladder, chosen)
-        failed += _run_all("runs", jobs, processes)
+        failed += _run_all("runs", [job for job in jobs if (job.arm, job.regime) in wanted], processes)
     paths = report(ladder, searched, chosen, jobs, output)
     say(f"all of it took {(time.monotonic() - began) / 60:.1f} minutes; look at {paths['ladder.md']}")
     if failed:
@@ -470,6 +489,23 @@ def climb(path: str | os.PathLike, fast: bool = False, processes: int | None = N
             f"{len(failed)} runs failed and are missing in the table; the same command tries them again:", failed
         )
     return paths
+
+
+def _selection(
+    path: str | os.PathLike, ladder: Ladder, arms: Sequence[str], regimes: Sequence[str]
+) -> set[tuple[str, str]]:
+    """The (arm, regime) pairs that are to run."""
+    _raise_if(path, [
+        f"there is no {what} {name}{nearest(name, there)}; there are {', '.join(there)}"
+        for what, names, there in (("arm", arms, ladder.arms), ("regime", regimes, ladder.regimes))
+        for name in names if name not in there
+    ])  # fmt: skip
+    return {
+        (arm, regime)
+        for arm in arms or ladder.arms
+        for regime in regimes or ladder.regimes
+        if runs_in(ladder, arm, regime)
+    }
 
 
 @contextmanager

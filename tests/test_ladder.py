@@ -117,6 +117,15 @@ def test_arms_that_differ_in_data_evaluation_or_budget_are_refused(tmp_path, set
     assert f"b in clean: {key} = {json.dumps(value)}, but a has" in said
 
 
+def test_parts_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        climb(written(tmp_path), arms=["prefix_rtf"], regimes=["clean", "garbeld"])
+    assert caught.value.problems == [
+        "there is no arm prefix_rtf (did you mean prefix_rft?); there are dr_grpo, prefix_rft",
+        "there is no regime garbeld (did you mean garbled?); there are clean, garbled",
+    ]
+
+
 def test_the_ladder_of_the_lab_can_run():
     found = load_ladder(LAB / "ladder.yaml")
     assert {"dr_grpo", "sft", "sft_then_rl", "luffy", "sft_loss", "chord", "prefix_rft", "prefix_rl"} <= set(found.arms)
@@ -288,6 +297,10 @@ def test_an_accuracy_over_seeds_is_less_sure_than_one_over_samples():
 @pytest.mark.slow
 def test_a_ladder_runs_stops_and_goes_on(tmp_path, monkeypatch):
     path = written(tmp_path, seeds=[0], search={**SEARCH, "seed": 9})
+    part = json.loads(climb(path, processes=2, arms=["dr_grpo"])["ladder.json"].read_text())["regimes"]["clean"]["arms"]
+    assert part["dr_grpo"]
+    assert part["prefix_rft"] is None
+    assert len(list((tmp_path / "ladder" / "runs").glob("*/result.json"))) == 1  # and nothing was searched for
     paths = climb(path, processes=2)
     results = sorted((tmp_path / "ladder" / "runs").glob("*/result.json"))
     assert len(results) == 2 + 3  # two tries; dr_grpo once, prefix_rft in two regimes
