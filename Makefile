@@ -16,7 +16,7 @@ quickstart: install
 	$(BIN)/prefix-rl quickstart
 
 test: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 style:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

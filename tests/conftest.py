@@ -17,6 +17,12 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """The files with long tests come first: what begins last should not be what takes longest."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("multirank")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def shared_data():
     """Real problems and grading cases beside the checkout; the test is skipped where there are none."""
