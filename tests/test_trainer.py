@@ -808,6 +808,9 @@ class Diary(PrefixRFT):
     def remember_evaluation(self, memory, reward):
         return {**memory, "evaluations": [*memory["evaluations"], reward]}
 
+    def metrics(self, memory):
+        return {"batches": len(memory["problems"]), "diary/last": memory["fraction"][-1]}
+
 
 def test_a_resumed_run_remembers_and_problems_come_in_the_place_of_others(tmp_path):
     options = {"data": dataset(12), "eval_data": dataset(2, demonstrations=False)}
@@ -823,6 +826,9 @@ def test_a_resumed_run_remembers_and_problems_come_in_the_place_of_others(tmp_pa
     assert whole.memory["evaluations"] == evaluated
     assert len(evaluated) == 2
     assert all(0 < fraction <= 0.95 for fraction in whole.memory["fraction"])
+    logs = [log for log in whole.state.log_history if "reward" in log]
+    assert [log["method/batches"] for log in logs] == [1, 2, 3, 4, 5, 6]
+    assert [log["diary/last"] for log in logs] == whole.memory["fraction"]
     again = trainer(tmp_path / "again", Diary(), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
     assert again.memory == whole.memory

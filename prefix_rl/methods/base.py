@@ -133,6 +133,13 @@ class Method:
         """What is remembered after an evaluation during training, whose mean reward without prefixes is ``reward``."""
         return memory
 
+    def metrics(self, memory: Memory) -> dict[str, float]:
+        """What the log shows of the memory, after each generation batch; a name without slash becomes ``method/name``.
+
+        The value is the same on every rank.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class Combined(Method):
@@ -204,6 +211,9 @@ class Combined(Method):
 
     def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
         return self.of.remember_evaluation(memory, reward)
+
+    def metrics(self, memory: Memory) -> dict[str, float]:
+        return self.of.metrics(memory)
 
 
 def whole_demonstrations(rows: Sequence[Row], group_size: int, step: Step, count: int) -> list[Prefix]:
