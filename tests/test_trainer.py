@@ -13,8 +13,10 @@ from prefix_rl.costs import Cost
 from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
+from prefix_rl.methods.pppo import PPPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.prefix_rl import PrefixRL
+from prefix_rl.methods.relift import ReLIFT
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
 from prefix_rl.prefixes import NO_PREFIX, Prefix
@@ -100,7 +102,8 @@ def plain(tmp_path_factory):
     "neutral",
     [
         PrefixRFT(prefixed=0), PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0),
-        SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(),
+        SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(), ReLIFT(supervise=False),
+        PPPO(share=1, progressive=False, continuations=0, normalize=False, normalizer="constant"),
     ],
     ids=lambda method: type(method).__name__,
 )  # fmt: skip
