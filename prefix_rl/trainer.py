@@ -11,6 +11,7 @@ This is the only file that knows TRL's private names. It wraps nine members of `
 - in the loss, that mask and the method's extra term;
 - around the model, the fast path: what rows share is encoded once (:mod:`prefix_rl.speed`), and rows that share meet in
   one micro-batch;
+- behind the rollouts, where a method asks for them: further continuations of their beginnings, graded and not trained;
 - around it all: rewards with and without prefix, the saved rollouts, an order of the data that survives a resume, and
   checkpoints that are whole or not there.
 
@@ -206,7 +207,7 @@ class PrefixTrainer(GRPOTrainer):
         return self._with_credit_and_mask(inputs, output)
 
     def _imitates(self, plan: Sequence[Prefix]) -> bool:
-        """Whether the policy writes nothing in this batch: what would be logged of it, a mean reward of 1, is not its."""
+        """Whether the policy writes nothing in this batch, so that its reward of 1 would mislead."""
         return self.method.imitates and bool(self._gather_flags([prefix.complete for prefix in plan]).all())
 
     @contextmanager

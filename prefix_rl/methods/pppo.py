@@ -1,21 +1,21 @@
 """PPPO, progressive prefix-token policy optimization (arXiv 2512.15274): only the beginning of a rollout is trained.
 
-``J = 1 / (sum_k |o_k|) * sum_i sum_j H(j, o_i) * min(ratio_ij * A_i, clip(ratio_ij, 1 - eps_low, 1 + eps_high) * A_i)``,
+``J = 1 / sum_k |o_k| * sum_i sum_j H(j, o_i) * min(ratio_ij * A_i, clip(ratio_ij, 1 - eps, 1 + eps_high) * A_i)``,
 ``H(j, o_i) = 1 if j <= floor(eta * |o_i|)``
 
 - *Injected.* Nothing: no demonstrations are needed. The beginning is the policy's own.
 - *Which tokens move.* The first ``eta`` of each rollout (``H``); the others stay in the normalizer, so the loss grows
-  with ``eta``. It starts at ``share`` and is raised by ``step``, at most to ``most``, whenever the evaluation reward has
-  stopped to improve (Progressive Prefix Retention).
+  with ``eta``. It starts at ``share`` and is raised by ``step``, at most to ``most``, whenever the evaluation reward
+  has stopped improving (Progressive Prefix Retention).
 - *Continued.* From the beginning of each rollout, its first ``eta``, ``continuations`` further ones are sampled and
   graded.
 - *Credit.* ``R_i = sum_j r(c_ij) + r(o_i)`` over rollout and continuations, then
   ``A_i = (R_i - mean(group)) / (std(group) + 1e-6)`` (Continuation Accumulated Reward).
 
 Only the abstract and an account of the paper were read; the rest is our reading. Open points and how they are settled
-here: "stops improving" is ``patience`` evaluations in a row that do not exceed the best so far, and after a rise the count
-begins anew; the token mean is that of a generation batch over all ranks; the standard deviation is that of a sample
-(divided by N - 1). A continuation that could not be scored is left out, and the sum scaled up for it.
+here: "stops improving" is ``patience`` evaluations in a row that do not exceed the best so far, and after a rise the
+count begins anew; the token mean is that of a generation batch over all ranks; the standard deviation is that of a
+sample (divided by N - 1). A continuation that could not be scored is left out, and the sum scaled up for it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class PPPO(Method):
         if self.normalizer == "tokens" and training.get("loss_type", "dr_grpo") != "dr_grpo":
             found.append(
                 f"method.normalizer = tokens turns the constant normalizer of loss_type = dr_grpo into a mean over "
-                f"tokens; loss_type = {training['loss_type']} has a normalizer of its own: set method.normalizer = constant"
+                f"tokens; loss_type = {training['loss_type']} has a normalizer of its own: set method.normalizer = "
+                "constant"
             )
         return found
 

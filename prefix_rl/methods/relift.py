@@ -1,22 +1,25 @@
 """ReLIFT (arXiv 2506.07527): Dr.GRPO, and now and then a supervised batch on the questions that it fails.
 
-- *Remembered.* A question all of whose rollouts earn nothing, and which has a demonstration, goes to a buffer. When that
-  holds ``buffer`` questions, the oldest fill one generation batch, a supervised one, and leave; then come rollouts again.
+``L = L_RL`` on a batch of rollouts, ``L = 1 / sum_k |d_k| * sum_k sum_t -log pi(d_kt)`` on one of demonstrations
+
+- *Remembered.* A question all of whose rollouts earn nothing, and which has a demonstration, goes to a buffer. When
+  that holds ``buffer`` questions, the oldest fill one generation batch, a supervised one, and leave; then come rollouts
+  again.
 - *Injected.* In a supervised batch every rollout of a group is the same whole demonstration (the fast path encodes it
   once, and it counts once in the costs); nothing is generated. In all others nothing is injected.
 - *Credit.* ``r - mean(group)`` on what the policy wrote.
-- *Extra objective.* In a supervised batch ``NLL``, the mean over its demonstration tokens, over ranks and micro-batches.
+- *Extra objective.* In a supervised batch the NLL, as a mean over its demonstration tokens, over ranks and
+  micro-batches.
 
-The questions of a supervised batch take the place of those that were due, which come again in the next epoch. A question
-stands in the buffer once, and may come back after its batch if it fails again. The optimizer and its learning rate are
-the same for both kinds of batches, as in the released code, which clips no ratio (``training.epsilon: 1``), has an
-entropy bonus of .001 and clips gradients at .7. Open point, our reading: the released code sends a question to its buffer
-when no rollout is right; here, when no reward is above 0.
+The questions of a supervised batch take the place of those that were due, which come again in the next epoch. A
+question stands in the buffer once, and may come back after its batch if it fails again. Optimizer and learning rate are
+the same for both kinds of batches, as in the released code. That clips no ratio (``training.epsilon: 1``), has an
+entropy bonus of .001, and clips gradients at .7. Our reading: a question has failed when no reward is above 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -39,8 +42,8 @@ class ReLIFT(Method):
     supervise: bool = True
     """Whether there are supervised batches."""
     buffer: Annotated[int, Ge(1)] | None = None
-    """Failed questions that start a supervised batch; null, or fewer than that batch holds: the questions of a generation
-    batch (the paper: 128, which is its batch)."""
+    """Failed questions that start a supervised batch; null, or fewer than such a batch holds: as many as a generation
+    batch has questions (the paper: 128, which is its batch)."""
 
     imitates = True
 
