@@ -366,7 +366,7 @@ class PrefixTrainer(GRPOTrainer):
         moving = self.method.update_mask(rollouts, entropies) & rollouts.completion_mask
         self._remembered.memory = self.method.remember(self.memory, rollouts)
         for name, value in self.method.metrics(self.memory).items():
-            self._log(name if "/" in name else f"method/{name}", value)
+            self._metrics["train"][name if "/" in name else f"method/{name}"] = [float(value)]  # the last one counts
         self._log_prefixes(rollouts, entropies, advantages, moving)
         self._spend(rollouts, output, advantages, moving, further)
 

@@ -152,7 +152,7 @@ class Method:
     def metrics(self, memory: Memory) -> dict[str, float]:
         """What the log shows of the memory, after each generation batch; a name without slash becomes ``method/name``.
 
-        The value is the same on every rank.
+        Values are the same on every rank; of several between two logs the last counts.
         """
         return {}
 
