@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl import methods
-from prefix_rl.methods.base import Method, Supervised
+from prefix_rl.methods.base import Combined, Method, Supervised
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
@@ -74,6 +74,12 @@ def test_a_method_may_live_in_another_package(tmp_path, monkeypatch):
         methods.find("pack.empty")
     with pytest.raises(LookupError, match="no module"):
         methods.find("pack.missing")
+
+
+def test_a_combined_method_hands_every_question_on():
+    questions = {name for name in vars(Method) if not name.startswith("_")}
+    assert {"metrics", "continuations", "beginnings", "remember"} <= questions
+    assert questions <= vars(Combined).keys()
 
 
 # --- Dr.GRPO ----------------------------------------------------------------------------------------------------------
