@@ -17,6 +17,7 @@ from trl.trainer import grpo_trainer
 from prefix_rl.costs import Cost
 from prefix_rl.errors import RecipeError
 from prefix_rl.methods.pppo import PPPO
+from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.recipe import load_recipe
 from prefix_rl.rollouts import Step
 
@@ -290,6 +291,31 @@ def test_a_whole_completion_is_not_continued_and_its_rewards_are_its_own(tmp_pat
     generation(made)
     assert [len(asked) for asked in engine.asked] == [8, 1, 1]  # a row for whoever shards the parameters
     assert seen[0].continued.tolist() == [[float(row)] * 2 for row in range(8)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FromThePrefix(PrefixRFT):
+    """Continues every rollout from its beginning, or from the prefix that was injected."""
+
+    continuations = 2
+
+    def beginnings(self, rollouts):
+        return torch.zeros(len(rollouts.rewards), dtype=torch.long)
+
+
+def test_an_injected_prefix_is_kept_and_the_reward_knows_where_it_ends(tmp_path):
+    note, calls = noted()
+    made = trainer(tmp_path, FromThePrefix(horizon=1, end=0.4, high=0.4), reward=note)
+    batch = generation(made)
+    first, starts = calls[0]["continuation_start"], []
+    assert [start > 0 for start in first] == [True, False, False, False] * 2
+    for call in calls[1:]:
+        starts += call["continuation_start"]
+    assert starts == [start for start in first for _ in range(2)]
+    continued = [ids for call in calls[1:] for ids in call["completion_ids"]]
+    for row in range(8):
+        prefix = batch["completion_ids"][row][batch["prefix_mask"][row]].tolist()
+        assert all(ids[: len(prefix)] == prefix and len(ids) > len(prefix) for ids in continued[2 * row : 2 * row + 2])
 
 
 def test_conversational_rollouts_are_continued_behind_the_open_turn(tmp_path):
