@@ -50,3 +50,28 @@ def top_entropy_mask(
     rank = scores.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)  # 0 = the highest entropy
     kept = rank < torch.tensor(keep, device=rank.device)
     return kept.reshape(candidates.shape) & candidates
+
+
+def first_fraction_mask(mask: Bool[Tensor, "B T"], share: float) -> Bool[Tensor, "B T"]:
+    """The first ``share`` of each row's tokens: ``H(j, o_i) = 1 if j <= floor(share * |o_i|)``, ``j`` counted from 1.
+
+    What PPPO trains of a rollout (arXiv 2512.15274).
+
+    Args:
+        mask: the tokens of each row, wherever in the row they stand.
+        share: in [0, 1]; taken as the decimal number that is written, so 0.29 of 100 tokens are 29.
+
+    Returns:
+        A mask that is True on the first ``floor(share * n)`` of a row's ``n`` tokens and False everywhere else.
+
+    Raises:
+        ValueError: if ``share`` is not in [0, 1].
+
+    >>> mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    >>> first_fraction_mask(mask, share=0.4).int().tolist()
+    [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share is a fraction in [0, 1], given {share}")
+    counts = [[math.floor(Fraction(str(share)) * n)] for n in mask.sum(dim=1).tolist()]
+    return mask & (mask.cumsum(dim=1) <= torch.tensor(counts, device=mask.device).view(-1, 1))

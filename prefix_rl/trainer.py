@@ -11,6 +11,7 @@ This is the only file that knows TRL's private names. It wraps nine members of `
 - in the loss, that mask and the method's extra term;
 - around the model, the fast path: what rows share is encoded once (:mod:`prefix_rl.speed`), and rows that share meet in
   one micro-batch;
+- behind the rollouts, where a method asks for them: further continuations of their beginnings, graded and not trained;
 - around it all: rewards with and without prefix, the saved rollouts, an order of the data that survives a resume, and
   checkpoints that are whole or not there.
 
@@ -21,8 +22,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,13 @@ class PrefixTrainer(GRPOTrainer):
         speed: Speed | None = None,
         **kwargs,
     ):
-        problems = method.problems({name: getattr(args, name) for name in ("num_generations", "max_completion_length")})
+        problems = method.problems(vars(args))
         if args.scale_rewards != "none":
             problems.append(f"scale_rewards = {args.scale_rewards}: the method gives the advantages, set it to none")
         if args.multi_objective_aggregation != "sum_then_normalize":
             problems.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
-        if method.injects and (kwargs.get("rollout_func") or kwargs.get("environment_factory")):
+        begins = method.injects or method.continuations > 0
+        if begins and (kwargs.get("rollout_func") or kwargs.get("environment_factory")):
             problems.append("rollout_func and environment_factory generate past the place where prefixes are injected")
         if problems:
             raise RecipeError("these settings contradict the method:", problems)
@@ -127,7 +129,7 @@ class PrefixTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if self._is_vlm and method.injects:
+        if self._is_vlm and begins:
             raise RecipeError("prefixes are token ids behind a text prompt; this model takes images too")
         self.method = method
         self.rollouts_every, self.facts = rollouts_every, dict(facts or {})
@@ -197,11 +199,28 @@ class PrefixTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(inputs)
         inputs = self._instead(inputs)
         self._plan = self._planned = self._plan_prefixes(inputs)
-        try:
-            output = super()._generate_and_score_completions(inputs)
-        finally:
-            self._plan = None
+        with self._off_the_record() if self._imitates(self._plan) else nullcontext():
+            try:
+                output = super()._generate_and_score_completions(inputs)
+            finally:
+                self._plan = None
         return self._with_credit_and_mask(inputs, output)
+
+    def _imitates(self, plan: Sequence[Prefix]) -> bool:
+        """Whether the policy writes nothing in this batch, so that its reward of 1 would mislead."""
+        return self.method.imitates and bool(self._gather_flags([prefix.complete for prefix in plan]).all())
+
+    @contextmanager
+    def _off_the_record(self):
+        """Rollouts are generated and graded, and leave nothing in the metrics."""
+        metrics = {name: list(values) for name, values in self._metrics["train"].items()}
+        try:
+            yield
+        finally:
+            self._metrics["train"].clear()
+            self._metrics["train"].update(metrics)
+            self._pending_extra_logs.clear()
+            self._pending_metrics.clear()
 
     def _instead(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows of this rank, or those of the problems that the method puts in the place of all ranks' rows."""
@@ -289,13 +308,10 @@ class PrefixTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._outcomes = None
         if self.model.training and self.method.injects:
-            inputs = self._with_continuation_start(inputs, completions, completion_ids_list)
+            inputs = self._with_continuation_start(self._planned, inputs, completions, completion_ids_list)
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        unscored = torch.isnan(rewards_per_func).all(dim=1)
-        weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
-        self._rewards = weighted.nansum(dim=1).masked_fill(unscored, torch.nan)
-        if bool(torch.isinf(self._rewards).any()):
-            raise DataError(f"step {self.state.global_step}: a reward function returned an infinite reward")
+        self._rewards = self._total(rewards_per_func)
+        unscored = self._rewards.isnan()
         if bool(unscored.all()):
             raise DataError(
                 f"step {self.state.global_step}: no rollout could be scored, every reward is None or NaN. Look at the "
@@ -309,13 +325,21 @@ class PrefixTrainer(GRPOTrainer):
         self._outcomes = list(self._pending_extra_logs.get("outcome", [])) or None
         return rewards_per_func
 
-    def _with_continuation_start(self, inputs, completions, completion_ids):
+    def _total(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of each row's rewards, NaN where there is none."""
+        weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
+        total = weighted.nansum(dim=1).masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
+        if bool(torch.isinf(total).any()):
+            raise DataError(f"step {self.state.global_step}: a reward function returned an infinite reward")
+        return total
+
+    def _with_continuation_start(self, planned: Sequence[Prefix], inputs, completions, completion_ids):
         """The rows with a column for reward functions: where in the completion's text the policy's own text begins.
 
         A demonstration injected whole is no answer of the policy's either way: it is graded as it stands.
         """
         starts = []
-        for prefix, ids, completion in zip(self._planned, completion_ids, completions, strict=True):
+        for prefix, ids, completion in zip(planned, completion_ids, completions, strict=True):
             text = completion if isinstance(completion, str) else completion[-1]["content"] or ""
             partial = prefix.ids and not prefix.complete
             starts.append(continuation_start(text, prefix.ids, ids, self._tokenizer) if partial else 0)
@@ -334,11 +358,17 @@ class PrefixTrainer(GRPOTrainer):
         rollouts = self._gather_rollouts(completion_ids, completion_mask, prefix_mask, inputs)
         if entropies is not None:
             entropies = self._gather_rows(entropies, fill=torch.nan)
+        further = Cost()
+        if self.method.continuations:
+            continued, further = self._continued(rollouts, inputs, output)
+            rollouts = replace(rollouts, continued=continued)
         advantages = self.method.advantages(rollouts)
         moving = self.method.update_mask(rollouts, entropies) & rollouts.completion_mask
         self._remembered.memory = self.method.remember(self.memory, rollouts)
+        for name, value in self.method.metrics(self.memory).items():
+            self._metrics["train"][name if "/" in name else f"method/{name}"] = [float(value)]  # the last one counts
         self._log_prefixes(rollouts, entropies, advantages, moving)
-        self._spend(rollouts, output, advantages, moving)
+        self._spend(rollouts, output, advantages, moving, further)
 
         width = completion_ids.size(1)
         output |= {
@@ -352,11 +382,53 @@ class PrefixTrainer(GRPOTrainer):
         self._generations += 1
         return output
 
-    def _spend(self, rollouts: Rollouts, output, advantages: torch.Tensor, moving: torch.Tensor) -> None:
-        """Adds what this generation batch costs, its updates included."""
-        prompts = self.accelerator.gather(output["prompt_mask"].sum(dim=1))
-        prefixes, completions = rollouts.prefix_mask.sum(dim=1), rollouts.completion_mask.sum(dim=1)
+    def _continued(self, rollouts: Rollouts, inputs, output) -> tuple[torch.Tensor, Cost]:
+        """The rewards ``(B, C)`` of further continuations of each rollout's beginning, and what they cost.
+
+        A beginning takes the place of a prefix in TRL's own generation and grading. Its continuations stand side by
+        side, so that it is encoded once, in as many passes of the batch's size as there are continuations of each.
+        """
+        count, own = self.method.continuations, len(inputs)
+        here = slice(self.accelerator.process_index * own, (self.accelerator.process_index + 1) * own)
+        kept = self.method.beginnings(rollouts)[here].tolist()
+        prompts = [ids[mask.bool()] for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)]
+        beginnings = []
+        for row, planned in enumerate(self._planned):
+            ids = output["completion_ids"][row][output["completion_mask"][row].bool()].tolist()
+            length = max(kept[row], len(planned.ids))
+            beginnings.append(Prefix(ids[:length], complete=bool(ids) and length >= len(ids)))
+        rows = [row for row in range(own) for _ in range(count)]
+        rewards, generated, encoded = [], 0, 0
+        with self._off_the_record():
+            for some in (rows[start : start + own] for start in range(0, len(rows), own)):
+                given, texts = [inputs[row] for row in some], [inputs[row]["prompt"] for row in some]
+                self._plan = plan = [beginnings[row] for row in some]
+                _, ids, _, completions, *_ = self._generate(texts)
+                if self.method.injects:
+                    planned = [self._planned[row] for row in some]
+                    given = self._with_continuation_start(planned, given, completions, ids)
+                rewards.append(self._total(super()._calculate_rewards(given, texts, completions, ids))[here])
+                for row, beginning, whole in zip(some, plan, ids, strict=True):
+                    generated += len(whole) - len(beginning.ids)
+                    encoded += 0 if beginning.complete else len(prompts[row]) + len(whole)
+        gather, device = self.accelerator.gather, rollouts.rewards.device
+        complete = self._gather_flags([beginning.complete for beginning in beginnings]).unsqueeze(1)
+        continued = gather(torch.cat(rewards).view(own, count))
+        continued = torch.where(complete, rollouts.rewards.unsqueeze(1), continued)
+        self._log("reward_continued", torch.nanmean(continued))
+        generated, encoded = gather(torch.tensor([[generated, encoded]], device=device)).sum(dim=0).tolist()
+        flops = inference_flops(self._parameters, float(encoded))
+        return continued, Cost(generated_tokens=float(generated), flops=float(flops))
+
+    def _spend(self, rollouts: Rollouts, output, advantages: torch.Tensor, moving: torch.Tensor, further: Cost) -> None:
+        """Adds what this generation batch costs, its updates included.
+
+        A whole demonstration that several rows of a group hold is encoded once, and counts once.
+        """
         complete = self._gather_flags([prefix.complete for prefix in self._planned])
+        counts = ~_repeated(rollouts, complete)
+        prompts = self.accelerator.gather(output["prompt_mask"].sum(dim=1)) * counts
+        prefixes, completions = rollouts.prefix_mask.sum(dim=1) * counts, rollouts.completion_mask.sum(dim=1) * counts
         everything, passes = float((prompts + completions).sum()), self.num_iterations
         flops = inference_flops(self._parameters, float((prompts + completions)[~complete].sum()))
         if self.method.needs_entropies:
@@ -367,10 +439,10 @@ class PrefixTrainer(GRPOTrainer):
         flops += passes * update_flops(self._parameters, everything)
         trained = (moving | rollouts.prefix_mask) if self.method.imitates else moving
         spending = next(c for c in self.callback_handler.callbacks if isinstance(c, Spending))
-        spending.cost += Cost(
+        spending.cost += further + Cost(
             generated_tokens=float(rollouts.continuation_mask.sum()),
             injected_tokens=float(prefixes.sum()),
-            trained_tokens=float((trained & (advantages != 0)).sum()) * passes,
+            trained_tokens=float((trained & (advantages != 0))[counts].sum()) * passes,
             flops=flops,
         )
         for name, value in asdict(spending.cost).items():
@@ -601,6 +673,16 @@ class PrefixTrainer(GRPOTrainer):
             now = {"step": self.state.global_step, "world_size": self.args.world_size, "cost": asdict(self.cost)}
             mark_whole(folder, {**self.facts, **now})
             rotate_checkpoints(output_dir=run, save_total_limit=limit)
+
+
+def _repeated(rollouts: Rollouts, complete: torch.Tensor) -> torch.Tensor:
+    """Which of the ``complete`` rows ``(B,)`` are the same as an earlier one of their group."""
+    seen, repeated = set(), torch.zeros_like(complete)
+    for row in complete.nonzero().flatten().tolist():
+        key = (row // rollouts.group_size, *rollouts.completion_ids[row][rollouts.completion_mask[row]].tolist())
+        repeated[row] = key in seen
+        seen.add(key)
+    return repeated
 
 
 class _OrderOfEpoch(Sampler):

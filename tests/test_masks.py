@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefix_rl.masks import top_entropy_mask
+from prefix_rl.masks import first_fraction_mask, top_entropy_mask
 
 
 def slow_mask(entropies, candidates, share):
@@ -90,3 +90,33 @@ def test_a_share_outside_its_range_is_refused(share):
 def test_shapes_are_checked():
     with pytest.raises(Exception, match="candidates"):
         top_entropy_mask(torch.ones(2, 3), torch.ones(2, 4, dtype=torch.bool), 0.2)
+
+
+# --- the first share of each row --------------------------------------------------------------------------------------
+
+
+@given(batch=batches(), share=st.integers(0, 100).map(lambda percent: percent / 100))
+def test_the_first_fraction_equals_a_slow_count(batch, share):
+    _, rows = batch
+    expected = []
+    for row in rows:
+        allowed, seen = math.floor(Fraction(str(share)) * sum(row)), 0
+        expected.append([])
+        for token in row:
+            seen += token
+            expected[-1].append(token and seen <= allowed)
+    assert first_fraction_mask(torch.tensor(rows), share).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "kept"), [(100, 0.15, 15), (100, 0.29, 29), (100, 0.35, 35), (6, 0.15, 0), (7, 0.15, 1), (7, 1.0, 7)]
+)  # 0.29 * 100 is 28.999... in floating point; 0.15 * 6 = 0.9
+def test_the_first_fraction_is_an_exact_count(n, share, kept):
+    mask = first_fraction_mask(torch.ones(1, n, dtype=torch.bool), share)
+    assert mask[0].tolist() == [True] * kept + [False] * (n - kept)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_first_fraction_outside_its_range_is_refused(share):
+    with pytest.raises(ValueError, match=r"fraction in \[0, 1\]"):
+        first_fraction_mask(torch.ones(1, 2, dtype=torch.bool), share)

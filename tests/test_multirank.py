@@ -211,6 +211,35 @@ def test_two_processes_train_the_other_methods_as_one(unequal, apart, tmp_path, 
         assert any(any(step[:12]) != any(step[12:]) for step in found)  # a process that holds none beside one that does
 
 
+# --- methods that change what comes next ------------------------------------------------------------------------------
+
+FURTHER = {
+    "pppo": "method={name: tests.skewed_beginnings, progressive: false, share: 0.4, continuations: 2}",
+    "relift": "method={name: relift}",
+}
+
+
+@pytest.mark.parametrize(("name", "parallel"), [("pppo", "zero3"), ("relift", "zero3")])
+def test_two_processes_continue_and_supervise_as_one(unequal, tmp_path, name, parallel):
+    overrides = [*GREEDY, f"data.train={unequal}", "data.demonstration_share=1", "data.answer_guard=none",
+                 "training.warmup_steps=0", FURTHER[name]]  # fmt: skip
+    one, two = one_process(tmp_path / "one", *overrides), tmp_path / "two"
+    launch(
+        parallel, two, *overrides, "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=3"
+    )
+    shown = [read_rollouts(one, step) for step in range(4)]
+    for step, together in enumerate(shown):
+        for left, right in zip(together, read_rollouts(two, step), strict=True):
+            for key in ("prompt", "prefix_tokens", "completion_ids"):
+                assert left[key] == right[key]
+            assert left["advantage"] == pytest.approx(right["advantage"], abs=1e-4)
+    supervised = [all(r["prefix_tokens"] for r in together) for together in shown]
+    assert any(supervised) == (name == "relift")
+    assert not all(supervised)
+    assert json.loads((one / "cost.json").read_text()) == json.loads((two / "cost.json").read_text())
+    same_parameters(one / "final", two / "final", 5e-4)
+
+
 def test_ten_steps_on_real_rows_alone_and_under_zero2(tmp_path, shared_data):
     rows = shared_data / "gsm8k-train.jsonl.gz"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

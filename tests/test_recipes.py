@@ -11,7 +11,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
 LAB = [p for p in ALL if p.parent.name == "lab"]
 PAPERS = [p for p in ALL if p.parent.name not in ("lab", "smoke")]
-ARMS = {"dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl"}
+ARMS = {"dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift"}
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +47,16 @@ def test_its_training_is_the_papers(path, monkeypatch):
     assert value("num_generations") == 8
     updates = 2 if arm in ("luffy", "sft_loss", "sft_then_rl") else 1
     assert (batches(recipe, 8).prompts, batches(recipe, 8).steps) == (128, updates)
-    assert value("max_steps") / updates == (400 if arm == "prefix_rl" else 500)
+    assert value("max_steps") / updates == {"prefix_rl": 400, "relift": 1080}.get(arm, 500)
     assert value("learning_rate") == 1e-6
     assert value("lr_scheduler_type") == "constant"
     assert value("max_completion_length") == 8192
     assert value("temperature") == 1.0
     assert value("beta") == 0.0
-    clip = {"luffy": (1.0, 1e6), "sft_then_rl": (0.2, 0.28)}
+    clip = {"luffy": (1.0, 1e6), "relift": (1.0, 1e6), "sft_then_rl": (0.2, 0.28), "pppo": (0.2, 0.28)}
     assert (value("epsilon"), value("epsilon_high")) == clip.get(arm, (0.2, None))
     assert value("entropy_coef") == (0.001 if arm in ("luffy", "sft_loss") else 0.0)
+    assert value("max_grad_norm") == (0.7 if arm == "relift" else 1.0)
     assert recipe.data.traces == (f"runs/{path.parent.name}/traces" if arm == "prefix_rl" else None)
 
 
@@ -71,6 +72,11 @@ METHODS = {
     "chord": {
         "demonstrations": 1, "weight": 0.9, "schedule": "chord", "end": 0.05, "warmup": 0, "horizon": 200, "tokens": "all",
     },
+    "pppo": {
+        "share": 0.15, "progressive": True, "step": 0.05, "most": 0.35, "patience": 2, "continuations": 8, "normalize": True,
+        "normalizer": "tokens",
+    },
+    "relift": {"supervise": True, "buffer": 128},
     "sft": {},
     "sft_then_rl": {},
 }  # fmt: skip
@@ -128,7 +134,7 @@ def test_the_labs_methods():
         assert (stage.batch_size, stage.per_device_batch_size) == (16, 16)
     chord = method["chord"]
     assert (chord.schedule, chord.weight, chord.end, chord.horizon) == ("chord", 0.9, 0.05, 100)
-    for arm in ("prefix_rl", "luffy", "sft_loss"):
+    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift"):
         assert method[arm] == type(method[arm])()  # the papers' settings are the defaults
 
 

@@ -13,8 +13,10 @@ from prefix_rl.costs import Cost
 from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
+from prefix_rl.methods.pppo import PPPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.prefix_rl import PrefixRL
+from prefix_rl.methods.relift import ReLIFT
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
 from prefix_rl.prefixes import NO_PREFIX, Prefix
@@ -100,7 +102,8 @@ def plain(tmp_path_factory):
     "neutral",
     [
         PrefixRFT(prefixed=0), PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0),
-        SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(),
+        SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(), ReLIFT(supervise=False),
+        PPPO(share=1, progressive=False, continuations=0, normalize=False, normalizer="constant"),
     ],
     ids=lambda method: type(method).__name__,
 )  # fmt: skip
@@ -808,6 +811,9 @@ class Diary(PrefixRFT):
     def remember_evaluation(self, memory, reward):
         return {**memory, "evaluations": [*memory["evaluations"], reward]}
 
+    def metrics(self, memory):
+        return {"batches": len(memory["problems"]), "diary/last": memory["fraction"][-1]}
+
 
 def test_a_resumed_run_remembers_and_problems_come_in_the_place_of_others(tmp_path):
     options = {"data": dataset(12), "eval_data": dataset(2, demonstrations=False)}
@@ -823,6 +829,9 @@ def test_a_resumed_run_remembers_and_problems_come_in_the_place_of_others(tmp_pa
     assert whole.memory["evaluations"] == evaluated
     assert len(evaluated) == 2
     assert all(0 < fraction <= 0.95 for fraction in whole.memory["fraction"])
+    logs = [log for log in whole.state.log_history if "reward" in log]
+    assert [log["method/batches"] for log in logs] == [1, 2, 3, 4, 5, 6]
+    assert [log["diary/last"] for log in logs] == whole.memory["fraction"]
     again = trainer(tmp_path / "again", Diary(), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
     assert again.memory == whole.memory

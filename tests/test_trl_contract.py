@@ -1,6 +1,7 @@
 """The members of TRL that the trainer wraps or reads. On an upgrade this file fails first, and says which one moved."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_the_trainer_overrides_nothing_else_of_trl():
 @pytest.mark.parametrize(
     "name", ["_metrics", "_pending_extra_logs", "reward_weights", "_tokenizer", "eos_token_ids", "_is_vlm",
              "top_entropy_quantile", "current_gradient_accumulation_steps", "max_completion_length", "num_generations",
-             "_buffered_inputs", "_step"]
+             "_buffered_inputs", "_step", "_pending_metrics", "_generate"]
 )  # fmt: skip
 def test_an_attribute_that_the_trainer_reads_is_set_by_trl(name):
     sources = inspect.getsource(grpo_trainer) + inspect.getsource(inspect.getmodule(GRPOTrainer.__mro__[2]))
@@ -63,6 +64,19 @@ def test_the_loss_multiplies_by_the_mask_and_takes_advantages_by_token():
     assert "per_token_loss = per_token_loss * entropy_mask" in source
     assert "if advantages.dim() == 1:" in source
     assert "per_token_loss.size(0) * self.max_completion_length" in source
+
+
+def test_generation_takes_prompts_and_gives_ids_second_and_completions_fourth():
+    assert list(inspect.signature(GRPOTrainer._generate).parameters) == ["self", "prompts"]
+    assert "return prompt_ids, completion_ids, tool_mask, completions, " in inspect.getsource(GRPOTrainer._generate)
+
+
+def test_what_generation_and_grading_leave_behind_is_put_back():
+    """The metrics and the two pending dictionaries; a list that TRL adds to elsewhere would stay."""
+    for member in (GRPOTrainer._generate, GRPOTrainer._calculate_rewards):
+        assert set(re.findall(r"self\.(_\w*(?:metrics|logs))\b", inspect.getsource(member))) <= {"_metrics"}
+    pending = inspect.getsource(GRPOTrainer._log_metric) + inspect.getsource(GRPOTrainer._log_completion_extra)
+    assert set(re.findall(r"self\.(_\w+)", pending)) == {"_pending_metrics", "_pending_extra_logs"}
 
 
 def test_the_sampler_shuffles_with_one_seeded_generator():

@@ -7,7 +7,8 @@ A rollout is ``prompt | prefix | continuation``. A method says
 3. which tokens move (:meth:`Method.update_mask`),
 4. by what extra objective (:meth:`Method.extra_loss`),
 
-and, where the run itself decides, what is remembered of it (:meth:`Method.remember`),
+and, where the run itself decides, what is remembered of it (:meth:`Method.remember`), and, where one sample of what
+follows is not enough, which beginnings are continued further (:attr:`Method.continuations`),
 
 each with a pure function of its arguments. The answers here are the plainest ones: they are Dr.GRPO. A new method is a
 new module in this folder with one subclass that answers the one or two questions where its paper differs. Its fields
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Interval
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
@@ -100,6 +101,21 @@ class Method:
         """What each rollout starts from: one prefix for each row, empty for a plain rollout."""
         return [NO_PREFIX for _ in rows]
 
+    @property
+    def continuations(self) -> int:
+        """How many further continuations of each rollout's beginning are sampled and graded; none is trained on.
+
+        Their rewards stand in :attr:`~prefix_rl.rollouts.Rollouts.continued` when :meth:`advantages` is asked.
+        """
+        return 0
+
+    def beginnings(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
+        """How many tokens of each completion the further continuations keep; its prefix in any case.
+
+        A whole completion leaves nothing to continue: its rewards are the rollout's own.
+        """
+        return rollouts.completion_mask.sum(dim=1)
+
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         """The credit of each token: ``r_i - mean(group)`` on all tokens of rollout i (Dr.GRPO, arXiv 2503.20783)."""
         return to_tokens(group_centered(rollouts.rewards, rollouts.group_size), rollouts.completion_mask)
@@ -132,6 +148,13 @@ class Method:
     def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
         """What is remembered after an evaluation during training, whose mean reward without prefixes is ``reward``."""
         return memory
+
+    def metrics(self, memory: Memory) -> dict[str, float]:
+        """What the log shows of the memory, after each generation batch; a name without slash becomes ``method/name``.
+
+        Values are the same on every rank; of several between two logs the last counts.
+        """
+        return {}
 
 
 @dataclass(frozen=True)
@@ -188,6 +211,13 @@ class Combined(Method):
     def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
         return self.of.prefixes(rows, group_size, step)
 
+    @property
+    def continuations(self) -> int:
+        return self.of.continuations
+
+    def beginnings(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
+        return self.of.beginnings(rollouts)
+
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         return self.of.advantages(rollouts)
 
@@ -204,6 +234,9 @@ class Combined(Method):
 
     def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
         return self.of.remember_evaluation(memory, reward)
+
+    def metrics(self, memory: Memory) -> dict[str, float]:
+        return self.of.metrics(memory)
 
 
 def whole_demonstrations(rows: Sequence[Row], group_size: int, step: Step, count: int) -> list[Prefix]:

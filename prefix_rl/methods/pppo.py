@@ -1,0 +1,141 @@
+"""PPPO, progressive prefix-token policy optimization (arXiv 2512.15274): only the beginning of a rollout is trained.
+
+``J = 1 / sum_k |o_k| * sum_i sum_j H(j, o_i) * min(ratio_ij * A_i, clip(ratio_ij, 1 - eps, 1 + eps_high) * A_i)``,
+``H(j, o_i) = 1 if j <= floor(eta * |o_i|)``
+
+- *Injected.* Nothing: no demonstrations are needed. The beginning is the policy's own.
+- *Which tokens move.* The first ``eta`` of each rollout (``H``); the others stay in the normalizer, so the loss grows
+  with ``eta``. It starts at ``share`` and is raised by ``step``, at most to ``most``, whenever the evaluation reward
+  has stopped improving (Progressive Prefix Retention).
+- *Continued.* From the beginning of each rollout, its first ``eta``, ``continuations`` further ones are sampled and
+  graded.
+- *Credit.* ``R_i = sum_j r(c_ij) + r(o_i)`` over rollout and continuations, then
+  ``A_i = (R_i - mean(group)) / (std(group) + 1e-6)`` (Continuation Accumulated Reward).
+
+Only the abstract and an account of the paper were read; the rest is our reading. Open points and how they are settled
+here: "stops improving" is ``patience`` evaluations in a row that do not exceed the best so far, and after a rise the
+count begins anew; the token mean is that of a generation batch over all ranks; the standard deviation is that of a
+sample (divided by N - 1). A continuation that could not be scored is left out, and the sum scaled up for it.
+"""
+
+from __future__ import annotations
+
+import fractions
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Interval
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..advantages import group_centered, to_tokens
+from ..masks import first_fraction_mask
+from ..rollouts import Memory, Rollouts
+from .base import Method
+
+Share = Annotated[float, Interval(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class PPPO(Method):
+    """PPPO with the paper's settings as defaults.
+
+    ``share: 1, progressive: false, continuations: 0, normalize: false, normalizer: constant`` is Dr.GRPO.
+    """
+
+    share: Share = 0.15
+    """The share of a rollout's tokens that is trained, at first."""
+    progressive: bool = True
+    """Raise it when the evaluation reward stalls; this needs evaluation during training."""
+    step: Share = 0.05
+    """By how much it is raised."""
+    most: Share = 0.35
+    """What it is raised to at most."""
+    patience: Annotated[int, Ge(1)] = 2
+    """Evaluations in a row without a new best reward after which it is raised (ours; the paper's is not known)."""
+    continuations: Annotated[int, Ge(0)] = 8
+    """Further continuations of each rollout's beginning, whose rewards add to its own. 0: its own reward alone."""
+    normalize: bool = True
+    """Divide credit by the standard deviation of the group."""
+    normalizer: Literal["tokens", "constant"] = "tokens"
+    """tokens: the loss is a mean over all tokens of the batch (the paper). constant: Dr.GRPO's rollouts x
+    max_completion_length."""
+
+    def problems(self, training: Mapping[str, object]) -> list[str]:
+        found = []
+        if self.progressive and training.get("eval_strategy", "steps") in ("no", None):
+            found.append(
+                "method.progressive = true raises the share when the reward of evaluations stalls, but "
+                "training.eval_strategy = no: set training.eval_strategy = steps, training.eval_steps and "
+                "evaluation.data, or method.progressive = false"
+            )
+        if self.progressive and self.share > self.most:
+            found.append(f"method.share = {self.share} is above method.most = {self.most}, up to which it is raised")
+        if self.normalizer == "tokens" and training.get("loss_type", "dr_grpo") != "dr_grpo":
+            found.append(
+                f"method.normalizer = tokens turns the constant normalizer of loss_type = dr_grpo into a mean over "
+                f"tokens; loss_type = {training['loss_type']} has a normalizer of its own: set method.normalizer = "
+                "constant"
+            )
+        return found
+
+    def share_now(self, memory: Memory) -> float:
+        """``eta``, as the decimal number that adds up from the settings."""
+        raised = _exact(self.share) + memory.get("rises", 0) * _exact(self.step)
+        return float(min(raised, _exact(self.most))) if self.progressive else self.share
+
+    def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
+        rises, waited = memory.get("rises", 0), memory.get("waited", 0) + 1
+        if "best" not in memory or reward > memory["best"]:
+            return {**memory, "best": reward, "waited": 0}
+        if waited < self.patience:
+            return {**memory, "waited": waited}
+        return {**memory, "rises": rises + 1, "waited": 0}
+
+    def metrics(self, memory: Memory) -> dict[str, float]:
+        return {"share": self.share_now(memory)}
+
+    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
+        return first_fraction_mask(rollouts.completion_mask, self.share_now(rollouts.step.memory))
+
+    def beginnings(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
+        return self.update_mask(rollouts, None).sum(dim=1)
+
+    def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        rewards = rollouts.rewards
+        if rollouts.continued is not None:
+            rewards = _accumulated(torch.cat([rewards.unsqueeze(1), rollouts.continued], dim=1))
+        credit = group_centered(rewards, rollouts.group_size)
+        if self.normalize:
+            credit = credit / (_group_std(rewards, rollouts.group_size) + 1e-6)
+        if self.normalizer == "tokens":
+            constant = len(rewards) * rollouts.step.max_completion_length
+            credit = credit * (constant / rollouts.completion_mask.sum().clamp(min=1))
+        return to_tokens(credit, rollouts.completion_mask)
+
+
+def _exact(number: float) -> fractions.Fraction:
+    """The decimal number that is written: 0.15 + 3 * 0.05 is 0.3."""
+    return fractions.Fraction(str(number))
+
+
+def _accumulated(rewards: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    """The sum of each row, scaled up for what could not be scored; NaN where nothing could.
+
+    >>> _accumulated(torch.tensor([[1.0, 0.0, 1.0], [1.0, torch.nan, 0.0]]))
+    tensor([2.0000, 1.5000])
+    """
+    return rewards.nansum(dim=1) * rewards.size(1) / (~rewards.isnan()).sum(dim=1)
+
+
+def _group_std(rewards: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:
+    """The standard deviation of each row's group, those that could not be scored left out.
+
+    >>> _group_std(torch.tensor([1.0, 3.0, 5.0, torch.nan]), group_size=4)
+    tensor([2., 2., 2., 2.])
+    """
+    squares_PG = group_centered(rewards, group_size).square().view(-1, group_size)
+    scored_P = (~rewards.isnan()).view(-1, group_size).sum(dim=1)
+    return (squares_PG.sum(dim=1) / (scored_P - 1).clamp(min=1)).sqrt().repeat_interleave(group_size)

@@ -1,0 +1,121 @@
+"""ReLIFT (arXiv 2506.07527): Dr.GRPO, and now and then a supervised batch on the questions that it fails.
+
+``L = L_RL`` on a batch of rollouts, ``L = 1 / sum_k |d_k| * sum_k sum_t -log pi(d_kt)`` on one of demonstrations
+
+- *Remembered.* A question all of whose rollouts earn nothing, and which has a demonstration, goes to a buffer. When
+  that holds ``buffer`` questions, the oldest fill one generation batch, a supervised one, and leave; then come rollouts
+  again.
+- *Injected.* In a supervised batch every rollout of a group is the same whole demonstration (the fast path encodes it
+  once, and it counts once in the costs); nothing is generated. In all others nothing is injected.
+- *Credit.* ``r - mean(group)`` on what the policy wrote.
+- *Extra objective.* In a supervised batch the NLL, as a mean over its demonstration tokens, over ranks and
+  micro-batches.
+
+The questions of a supervised batch take the place of those that were due, which come again in the next epoch. A
+question stands in the buffer once, and may come back after its batch if it fails again. Optimizer and learning rate are
+the same for both kinds of batches, as in the released code. That clips no ratio (``training.epsilon: 1``), has an
+entropy bonus of .001, and clips gradients at .7. Our reading: a question has failed when no reward is above 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..advantages import group_centered, to_tokens
+from ..losses import negative_log_likelihood
+from ..prefixes import NO_PREFIX, Demonstration, Prefix, uniform, whole
+from ..rollouts import Memory, Rollouts, Row, Step
+from .base import Method
+
+
+@dataclass(frozen=True)
+class ReLIFT(Method):
+    """ReLIFT with the paper's settings as defaults. ``supervise: false`` is Dr.GRPO."""
+
+    supervise: bool = True
+    """Whether there are supervised batches."""
+    buffer: Annotated[int, Ge(1)] | None = None
+    """Failed questions that start a supervised batch; null, or fewer than such a batch holds: as many as a generation
+    batch has questions (the paper: 128, which is its batch)."""
+
+    imitates = True
+
+    @property
+    def injects(self) -> bool:
+        return self.supervise
+
+    def usable(self, demonstration: Demonstration) -> bool:
+        return len(demonstration.ids) > 0
+
+    def problems_instead(self, count: int, step: Step) -> list[int]:
+        return list(step.memory.get("due", []))
+
+    def asks(self, row: Row, group_size: int, step: Step) -> bool:
+        return row.problem in step.memory.get("due", []) and bool(row.demonstrations)
+
+    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
+        return [self._demonstration(row, step) if self.asks(row, group_size, step) else NO_PREFIX for row in rows]
+
+    def _demonstration(self, row: Row, step: Step) -> Prefix:
+        """The same for all rows of a group: it depends on the step and the problem."""
+        which = int(uniform("demonstration", step.seed, step.index, row.problem) * len(row.demonstrations))
+        return whole(row.demonstrations[which], step.max_completion_length)
+
+    def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        """Credit on the policy's tokens; on a demonstration's, the weight of their NLL in units of ``1 / (B * L)``."""
+        credit = group_centered(rollouts.rewards, rollouts.group_size, without=rollouts.prefixed)
+        credit = to_tokens(credit, rollouts.continuation_mask)
+        tokens = rollouts.prefix_mask.sum().clamp(min=1)
+        scale = len(rollouts.rewards) * rollouts.step.max_completion_length / tokens
+        return torch.where(rollouts.prefix_mask, scale, credit)
+
+    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
+        return rollouts.continuation_mask
+
+    def extra_loss(
+        self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
+    ) -> Float[Tensor, ""] | None:
+        if not rollouts.prefix_mask.any():
+            return None
+        weighed = torch.where(rollouts.prefix_mask, negative_log_likelihood(logps) * rollouts.advantages, 0.0)
+        return weighed.sum() / (len(weighed) * rollouts.step.max_completion_length)
+
+    def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
+        """``waiting``: the buffer. ``due``: the questions of the next batch, if that is a supervised one. The counts of
+        ``demonstrated`` questions that were rolled out and of ``supervised`` ones are there for the log.
+        """
+        if not self.supervise:
+            return memory
+        asked, due = memory.get("demonstrated", 0), memory.get("due", [])
+        counts = {"demonstrated": asked, "supervised": memory.get("supervised", 0) + len(due)}
+        if due:
+            return {**counts, "waiting": memory["waiting"], "due": []}
+        first = slice(None, None, rollouts.group_size)
+        demonstrated = rollouts.demonstrated[first]
+        failed = rollouts.problems[first][demonstrated & _failed(rollouts)].tolist()
+        waiting = list(dict.fromkeys([*memory.get("waiting", []), *failed]))
+        batch = len(demonstrated)
+        taken = batch if len(waiting) >= max(self.buffer or 0, batch) else 0
+        counts["demonstrated"] += int(demonstrated.sum())
+        return {**counts, "waiting": waiting[taken:], "due": waiting[:taken]}
+
+    def metrics(self, memory: Memory) -> dict[str, float]:
+        if not self.supervise:
+            return {}
+        return {
+            "buffer": len(memory["waiting"]) + len(memory["due"]),
+            "demonstrations_used": memory["supervised"] / max(memory["demonstrated"], 1),
+        }
+
+
+def _failed(rollouts: Rollouts) -> Bool[Tensor, " P"]:
+    """Which groups earned nothing; not those that could not be scored at all."""
+    rewards_PG = rollouts.rewards.view(-1, rollouts.group_size)
+    return ~(rewards_PG > 0).any(dim=1) & ~rewards_PG.isnan().all(dim=1)
