@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def slow(completions, rewards, size):
         for ids, reward in zip(group, given, strict=True):
             value = [sum(r) / len(r) for d in range(len(ids) + 1) if (r := beginning.get(tuple(ids[:d])))]
             alone = math.isnan(reward)
-            found.append([0.0] * len(ids) if alone else [b - a for a, b in zip(value, value[1:], strict=False)])
+            found.append([0.0] * len(ids) if alone else [b - a for a, b in pairwise(value)])
     return found
 
 
