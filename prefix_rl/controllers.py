@@ -68,8 +68,8 @@ class Setpoint:
         l_p = clip(L + o_p, 0, 1)                     the length of problem p
         o_p <- clip(l_p + gain * (target - s_p), 0, 1) - L
 
-    So a problem that was not seen for long has moved with the others. Where less than ``l_p`` could be given, ``l_p`` in
-    the last line is at most one ``gain`` above what was given, so that a length does not run away from its effect.
+    So a problem that was not seen for long has moved with the others. Where less than ``l_p`` could be given, ``l_p``
+    in the last line is at most one ``gain`` above what was given: a length does not run away from its effect.
 
     >>> rule = Setpoint(target=0.5, gain=0.1, smoothing=0.5, start=0.4)
     >>> rule.fraction([0.25], [0.5, 0.4], u=0.9)

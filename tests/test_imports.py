@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "prefix_rl"
-CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs", "controllers"}
+CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
-    {"rollouts"},
+    {"rollouts", "controllers"},
     {"errors", "progress", "fields"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},

@@ -25,7 +25,7 @@ controllers hold still: they would work against it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 from typing import Annotated, ClassVar, Literal
 
@@ -51,7 +51,7 @@ _LENGTHS = {"prefix_rl": ("low", "high"), "prefix_rft": ("schedule", "start", "e
 class Adaptive(Combined):
     """Lengths by success. Where ``of`` injects nothing (``cuts: 0``, ``prefixed: 0``) this is Dr.GRPO."""
 
-    of: Method = PrefixRL(cuts=1, plain=0)
+    of: Method = field(default_factory=lambda: PrefixRL(cuts=1, plain=0))
     """prefix_rl, by default with one row for each problem and no other, as in the papers; or prefix_rft."""
     rule: Literal["interval", "setpoint", "search"] = "interval"
     """interval: AdaBack. setpoint: AdaPrefix-GRPO. search: BREAD."""
@@ -93,11 +93,11 @@ class Adaptive(Combined):
         if self.least > self.most:
             found.append(f"method.least = {self.least} is above method.most = {self.most}")
         names = {name for cls in type(self.of).__mro__ for name in _LENGTHS.get(cls.__module__.rpartition(".")[2], ())}
-        for field in fields(self.of):
-            value = getattr(self.of, field.name)
-            if field.name in names and value != field.default:
+        for key in fields(self.of):
+            value = getattr(self.of, key.name)
+            if key.name in names and value != key.default:
                 found.append(
-                    f"method.of.{field.name} = {value} says nothing here: adaptive decides the lengths; leave it out"
+                    f"method.of.{key.name} = {value} says nothing here: adaptive decides the lengths; leave it out"
                 )
         return found
 

@@ -6,9 +6,9 @@
   reward of those that begin with ``s``, and ``V(s_{t+1}) - V(s_t)`` what token t did to it: 0 wherever all go on alike,
   and wherever a completion is alone. This temporal difference is added to the credit of the method in ``of``; both are
   divided by the group's standard deviation.
-- *Injected, which tokens move, extra objective.* As in ``of``. Where a group shares a prefix (PrefixRL, UFT) the root of
-  the tree is the end of that prefix; where one of its rollouts starts from a prefix (Prefix-RFT) it turns off at its
-  first token, unless a plain rollout happens to begin alike.
+- *Injected, which tokens move, extra objective.* As in ``of``. Where a group shares a prefix (PrefixRL, UFT) the root
+  of the tree is the end of that prefix; where one of its rollouts starts from a prefix (Prefix-RFT) it turns off at
+  its first token, unless a plain rollout happens to begin alike.
 
 The released code has no weight on the temporal difference, no threshold and no discount, and its deviation is unbiased
 (``torch.std``). Two things are ours: padding agrees with nothing (the code compares a padded place with the padding's
@@ -19,7 +19,7 @@ does not divide by a completion's length.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
@@ -41,7 +41,7 @@ _NO_ROLLOUTS = "it has no rollouts, so no tree"
 class TEMPO(Combined):
     """TEMPO with the paper's settings as defaults. ``weight: 0`` with ``normalize: false`` is the method in ``of``."""
 
-    of: Method = DrGRPO()
+    of: Method = field(default_factory=DrGRPO)
     """The method that answers the other questions; the paper: dr_grpo."""
     weight: Annotated[float, Ge(0)] = 1
     """Of the temporal difference."""

@@ -7,16 +7,16 @@
   ``p_t = 0.05 + 0.45 * (1 + cos(pi * t / horizon))``, and from the horizon on there is no hint at all.
 - *Credit.* ``A = r - mean(group)``, among rollouts that share the hint.
 - *Which tokens move.* Those that the policy wrote.
-- *Extra objective.* ``weight`` times the mean negative log-likelihood over all hint tokens of the generation batch, over
-  ranks and micro-batches.
+- *Extra objective.* ``weight`` times the mean negative log-likelihood over all hint tokens of the generation batch,
+  over ranks and micro-batches.
 
 ``pieces: uniform`` with ``weight: 0`` is R3 (arXiv 2402.05808) as the authors' code has it: ``n ~ Uniform{0, ...,
 count}`` in every step of the run, without annealing and without the supervised term.
 
-Open points and how they are settled here: the released code cuts the solution's text into at most 5 pieces (at its
-sentences), ours are slices of its tokens; a hint of five pieces leaves the last token to the policy, and stops where the
-answer becomes readable (``data.answer_guard``). The code's horizon is step 300 of 500; here it is that share of the run
-unless given. Its KL term is ``training.beta``.
+Open points and how they are settled here: the released code cuts the solution's text into at most 5 pieces, ours are
+slices of its tokens; a hint of all pieces leaves the last token to the policy, and every hint stops where the answer
+becomes readable (``data.answer_guard``). The code's horizon is step 300 of 500; here it is that share of the run unless
+given. Its KL term is ``training.beta``.
 """
 
 from __future__ import annotations
