@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl import methods
+from prefix_rl.methods.adaptive import Adaptive
 from prefix_rl.methods.base import Method, Supervised
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
@@ -15,6 +16,8 @@ from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.sft import SFT
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
+from prefix_rl.methods.tempo import TEMPO
+from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Demonstration, Prefix
 from prefix_rl.rollouts import Rollouts, Row, Step
 
@@ -54,7 +57,7 @@ def test_every_module_is_a_method_of_its_name(name):
 
 
 def test_an_unknown_method_is_named_with_those_there_are():
-    with pytest.raises(LookupError, match=r"no method 'prefix_rtf'; there are dr_grpo, luffy, prefix_rft"):
+    with pytest.raises(LookupError, match=r"no method 'prefix_rtf'; there are adaptive, dr_grpo, luffy"):
         methods.find("prefix_rtf")
 
 
@@ -553,7 +556,8 @@ def test_a_batch_without_demonstrations_has_no_supervised_loss():
 
 NEUTRAL = [
     PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0), SFTLoss(demonstrations=0, schedule="chord"),
-    SFTThenRL(),
+    SFTThenRL(), TEMPO(weight=0, normalize=False), UFT(count=0), Adaptive(PrefixRL(cuts=0)),
+    Adaptive(PrefixRFT(prefixed=0)),
 ]  # fmt: skip
 
 
@@ -584,7 +588,7 @@ def test_whole_demonstrations_are_usable_where_no_prefix_is():
     usable = {name: methods.find(name)().usable(told) for name in methods.names()}
     assert usable == {
         "dr_grpo": False, "prefix_rft": False, "prefix_rl": False, "luffy": True, "sft": True, "sft_loss": True,
-        "sft_then_rl": True,
+        "sft_then_rl": True, "tempo": False, "uft": False, "adaptive": False,
     }  # fmt: skip
     assert not any(methods.find(name)().usable(Demonstration((), 0)) for name in methods.names())
 

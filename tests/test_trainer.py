@@ -11,12 +11,15 @@ from trl.trainer import grpo_trainer
 from prefix_rl import checkpoints
 from prefix_rl.costs import Cost
 from prefix_rl.errors import DataError, RecipeError
+from prefix_rl.methods.adaptive import Adaptive
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
+from prefix_rl.methods.tempo import TEMPO
+from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.speed.settings import OFF
@@ -100,7 +103,8 @@ def plain(tmp_path_factory):
     "neutral",
     [
         PrefixRFT(prefixed=0), PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0),
-        SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(),
+        SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(), TEMPO(weight=0, normalize=False), UFT(count=0),
+        Adaptive(PrefixRL(cuts=0)),
     ],
     ids=lambda method: type(method).__name__,
 )  # fmt: skip
