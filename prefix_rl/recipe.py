@@ -401,9 +401,14 @@ def _as_given(name: str, method: Method) -> dict[str, Any]:
     return block
 
 
-def _method(given: object, where: str = "method") -> tuple[str | None, Method | None, dict[str, str]]:
+def _method(
+    given: object, where: str = "method", known: Sequence[str] = ()
+) -> tuple[str | None, Method | None, dict[str, str]]:
+    """Name, method and problems. ``known``: what can stand here, where not every method can."""
+    if isinstance(given, str):
+        return None, None, {where: f"= {given}: must be a block, {where}: {{name: {given}}}"}
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        return None, None, {f"{where}.name": f"is missing: give one of {', '.join(methods.names())}"}
+        return None, None, {f"{where}.name": f"is missing: give one of {', '.join(known or methods.names())}"}
     name = given["name"]
     try:
         cls = methods.find(name)
@@ -414,14 +419,13 @@ def _method(given: object, where: str = "method") -> tuple[str | None, Method | 
         for other in methods.names() for key in fields_of(methods.find(other)) if other != name
     }  # fmt: skip
     fields, own = fields_of(cls), {k: v for k, v in given.items() if k != "name"}
-    inner, found = {}, {}
-    if issubclass(cls, Combined):
-        del fields["of"]
-        if "of" in own:
-            _, method, found = _method(own.pop("of"), f"{where}.of")
-            inner = {"of": method} if method else {}
+    found = {}
+    if issubclass(cls, Combined) and "of" in own:
+        _, method, found = _method(own.pop("of"), f"{where}.of", cls.takes)
+        fields["of"] = Field(Method, method or fields["of"].default)  # a wrong one was found out: it is not missing
     values, problems = check(where, own, fields, elsewhere)
-    return name, cls(**values, **inner), problems | found
+    complete = all(field.default is not REQUIRED or key in values for key, field in fields.items())
+    return name, cls(**values) if complete else None, problems | found
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:

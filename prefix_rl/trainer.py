@@ -145,7 +145,7 @@ class PrefixTrainer(GRPOTrainer):
         if method.injects and not any(self.demonstrations[row] for row in range(len(self.demonstrations))):
             why = (
                 f"empty, or longer than max_completion_length = {self.max_completion_length} with its end"
-                if method.imitates
+                if method.whole
                 else "shorter than two tokens, or shows its answer from the first token on (answer_guard = none would "
                 "allow that)"
             )
@@ -163,8 +163,8 @@ class PrefixTrainer(GRPOTrainer):
         self.add_callback(MetricsFile(Path(args.output_dir)))
 
     def _usable(self, demonstration: Demonstration) -> bool:
-        """Whether the method can use it; one that is imitated must fit into a completion, with its end."""
-        fits = not self.method.imitates or len(demonstration.ids) < self.max_completion_length
+        """Whether the method can use it; one that is injected whole must fit into a completion, with its end."""
+        fits = not self.method.whole or len(demonstration.ids) < self.max_completion_length
         return fits and self.method.usable(demonstration)
 
     def _with_copies(self, dataset: Dataset) -> Dataset:

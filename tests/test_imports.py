@@ -12,7 +12,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
-    {"rollouts"},
+    {"rollouts", "controllers"},
     {"errors", "progress", "fields"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl import methods
+from prefix_rl.methods.adaptive import Adaptive
 from prefix_rl.methods.base import Combined, Method, Supervised
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
@@ -15,6 +16,8 @@ from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.sft import SFT
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
+from prefix_rl.methods.tempo import TEMPO
+from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Demonstration, Prefix
 from prefix_rl.rollouts import Rollouts, Row, Step
 
@@ -559,7 +562,8 @@ def test_a_batch_without_demonstrations_has_no_supervised_loss():
 
 NEUTRAL = [
     PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0), SFTLoss(demonstrations=0, schedule="chord"),
-    SFTThenRL(),
+    SFTThenRL(), TEMPO(weight=0, normalize=False), UFT(count=0), Adaptive(PrefixRL(cuts=0)),
+    Adaptive(PrefixRFT(prefixed=0)),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from trl.trainer import grpo_trainer
 from prefix_rl import checkpoints
 from prefix_rl.costs import Cost
 from prefix_rl.errors import DataError, RecipeError
+from prefix_rl.methods.adaptive import Adaptive
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.pppo import PPPO
@@ -19,6 +20,8 @@ from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.relift import ReLIFT
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
+from prefix_rl.methods.tempo import TEMPO
+from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.speed.settings import OFF
@@ -104,6 +107,8 @@ def plain(tmp_path_factory):
         PrefixRFT(prefixed=0), PrefixRL(cuts=0), LUFFY(demonstrations=0), SFTLoss(demonstrations=0),
         SFTLoss(demonstrations=0, schedule="chord"), SFTThenRL(), ReLIFT(supervise=False),
         PPPO(share=1, progressive=False, continuations=0, normalize=False, normalizer="constant"),
+        TEMPO(weight=0, normalize=False), UFT(count=0),
+        Adaptive(PrefixRL(cuts=0)),
     ],
     ids=lambda method: type(method).__name__,
 )  # fmt: skip

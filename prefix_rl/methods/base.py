@@ -59,12 +59,18 @@ class Method:
     reinforces: ClassVar[bool] = True
     """Whether there are rollouts at all."""
     imitates: ClassVar[bool] = False
-    """Whether :meth:`extra_loss` moves the injected tokens. They then count as trained."""
+    """Whether :meth:`extra_loss` moves the injected tokens. They then count as trained, and what :meth:`advantages`
+    says of them is no credit but their weight in it."""
 
     @property
     def injects(self) -> bool:
         """Whether this method, with these settings, starts rollouts from prefixes. If so, a run without any fails."""
         return False
+
+    @property
+    def whole(self) -> bool:
+        """Whether demonstrations are injected from beginning to end, so that only those that fit can be used."""
+        return self.imitates
 
     @property
     def needs_entropies(self) -> bool:
@@ -162,14 +168,24 @@ class Combined(Method):
     """A method that answers some questions itself and hands the others on to another one, ``of``.
 
     In a recipe: ``method: {name: tempo, of: {name: prefix_rl, cuts: 3}}``. A subclass gives ``of`` its default, says in
-    :attr:`refuses` which methods cannot stand there, and overrides what is its own.
+    :attr:`takes` and :attr:`refuses` which methods can stand there, and overrides what is its own.
     """
 
     of: Method
     """The method that answers the other questions."""
 
+    takes: ClassVar[Sequence[str]] = ()
+    """The methods that can stand in ``of``. A method of one's own can if it is a subclass of one of them."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """By the name of a method that cannot stand in ``of``: why."""
+    """Why others cannot, by their names."""
+
+    def refusal(self) -> str | None:
+        """Why ``of`` cannot stand where it stands, or None if it can."""
+        names = [cls.__module__.removeprefix(f"{__package__}.") for cls in type(self.of).__mro__]
+        if set(names) & set(self.takes):
+            return None
+        own = "a method of your own has to be a subclass of one of those" if "." in names[0] else "not tried together"
+        return f"{self.refuses.get(names[0], own)}. There can stand {', '.join(self.takes)}"
 
     @property
     def supervised(self) -> Supervised | None:
@@ -188,6 +204,10 @@ class Combined(Method):
         return self.of.injects
 
     @property
+    def whole(self) -> bool:
+        return self.of.whole
+
+    @property
     def needs_entropies(self) -> bool:
         return self.of.needs_entropies
 
@@ -198,9 +218,11 @@ class Combined(Method):
         return self.of.copies(demonstrated)
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
-        inner = type(self.of).__module__.rpartition(".")[2]
-        refused = [f"method.of = {inner}: {self.refuses[inner]}"] if inner in self.refuses else []
-        return refused + [p.replace("method.", "method.of.") for p in self.of.problems(training)]
+        inner = type(self.of).__module__.removeprefix(f"{__package__}.")
+        refusal = self.refusal()
+        return [f"method.of.name = {inner}: {refusal}"] * (refusal is not None) + [
+            problem.replace("method.", "method.of.") for problem in self.of.problems(training)
+        ]
 
     def problems_instead(self, count: int, step: Step) -> list[int]:
         return self.of.problems_instead(count, step)

@@ -30,7 +30,7 @@ from annotated_types import Ge, Interval
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..advantages import group_centered, to_tokens
+from ..advantages import group_centered, group_std, to_tokens
 from ..masks import first_fraction_mask
 from ..rollouts import Memory, Rollouts
 from .base import Method
@@ -109,7 +109,7 @@ class PPPO(Method):
             rewards = _accumulated(torch.cat([rewards.unsqueeze(1), rollouts.continued], dim=1))
         credit = group_centered(rewards, rollouts.group_size)
         if self.normalize:
-            credit = credit / (_group_std(rewards, rollouts.group_size) + 1e-6)
+            credit = credit / (group_std(rewards, rollouts.group_size) + 1e-6)
         if self.normalizer == "tokens":
             constant = len(rewards) * rollouts.step.max_completion_length
             credit = credit * (constant / rollouts.completion_mask.sum().clamp(min=1))
@@ -128,14 +128,3 @@ def _accumulated(rewards: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
     tensor([2.0000, 1.5000])
     """
     return rewards.nansum(dim=1) * rewards.size(1) / (~rewards.isnan()).sum(dim=1)
-
-
-def _group_std(rewards: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " B"]:
-    """The standard deviation of each row's group, those that could not be scored left out.
-
-    >>> _group_std(torch.tensor([1.0, 3.0, 5.0, torch.nan]), group_size=4)
-    tensor([2., 2., 2., 2.])
-    """
-    squares_PG = group_centered(rewards, group_size).square().view(-1, group_size)
-    scored_P = (~rewards.isnan()).view(-1, group_size).sum(dim=1)
-    return (squares_PG.sum(dim=1) / (scored_P - 1).clamp(min=1)).sqrt().repeat_interleave(group_size)

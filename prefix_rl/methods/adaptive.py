@@ -1,0 +1,181 @@
+"""Adaptive prefixes: how long a problem's prefix is follows from how its last group did.
+
+``l_p = fraction(state_p)``, ``state_p <- seen(state_p, l_p, mean reward of the prefixed rollouts)``
+
+- *Injected.* What ``of`` injects (PrefixRL, Prefix-RFT), with the length of a controller in the place of its own draw.
+  ``rule`` chooses it, see :mod:`prefix_rl.controllers`:
+
+  - *interval*, AdaBack (arXiv 2506.18110): uniform from an interval for each problem; a failure raises its lower end, a
+    success lowers its upper one.
+  - *setpoint*, AdaPrefix-GRPO (arXiv 2607.07674): a common length and an offset for each problem hold success at
+    ``target``; over the last part of the run all lengths fall to 0.
+  - *search*, BREAD (arXiv 2506.17211): no prefix until a whole group fails, then a binary search for the shortest with
+    which success lies in a band.
+
+- *Credit, which tokens move, extra objective.* As in ``of``. Behind PrefixRL the prefix is context, as in the three
+  papers.
+
+Open points and how they are settled here: AdaPrefix-GRPO is known from its abstract alone, BREAD and AdaBack from
+accounts of others, so ``target``, the band, the gains and the annealing are ours. Success is the mean reward of the
+group's prefixed rollouts, those without a reward left out. The copies of a problem share its controller. What a
+controller is told is the length that was given, which the answer guard may have cut short. While lengths are annealed,
+controllers hold still: they would work against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from statistics import fmean
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from .. import controllers
+from ..prefixes import Prefix, uniform
+from ..rollouts import Memory, Rollouts, Row, Step
+from ..schedules import linear
+from .base import Combined, Method
+from .prefix_rl import PrefixRL
+
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+_KEY = "adaptive"  # of what is remembered
+_NO_PREFIXES = "it starts no rollout from a prefix"
+_WHOLE = "its demonstrations are injected whole"
+_NO_ROLLOUTS = "it has no rollouts"
+# What says nothing any more once a controller decides
+_LENGTHS = {"prefix_rl": ("low", "high"), "prefix_rft": ("schedule", "start", "end", "high", "horizon")}
+
+
+@dataclass(frozen=True)
+class Adaptive(Combined):
+    """Lengths by success. Where ``of`` injects nothing (``cuts: 0``, ``prefixed: 0``) this is Dr.GRPO."""
+
+    of: Method = field(default_factory=lambda: PrefixRL(cuts=1, plain=0))
+    """prefix_rl, by default with one row for each problem and no other, as in the papers; or prefix_rft."""
+    rule: Literal["interval", "setpoint", "search"] = "interval"
+    """interval: AdaBack. setpoint: AdaPrefix-GRPO. search: BREAD."""
+    target: Fraction = 0.5
+    """interval: the mean reward from which on a length was enough. setpoint: where success is held (the paper: 0.5)."""
+    gain: Annotated[float, Gt(0)] = 0.1
+    """setpoint: how far a length moves, for a success that is off by 1."""
+    smoothing: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    """setpoint: the weight of the newest batch in the moving average of success."""
+    start: Fraction = 0.5
+    """setpoint: the length common to all problems at first."""
+    anneal: Fraction = 0.2
+    """setpoint: the last share of the run, over which lengths fall to 0. 0: they do not."""
+    episodes: Annotated[int, Ge(1)] = 10
+    """search: the parts of a demonstration that lengths are counted in."""
+    least: Fraction = 0.25
+    """search: success below this is too little."""
+    most: Fraction = 0.75
+    """search: success above this is more than needed."""
+
+    takes: ClassVar = ("prefix_rl", "prefix_rft")
+    refuses: ClassVar[Mapping[str, str]] = {
+        "tempo": "write it the other way round, tempo with of: adaptive",
+        "uft": "its hints have a schedule of their own, in pieces",
+        "adaptive": "two controllers would set one length",
+        "dr_grpo": _NO_PREFIXES,
+        "pppo": _NO_PREFIXES,
+        "sft_then_rl": _NO_PREFIXES,
+        "luffy": _WHOLE,
+        "sft_loss": _WHOLE,
+        "relift": _WHOLE,
+        "sft": _NO_ROLLOUTS,
+        "upft": _NO_ROLLOUTS,
+        "rft": _NO_ROLLOUTS,
+    }
+
+    def problems(self, training: Mapping[str, object]) -> list[str]:
+        found = super().problems(training)
+        if self.least > self.most:
+            found.append(f"method.least = {self.least} is above method.most = {self.most}")
+        names = {name for cls in type(self.of).__mro__ for name in _LENGTHS.get(cls.__module__.rpartition(".")[2], ())}
+        for key in fields(self.of):
+            value = getattr(self.of, key.name)
+            if key.name in names and value != key.default:
+                found.append(
+                    f"method.of.{key.name} = {value} says nothing here: adaptive decides the lengths; leave it out"
+                )
+        return found
+
+    @property
+    def controller(self) -> controllers.Interval | controllers.Setpoint | controllers.Search:
+        """The rule with its settings."""
+        if self.rule == "interval":
+            return controllers.Interval(self.target)
+        if self.rule == "setpoint":
+            return controllers.Setpoint(self.target, self.gain, self.smoothing, self.start)
+        return controllers.Search(self.episodes, self.least, self.most)
+
+    def annealed(self, step: Step) -> float:
+        """The factor on all lengths: 1, and towards the end of a run with ``setpoint`` less and less, to 0."""
+        if self.rule != "setpoint" or not self.anneal:
+            return 1.0
+        falling = max(round(self.anneal * step.total), 1)
+        return linear(1.0, 0.0, falling)(step.index - (step.total - falling))
+
+    def fraction(self, row: Row, group_size: int, step: Step) -> float:
+        """The share of a demonstration that a row is to get."""
+        common, own = self._state(step.memory)
+        u = uniform(_KEY, step.seed, step.index, row.problem, row.index // group_size)
+        state = own.get(str(row.problem), self.controller.own)
+        return self.annealed(step) * self.controller.fraction(state, common, u)
+
+    def _state(self, memory: Memory) -> tuple[controllers.State, Mapping[str, controllers.State]]:
+        """What is common to all problems, and what is remembered of each."""
+        state = memory.get(_KEY, {})
+        return state.get("common", self.controller.common), state.get("problems", {})
+
+    def asks(self, row: Row, group_size: int, step: Step) -> bool:
+        return self.of.asks(row, group_size, step) and self.fraction(row, group_size, step) > 0
+
+    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
+        decided = [replace(row, fraction=self.fraction(row, group_size, step)) for row in rows]
+        return self.of.prefixes(decided, group_size, step)
+
+    def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
+        memory = super().remember(memory, rollouts)
+        if self.annealed(rollouts.step) < 1:
+            return memory
+        common, own = self._state(memory)
+        own, successes = dict(own), []
+        for problem, fraction, success in observations(rollouts):
+            state = own.get(str(problem), self.controller.own)
+            own[str(problem)] = list(self.controller.seen(state, common, fraction, success))
+            successes.append(success)
+        if not successes:
+            return memory
+        return {**memory, _KEY: {"common": list(self.controller.after(common, successes)), "problems": own}}
+
+    def metrics(self, memory: Memory) -> dict[str, float]:
+        """How many problems have a controller that has seen something, and where these stand."""
+        common, own = self._state(memory)
+        if not own:
+            return {}
+        lengths = [self.controller.fraction(state, common, 0.5) for state in own.values()]
+        return {
+            "adaptive/problems": float(len(own)),
+            "adaptive/fraction": fmean(lengths),
+            "adaptive/unaided_share": fmean(length == 0 for length in lengths),
+        }
+
+
+def observations(rollouts: Rollouts) -> list[tuple[int, float, float]]:
+    """``(problem, share given, mean reward)`` of each group in which a prefix was planned and somebody got a reward."""
+    planned = ~rollouts.fractions.isnan() & ~rollouts.rewards.isnan()
+    found = []
+    for start in range(0, len(rollouts.rewards), rollouts.group_size):
+        rows = slice(start, start + rollouts.group_size)
+        if bool(planned[rows].any()):
+            here = planned[rows]
+            found.append(
+                (
+                    int(rollouts.problems[start]),
+                    float(rollouts.fractions[rows][here].double().mean()),
+                    float(rollouts.rewards[rows][here].double().mean()),
+                )
+            )
+    return found
