@@ -135,7 +135,11 @@ OTHERS = {
     "sft_loss": "method={name: sft_loss, weight: 0.5, tokens: uncertain}",
     "skewed": "method={name: tests.skewed_credit, supervised: {epochs: 3, batch_size: 4, per_device_batch_size: %d, "
     "learning_rate: 1e-3, warmup: 0}}",
+    "uft": "method={name: uft, weight: 0.5, start: 0.6, end: 0.6, horizon: 100}",
+    "adaptive": "method={name: tempo, normalize: false, of: {name: adaptive, rule: setpoint, anneal: 0, of: {name: "
+    "tests.skewed_credit, cuts: 1, plain: 0, supervised: {epochs: 0}}}}",
 }
+PARTIAL = ("uft", "adaptive")  # the others inject whole demonstrations
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +205,10 @@ def test_two_processes_train_the_other_methods_as_one(unequal, apart, tmp_path, 
     assert json.loads((one / "cost.json").read_text()) == json.loads((two / "cost.json").read_text())
     if name == "skewed":
         same_parameters(one / "sft" / "final", two / "sft" / "final", 1e-5)
+    elif name in PARTIAL:
+        lengths = [{r["prefix_tokens"] for r in read_rollouts(two, step)} for step in range(3)]
+        assert len(set().union(*lengths)) > 3
+        assert lengths[0] != lengths[2]
     else:
         # 1, 20, 2 or 15 totals, seven words, and the end, in the first of each group; none for every second problem
         found = [[r["prefix_tokens"] for r in read_rollouts(two, step)] for step in range(3)]

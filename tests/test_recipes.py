@@ -5,13 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefix_rl.methods.dr_grpo import DrGRPO
+from prefix_rl.methods.prefix_rl import PrefixRL
+from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.recipe import batches, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
 LAB = [p for p in ALL if p.parent.name == "lab"]
 PAPERS = [p for p in ALL if p.parent.name not in ("lab", "smoke")]
-ARMS = {"dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift"}
+ARMS = {
+    "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
+    "uft", "adaptive",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +58,7 @@ def test_its_training_is_the_papers(path, monkeypatch):
     assert value("lr_scheduler_type") == "constant"
     assert value("max_completion_length") == 8192
     assert value("temperature") == 1.0
-    assert value("beta") == 0.0
+    assert value("beta") == (0.001 if arm == "uft" else 0.0)
     clip = {"luffy": (1.0, 1e6), "relift": (1.0, 1e6), "sft_then_rl": (0.2, 0.28), "pppo": (0.2, 0.28)}
     assert (value("epsilon"), value("epsilon_high")) == clip.get(arm, (0.2, None))
     assert value("entropy_coef") == (0.001 if arm in ("luffy", "sft_loss") else 0.0)
@@ -79,6 +85,9 @@ METHODS = {
     "relift": {"supervise": True, "buffer": 128},
     "sft": {},
     "sft_then_rl": {},
+    "tempo": {"of": DrGRPO(), "weight": 1, "normalize": True},
+    "uft": {"count": 5, "pieces": "binomial", "start": 0.95, "end": 0.05, "horizon": 300, "weight": 0.001},
+    "adaptive": {"of": PrefixRL(cuts=1, plain=0), "rule": "interval", "target": 0.5},
 }  # fmt: skip
 
 
@@ -134,7 +143,8 @@ def test_the_labs_methods():
         assert (stage.batch_size, stage.per_device_batch_size) == (16, 16)
     chord = method["chord"]
     assert (chord.schedule, chord.weight, chord.end, chord.horizon) == ("chord", 0.9, 0.05, 100)
-    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift"):
+    assert method["tempo"] == TEMPO(PrefixRL())
+    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift", "uft", "adaptive"):
         assert method[arm] == type(method[arm])()  # the papers' settings are the defaults
 
 

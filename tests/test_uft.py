@@ -2,6 +2,7 @@ import math
 import statistics
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from test_trainer import generation, gradient_of, loss_gradient, parameters, ref
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.uft import UFT, binomial
 from prefix_rl.prefixes import NO_PREFIX, Demonstration
+from prefix_rl.recipe import load_recipe
+from prefix_rl.reports.schedule import preview
 from prefix_rl.rollouts import Rollouts, Row
 
 R3 = UFT(pieces="uniform", weight=0)
@@ -85,6 +88,17 @@ def test_nothing_is_asked_for_where_there_is_nothing_to_show():
     assert not any(method.asks(row, 8, step(300)) for row in given)
     assert all(UFT(start=1, end=1).asks(row, 8, step(0)) for row in given)
     assert not UFT(start=1, end=1).asks(Row(0, 0, ()), 8, step())
+
+
+def test_the_preview_shows_where_the_hints_end():
+    lab = Path(__file__).parents[1] / "recipes" / "lab" / "uft.yaml"
+    recipe = load_recipe(lab, ["data.lab.problems=8"])
+    table = [(Demonstration(tuple(range(100)), 100),)] * 8
+    found = {at.step: max(at.tokens) for at in preview(recipe, table, points=5)}
+    assert found.keys() == {0, 50, 100, 149, 199}  # 0.6 of 200 steps are 120
+    assert found[0] == 29  # of 30 that a completion may have
+    assert found[50] > 0
+    assert found[149] == found[199] == 0
 
 
 # --- credit and the supervised term -----------------------------------------------------------------------------------

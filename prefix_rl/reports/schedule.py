@@ -42,6 +42,8 @@ def total_steps(recipe: Recipe, rows: int) -> int:
 def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list[Lengths]:
     """The prefixes that the method draws at ``points`` steps from the first to the last.
 
+    Of a method whose lengths follow from what happens in the run these are the first ones, as if nothing had happened.
+
     Raises:
         RecipeError: if the method draws none.
     """
@@ -59,6 +61,9 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
     for step in sorted({round(i * max(total - 1, 0) / max(points - 1, 1)) for i in range(points)}):
         now = Step(step, total, recipe.training_value("seed"), recipe.training_value("max_completion_length"))
         drawn = [p for p in recipe.method.prefixes(rows, group_size, now) if p.drawn]
+        if not any(recipe.method.asks(row, group_size, now) for row in rows):
+            found.append(Lengths(step, [0], [0.0], 0.0))  # a schedule that has come down to nothing
+            continue
         if not drawn:
             raise RecipeError(f"no demonstration of {recipe.data.train} can be cut into a prefix")
         found.append(
