@@ -46,7 +46,7 @@ from .reports.rollouts import segments, write_rollouts
 from .rollouts import Rollouts, Row, Step
 from .speed.forward import Encoder
 from .speed.generation import shared_prefill
-from .speed.order import CONSTANT_NORMALIZER, alike_together, rearranged, rows_of, windows
+from .speed.order import CONSTANT_NORMALIZER, alike_together, balanced, overlaps, rearranged, rows_of, windows
 from .speed.settings import Speed
 
 _ROW = "dataset_row"  # the column that tells a row's place in the data set, and so its demonstrations
@@ -111,7 +111,7 @@ class PrefixTrainer(GRPOTrainer):
         train_dataset = train_dataset.add_column(_ROW, list(range(len(demonstrations))))
 
         self.speed = speed or Speed()
-        self._encoder = Encoder(self.speed)
+        self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._gather_max(flag)))
         self._plan: list[Prefix] | None = None
         self._planned: list[Prefix] = []
         self._micro_batch: dict[str, Any] | None = None
@@ -429,18 +429,23 @@ class PrefixTrainer(GRPOTrainer):
                 extra = self.method.extra_loss(self._micro_rollouts(inputs), *self._forward)
                 if extra is not None:
                     loss = loss + extra / self.current_gradient_accumulation_steps
+                # Both are means over the rows here, which may be more or fewer than in other micro-batches
+                loss = loss * (len(inputs["completion_ids"]) / self.args.per_device_train_batch_size)
         finally:
             self._micro_batch = self._forward = None
         return loss
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        inner = self.accelerator.unwrap_model(model)
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # peft's wrapper
         score = super()._get_per_token_logps_and_entropies
-        logps, entropies, aux_loss = self._encoder(score, model, inner, *args, **kwargs)
+        logps, entropies, aux_loss = self._encoder(score, model, self._inside(model), *args, **kwargs)
         if self._micro_batch is not None:
             self._forward = (logps, entropies)
         return logps, entropies, aux_loss
+
+    def _inside(self, model):
+        """The transformers model itself."""
+        inner = self.accelerator.unwrap_model(model)
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # peft's wrapper
 
     # --- which rows meet in a micro-batch -----------------------------------------------------------------------------
 
@@ -453,8 +458,16 @@ class PrefixTrainer(GRPOTrainer):
         for window in windows(len(made), self.args.gradient_accumulation_steps):
             batches = [made[i] for i in window]
             rows = [row for batch in batches for row in rows_of(batch)]
-            made[window.start : window.stop] = rearranged(batches, alike_together(rows))
+            order = alike_together(rows)
+            sizes = self._balanced([rows[i] for i in order], len(batches)) if self.speed.balance else None
+            made[window.start : window.stop] = rearranged(batches, order, sizes)
         return made[self._step % self.args.steps_per_generation]
+
+    def _balanced(self, rows: Sequence[Sequence[int]], micro_batches: int) -> list[int] | None:
+        """How many rows each micro-batch takes, where rows are packed; TRL gathers by row, so all ranks cut alike."""
+        packs = self._encoder.refuses(self.model, self._inside(self.model), max(map(len, rows))) is None
+        ranks = gather_object([overlaps(rows) if packs else None])
+        return None if None in ranks else balanced(ranks, micro_batches)
 
     @property
     def _may_reorder(self) -> bool:

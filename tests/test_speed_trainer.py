@@ -103,7 +103,7 @@ def test_rows_that_share_meet_inside_their_optimizer_step(tmp_path):
     for order in (False, True):
         made = trainer(
             tmp_path / str(order), PrefixRL(), steps_per_generation=8, gradient_accumulation_steps=4,
-            options={"speed": Speed(order=order)},
+            options={"speed": Speed(order=order, balance=False)},
         )  # fmt: skip
         made.model.train()
         made.state.max_steps, made.current_gradient_accumulation_steps = 4, 4
@@ -128,6 +128,32 @@ def test_rows_that_share_meet_inside_their_optimizer_step(tmp_path):
         return sum(len({tuple(p) for p in b["prompt_ids"].tolist()}) for b in batches)
 
     assert prompts(ordered) < prompts(shuffled)
+
+
+@pytest.mark.parametrize("method", [PREFIXES, LUFFY(), SFTLoss(weight=0.7)], ids=lambda m: type(m).__name__)
+def test_micro_batches_of_unequal_numbers_of_rows_train_the_same(tmp_path, method):
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 1}
+    sizes, ends = [], []
+    for balance in (False, True):
+        made = trained(tmp_path / str(balance), method, Speed(balance=balance), **changes)
+        sizes.append([len(batch["completion_ids"]) for batch in made._buffered_inputs])
+        ends.append((parameters(made), made.state.log_history[0]))
+    assert sizes[0] == [2] * 8
+    assert sum(sizes[1]) == 16
+    assert sizes[1] != sizes[0]
+    (equal, equal_log), (cut, cut_log) = ends
+    assert (equal - START).norm() > 1e-3
+    assert (cut - equal).norm() < 1e-6 * equal.norm()
+    for key in ("loss", "grad_norm"):
+        assert cut_log[key] == pytest.approx(equal_log[key], rel=1e-4, abs=1e-7)
+
+
+def test_rows_that_are_not_packed_stay_in_equal_micro_batches(tmp_path):
+    made = trainer(tmp_path, DrGRPO(), gradient_accumulation_steps=2)
+    rows = [[1] * 30, [2], [3], [4]]
+    assert made._balanced(rows, 2) == [1, 3]
+    made.model.config.sliding_window, made.model.config.layer_types = 20, ["sliding_attention"] * 2
+    assert made._balanced(rows, 2) is None
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """Which rows meet in a micro-batch.
 
 A row's loss does not depend on its micro-batch where the normalizer is a constant (Dr.GRPO, arXiv 2503.20783, section
-3.2), so that rows may change places within the micro-batches of one optimizer step.
+3.2), so that rows may change places within the micro-batches of one optimizer step, and micro-batches may take unequal
+numbers of rows: one of ``n`` rows weighs ``n`` times as much as one of a single row.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+from .tree import common
 
 CONSTANT_NORMALIZER = frozenset({"dr_grpo"})
 """The losses, by TRL's names, for which that is so."""
@@ -37,15 +41,63 @@ def alike_together(rows: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(rows)), key=lambda row: list(rows[row]))
 
 
-def rearranged(micro_batches: Sequence[Mapping[str, Any]], order: Sequence[int]) -> list[dict[str, Any]]:
-    """The same micro-batches with their rows in another order, cut into the same sizes.
+def overlaps(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """For each of these ordered rows its tokens, and how many of them it shares with the row before.
+
+    >>> overlaps([[1, 2, 3], [1, 2, 4], [7, 8]])
+    [(3, 0), (3, 2), (2, 0)]
+    """
+    return [(len(row), common(before, row)) for before, row in zip([[], *rows[:-1]], rows, strict=True)]
+
+
+def balanced(ranks: Sequence[Sequence[tuple[int, int]]], parts: int) -> list[int]:
+    """How many rows each micro-batch takes, so that the largest holds as few distinct tokens as possible.
+
+    Args:
+        ranks: the :func:`overlaps` of the rows of each process. All have as many rows, and cut them alike.
+        parts: micro-batches; each takes at least one row.
+
+    A micro-batch of the rows ``i ... j`` encodes ``tokens_i + sum_{k=i+1..j} (tokens_k - shared_k)`` tokens. That grows
+    with every row, so that taking rows as long as a limit allows needs the fewest micro-batches for this limit; the
+    lowest limit that leaves no row over is found by bisection.
+
+    >>> balanced([[(90, 0), (10, 0), (10, 0), (10, 0), (10, 0), (10, 0)]], parts=2)
+    [1, 5]
+    >>> balanced([[(50, 0), (50, 40), (50, 40), (50, 0)]], parts=2)  # 50 + 10 + 10 and 50
+    [3, 1]
+    """
+    rows = list(zip(*ranks, strict=True))
+
+    def sizes(limit: int) -> list[int] | None:
+        found: list[int] = []
+        held: list[int] = []
+        for i, row in enumerate(rows):
+            more = [tokens + length - shared for tokens, (length, shared) in zip(held, row, strict=False)]
+            if found and max(more) <= limit and len(rows) - i > parts - len(found):
+                held, found[-1] = more, found[-1] + 1
+            else:
+                held = [length for length, _ in row]
+                found.append(1)
+        return found if len(found) <= parts else None
+
+    lowest = max(length for row in rows for length, _ in row)
+    enough = max(sum(length for length, _ in rank) for rank in ranks)
+    limit = bisect_left(range(enough), True, lo=lowest, key=lambda limit: sizes(limit) is not None)
+    return sizes(limit)
+
+
+def rearranged(
+    micro_batches: Sequence[Mapping[str, Any]], order: Sequence[int], sizes: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """The same micro-batches with their rows in another order.
 
     Args:
         micro_batches: fields that are tensors or lists with a row for each rollout, tensors without dimensions (of the
             whole batch), or None.
         order: for each new place the number of the row that goes there, counted over all micro-batches.
+        sizes: how many rows each takes; None: as many as it has.
     """
-    sizes = [len(batch["completion_ids"]) for batch in micro_batches]
+    sizes = sizes or [len(batch["completion_ids"]) for batch in micro_batches]
     cuts = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
     found: list[dict[str, Any]] = [dict(batch) for batch in micro_batches]
     for key, value in micro_batches[0].items():
