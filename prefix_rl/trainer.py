@@ -1,6 +1,6 @@
 """The trainer: TRL's GRPOTrainer with the four questions of a :class:`~prefix_rl.methods.base.Method` asked.
 
-This is the only file that knows TRL's private names. It wraps nine members of ``GRPOTrainer`` 1.16; each wrapper calls
+This is the only file that knows TRL's private names. It wraps ten members of ``GRPOTrainer`` 1.16; each wrapper calls
 ``super()`` once, and no body of TRL is copied. What the wrappers add:
 
 - before generation, the prefixes: they travel as token ids behind the prompt, and come back glued to the continuation,
@@ -20,6 +20,7 @@ What it leaves to TRL: the clipped surrogate, KL, LoRA, vLLM and its importance 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -116,6 +117,7 @@ class PrefixTrainer(GRPOTrainer):
         self._planned: list[Prefix] = []
         self._micro_batch: dict[str, Any] | None = None
         self._forward: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._grading_seconds, self._tokens_before = 0.0, dict(self._encoder.tokens)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -266,7 +268,9 @@ class PrefixTrainer(GRPOTrainer):
         self._outcomes = None
         if self.model.training and self.method.injects:
             inputs = self._with_continuation_start(inputs, completions, completion_ids_list)
+        began = time.perf_counter()
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._grading_seconds += time.perf_counter() - began
         unscored = torch.isnan(rewards_per_func).all(dim=1)
         weighted = rewards_per_func * self.reward_weights.to(rewards_per_func.device)
         self._rewards = weighted.nansum(dim=1).masked_fill(unscored, torch.nan)
@@ -488,6 +492,18 @@ class PrefixTrainer(GRPOTrainer):
             step=self._step_now(),
             advantages=inputs["advantages"],
         )
+
+    # --- what the fast path saved -------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._step % self.current_gradient_accumulation_steps == 0:  # where TRL has noted the time of the step
+            self._log("speed/grading_share", self._grading_seconds / self._metrics["train"]["step_time"][-1])
+            encoded, padded = (self._encoder.tokens[name] - self._tokens_before[name] for name in ("encoded", "padded"))
+            if padded:
+                self._log("speed/encoded_share", encoded / padded)
+            self._grading_seconds, self._tokens_before = 0.0, dict(self._encoder.tokens)
+        return loss
 
     # --- metrics and saved rollouts -----------------------------------------------------------------------------------
 
