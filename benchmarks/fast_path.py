@@ -9,7 +9,8 @@ order of the rows, forward and backward of every micro-batch, the optimizer. ``g
 logits processor chooses the tokens, so that both sides write the same rollouts. ``step`` is both, and what TRL does
 between them (decoding, a trivial reward). Prints the median CPU seconds of each side (one thread: what else the machine
 does counts for little), the median ratio over the rounds with its smallest and largest, and the memory that it adds, at
-its highest, to a process that has loaded its libraries. Nothing here passes or fails.
+its highest, to a process that has loaded its libraries (malloc gives freed tensors back at once there, so that it is
+the memory of tensors that is compared). Nothing here passes or fails.
 
 ``--growth``: how the ratio of updates grows with the size of a group and the tokens it shares, beside the ratio of the
 work there is: every distinct token once, every pair of tokens that attend to each other once. TRL's rows are all of one
@@ -250,7 +251,8 @@ def ratio(theirs: list[float], ours: list[float]) -> str:
 def peak(workload: str, phase: str, side: str) -> float:
     """MiB that one run adds to a process of its own, at its highest."""
     command = [sys.executable, __file__, "--workload", workload, "--phase", phase, "--measure-memory", side]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    returned = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed is given back, not kept for the next tensor
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **returned})
     return float(done.stdout.split()[-1])
 
 

@@ -433,8 +433,7 @@ class PrefixTrainer(GRPOTrainer):
                 extra = self.method.extra_loss(self._micro_rollouts(inputs), *self._forward)
                 if extra is not None:
                     loss = loss + extra / self.current_gradient_accumulation_steps
-                # Both are means over the rows here, which may be more or fewer than in other micro-batches
-                loss = loss * (len(inputs["completion_ids"]) / self.args.per_device_train_batch_size)
+                loss = loss * inputs.get("weight", 1.0)
         finally:
             self._micro_batch = self._forward = None
         return loss
@@ -465,6 +464,8 @@ class PrefixTrainer(GRPOTrainer):
             order = alike_together(rows)
             sizes = self._balanced([rows[i] for i in order], len(batches)) if self.speed.balance else None
             made[window.start : window.stop] = rearranged(batches, order, sizes)
+            for i, size in zip(window, sizes or [], strict=False):  # the loss is a mean over the rows of a micro-batch
+                made[i]["weight"] = size * len(batches) / len(rows)
         return made[self._step % self.args.steps_per_generation]
 
     def _balanced(self, rows: Sequence[Sequence[int]], micro_batches: int) -> list[int] | None:

@@ -17,6 +17,8 @@ from .tree import common
 
 CONSTANT_NORMALIZER = frozenset({"dr_grpo"})
 """The losses, by TRL's names, for which that is so."""
+SLACK = 0.05
+"""The largest micro-batch may be so much larger than it could be, where cutting so encodes fewer tokens."""
 
 
 def windows(micro_batches: int, accumulation: int) -> list[range]:
@@ -51,15 +53,15 @@ def overlaps(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
 
 
 def balanced(ranks: Sequence[Sequence[tuple[int, int]]], parts: int) -> list[int]:
-    """How many rows each micro-batch takes, so that the largest holds as few distinct tokens as possible.
+    """How many rows each micro-batch takes, so that the largest holds about as few distinct tokens as it can.
+
+    A micro-batch of the rows ``i ... j`` encodes ``tokens_i + sum_{k=i+1..j} (tokens_k - shared_k)`` tokens: what row
+    ``i`` shares with the row before it is encoded again. Of all cuts whose largest micro-batch is at most :data:`SLACK`
+    above the least possible, this is the one that encodes fewest tokens, and has the smallest largest one among these.
 
     Args:
         ranks: the :func:`overlaps` of the rows of each process. All have as many rows, and cut them alike.
         parts: micro-batches; each takes at least one row.
-
-    A micro-batch of the rows ``i ... j`` encodes ``tokens_i + sum_{k=i+1..j} (tokens_k - shared_k)`` tokens. That grows
-    with every row, so that taking rows as long as a limit allows needs the fewest micro-batches for this limit; the
-    lowest limit that leaves no row over is found by bisection.
 
     >>> balanced([[(90, 0), (10, 0), (10, 0), (10, 0), (10, 0), (10, 0)]], parts=2)
     [1, 5]
@@ -67,23 +69,45 @@ def balanced(ranks: Sequence[Sequence[tuple[int, int]]], parts: int) -> list[int
     [3, 1]
     """
     rows = list(zip(*ranks, strict=True))
+    limit = int(_least_largest(rows, parts) * (1 + SLACK))
+    # By end of the cut so far: tokens that are encoded again, those of the largest micro-batch, and the sizes
+    fewest: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [])}
+    for part in range(parts):
+        longer: dict[int, tuple[int, int, list[int]]] = {}
+        for start, (again, largest, sizes) in fewest.items():
+            again += sum(shared for _, shared in rows[start])
+            held = [shared for _, shared in rows[start]]  # the first row stands whole
+            for end in range(start + 1, len(rows) - (parts - part - 1) + 1):
+                held = _with(held, rows[end - 1])
+                if max(held) > limit:
+                    break
+                found = (again, max(largest, *held), [*sizes, end - start])
+                longer[end] = min(found, longer.get(end, found))
+        fewest = longer
+    return fewest[len(rows)][2]
 
-    def sizes(limit: int) -> list[int] | None:
-        found: list[int] = []
-        held: list[int] = []
-        for i, row in enumerate(rows):
-            more = [tokens + length - shared for tokens, (length, shared) in zip(held, row, strict=False)]
-            if found and max(more) <= limit and len(rows) - i > parts - len(found):
-                held, found[-1] = more, found[-1] + 1
-            else:
-                held = [length for length, _ in row]
-                found.append(1)
-        return found if len(found) <= parts else None
 
-    lowest = max(length for row in rows for length, _ in row)
-    enough = max(sum(length for length, _ in rank) for rank in ranks)
-    limit = bisect_left(range(enough), True, lo=lowest, key=lambda limit: sizes(limit) is not None)
-    return sizes(limit)
+def _least_largest(rows: Sequence[Sequence[tuple[int, int]]], parts: int) -> int:
+    """The least number of tokens that the largest micro-batch can hold.
+
+    A micro-batch grows with every row, so that taking rows as long as a limit allows needs the fewest micro-batches.
+    """
+
+    def needed(limit: int) -> int:
+        count, held = 0, [limit] * len(rows[0])
+        for row in rows:
+            held = _with(held, row)
+            if max(held) > limit:
+                count, held = count + 1, [length for length, _ in row]
+        return count
+
+    lowest, enough = max(length for row in rows for length, _ in row), sum(max(row)[0] for row in rows)
+    return bisect_left(range(enough), True, lo=lowest, key=lambda limit: needed(limit) <= parts)
+
+
+def _with(held: Sequence[int], row: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens of a micro-batch on each rank once it has taken one more row."""
+    return [tokens + length - shared for tokens, (length, shared) in zip(held, row, strict=True)]
 
 
 def rearranged(
