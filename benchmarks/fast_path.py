@@ -1,33 +1,42 @@
-"""The fast path against TRL's own: the update phase of the same rollouts, alternating in one process.
+"""The fast path against TRL's and transformers' own, on the same rollouts, alternating in one process.
 
-    python benchmarks/fast_path.py [--workload prefix_rl] [--rounds 3] [--growth]
+    python benchmarks/fast_path.py [--phase update|generation|step] [--workload prefix_rl] [--rounds 3]
+    python benchmarks/fast_path.py --growth [--plot growth.png]
 
-The update phase is what a step does once its rollouts are there: the order of the rows, forward and backward of every
-micro-batch, the optimizer. Both sides are the same trainer with the same rollouts and the same policy (a Qwen2 of 6
-layers of width 256 in float32, random weights, 4,096 words); one takes TRL's path. Prints the median CPU seconds of
-each (one thread: what else the machine does counts for little), the median ratio over the rounds with its smallest
-and largest, and the memory that an update adds to a process of its own, at its highest. Nothing here passes or fails.
+Both sides are the same trainer with the same rollouts and the same policy (a Qwen2 of 6 layers of width 256 in float32,
+random weights, 4,096 words); one takes TRL's path. ``update`` is what a step does once its rollouts are there: the
+order of the rows, forward and backward of every micro-batch, the optimizer. ``generation`` is transformers' loop; a
+logits processor chooses the tokens, so that both sides write the same rollouts. ``step`` is both, and what TRL does
+between them (decoding, a trivial reward). Prints the median CPU seconds of each side (one thread: what else the machine
+does counts for little), the median ratio over the rounds with its smallest and largest, and the memory that it adds, at
+its highest, to a process that has loaded its libraries (malloc gives freed tensors back at once there, so that it is
+the memory of tensors that is compared). Nothing here passes or fails.
 
-``--growth``: how the ratio grows with the size of a group and the tokens it shares, beside the ratio of the work there
-is: every distinct token once, every pair of tokens that attend to each other once.
+``--growth``: how the ratio of updates grows with the size of a group and the tokens it shares, beside the ratio of the
+work there is: every distinct token once, every pair of tokens that attend to each other once. TRL's rows are all of one
+length here, so its micro-batches are all alike: it takes them in the largest size that holds at most 16,384 tokens
+(more would not fit into memory), one of them is measured, and its seconds are multiplied.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-HIDDEN, LAYERS, VOCABULARY = 256, 6, 4096
+HIDDEN, LAYERS, VOCABULARY, STOP = 256, 6, 4096, 1
+AT_ONCE = 16_384  # tokens of a micro-batch of TRL, with --growth
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ WORKLOADS = {
 
 
 def rollouts(work: Workload, seed: int = 0):
-    """Rows of (prompt, completion, prefix length) as token ids."""
+    """Rows of (prompt, completion, prefix length) as token ids; completions end with the stop token."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -70,7 +79,8 @@ def rollouts(work: Workload, seed: int = 0):
             drawn = float(torch.exp(torch.randn((), generator=generator) * spread)) * median
             own = words(min(max(int(drawn), 1), most))
             prefix = shared or (single if member == 0 else [])
-            rows.append((prompt, (prefix + own)[: max(most, work.shared + most)], len(prefix)))
+            completion = (prefix + own)[: max(most, work.shared + most)]
+            rows.append((prompt, [*completion[:-1], STOP], len(prefix)))
     return rows
 
 
@@ -93,8 +103,26 @@ def batch_of(rows):
     }  # fmt: skip
 
 
-class Updates:
-    """A trainer that is given its rollouts."""
+class Chosen:
+    """A logits processor: token number ``t`` of row ``i`` is ``continuations[i][t]``."""
+
+    def __init__(self, continuations):
+        import torch
+
+        width = max(map(len, continuations))
+        self.tokens, self.step = torch.tensor([c + [STOP] * (width - len(c)) for c in continuations]), 0
+
+    def __call__(self, ids, scores):
+        chosen = self.tokens[:, self.step : self.step + 1]
+        self.step += 1
+        return scores.new_full(scores.shape, float("-inf")).scatter(1, chosen, 0.0)
+
+    def keep(self, rows):
+        self.tokens = self.tokens[rows]
+
+
+class Trial:
+    """A trainer whose rollouts are these rows."""
 
     def __init__(self, speed, work: Workload, rows):
         import torch
@@ -102,50 +130,86 @@ class Updates:
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
         from prefix_rl.methods.dr_grpo import DrGRPO
+        from prefix_rl.prefixes import Prefix
         from prefix_rl.trainer import PrefixTrainer
 
         torch.manual_seed(0)
         config = Qwen2Config(
             vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN, num_hidden_layers=LAYERS,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
-            bos_token_id=None, eos_token_id=1, pad_token_id=0,
+            bos_token_id=None, eos_token_id=STOP, pad_token_id=0,
         )  # fmt: skip
-        steps = max(len(rows) // work.at_once, 1)
+        self.rows, self.steps = rows, max(len(rows) // work.at_once, 1)
         args = arguments(
-            tempfile.mkdtemp(), per_device_train_batch_size=work.at_once, gradient_accumulation_steps=steps,
-            num_generations=work.size, max_completion_length=1024, learning_rate=1e-6,
+            tempfile.mkdtemp(), per_device_train_batch_size=work.at_once, gradient_accumulation_steps=self.steps,
+            num_generations=work.size, max_completion_length=max(len(c) for _, c, _ in rows), learning_rate=1e-6,
             gradient_checkpointing=work.checkpointing,
         )  # fmt: skip
-        self.trainer = PrefixTrainer(
+        self.trainer = trainer = PrefixTrainer(
             model=Qwen2ForCausalLM(config), reward_funcs=token_reward, args=args, train_dataset=dataset(64, False),
             processing_class=byte_level_bpe(), method=DrGRPO(), speed=speed,
         )  # fmt: skip
-        self.rows, self.steps = rows, steps
-        self.trainer.model.train()
-        self.trainer.current_gradient_accumulation_steps = steps
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = self.steps
+        trainer.state.max_steps = 1
         if work.checkpointing:
-            self.trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.trainer.create_optimizer()
-        self.trainer._generate_and_score_completions = self._given
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        trainer.create_optimizer()
+        self._score = trainer._generate_and_score_completions
+        trainer._tokenize_prompts = lambda _: ([list(p) for p, _, _ in rows], None, {})
+        trainer._plan_prefixes = lambda _: [Prefix(c[:n], n, n + 1) for _, c, n in rows]
+        self._generate, trainer.model.generate = trainer.model.generate, self._generated
 
-    def _given(self, _):
-        return batch_of(self.rows)
+    def _generated(self, **given):
+        from transformers import LogitsProcessorList
+
+        return self._generate(logits_processor=LogitsProcessorList([Chosen([c[n:] for _, c, n in self.rows])]), **given)
 
     def update(self, most: int | None = None) -> float:
-        """CPU seconds of one update phase, or of its first micro-batches."""
+        """CPU seconds of one update phase; with ``most``, of so many micro-batches, multiplied to those of all."""
+        self.trainer._generate_and_score_completions = lambda _: batch_of(self.rows)
+        return self._run(most or self.steps)
+
+    def step(self) -> float:
+        """CPU seconds of one step: generation and update."""
+        self.trainer._generate_and_score_completions = self._score
+        found = self._run(self.steps)
+        self._check(row for batch in self.trainer._buffered_inputs for row in zip(
+            batch["completion_ids"].tolist(), batch["completion_mask"].tolist(), strict=True
+        ))  # fmt: skip
+        return found
+
+    def generation(self) -> float:
+        """CPU seconds of generation alone."""
+        prompts, images, fields = self.trainer._tokenize_prompts(None)
+        self.trainer._plan = self.trainer._plan_prefixes(None)
+        start = time.process_time()
+        found, _ = self.trainer._generate_single_turn(prompts, images, fields, 1)
+        seconds = time.process_time() - start
+        self._check((completion, [1] * len(completion)) for completion in found)
+        return seconds
+
+    def _run(self, micro_batches: int) -> float:
         import torch
 
-        trainer = self.trainer
+        trainer, given = self.trainer, [self.trainer.train_dataset[0]] * len(self.rows)
         torch.manual_seed(0)  # the same shuffle on both sides
         trainer._step, trainer._buffered_inputs = 0, None
         start = time.process_time()
-        for _ in range(min(most or self.steps, self.steps)):
-            inputs = trainer._prepare_inputs(None)
+        for _ in range(micro_batches):
+            inputs = trainer._prepare_inputs(given)
             trainer.compute_loss(trainer.model, inputs).backward()
             trainer._step += 1
+        passes = time.process_time() - start
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
-        return time.process_time() - start
+        return passes * self.steps / micro_batches + time.process_time() - start - passes
+
+    def _check(self, found) -> None:
+        """The rollouts are those that were chosen."""
+        kept = sorted([token for token, real in zip(*row, strict=True) if real] for row in found)
+        if kept != sorted(completion for _, completion, _ in self.rows):
+            raise RuntimeError("this side has written other rollouts")
 
 
 def sides():
@@ -154,64 +218,134 @@ def sides():
     return {"trl": OFF, "fast": Speed(verify="never")}
 
 
-def compared(work: Workload, rounds: int) -> tuple[list[float], list[float]]:
+def warm_up(work: Workload) -> None:
+    """What is loaded and compiled on first use is there afterwards, and its memory given back."""
+    little = replace(work, groups=1, size=2, prompt=(20, 20), completion=(9, 0.3, 16), shared=0, single=0, at_once=2)
+    for speed in sides().values():
+        Trial(speed, little, rollouts(little)).step()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def compared(work: Workload, phase: str, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of TRL's path and of the fast path, round by round."""
     rows = rollouts(work)
-    made = {name: Updates(speed, work, rows) for name, speed in sides().items()}
+    warm_up(work)
+    made = {name: Trial(speed, work, rows) for name, speed in sides().items()}
     found: dict[str, list[float]] = {name: [] for name in made}
-    for name in made:
-        Updates(sides()[name], work, rows[:2]).update()  # warms up
     for round_ in range(rounds):
         for name in sorted(made, reverse=bool(round_ % 2)):  # who goes first alternates
-            found[name].append(made[name].update())
+            found[name].append(getattr(made[name], phase)())
     return found["trl"], found["fast"]
 
 
-def peak(workload: str, side: str) -> float:
-    """MiB that one update adds to a process, at its highest."""
-    command = [sys.executable, __file__, "--workload", workload, "--measure-memory", side]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def ratio(theirs: list[float], ours: list[float]) -> str:
+    """The median over the rounds, with the smallest and the largest."""
+    ratios = [t / o for t, o in zip(theirs, ours, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak(workload: str, phase: str, side: str) -> float:
+    """MiB that one run adds to a process of its own, at its highest."""
+    command = [sys.executable, __file__, "--workload", workload, "--phase", phase, "--measure-memory", side]
+    returned = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed is given back, not kept for the next tensor
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **returned})
     return float(done.stdout.split()[-1])
 
 
-def added_by_one_update(workload: str, side: str) -> float:
+def added_by_one(workload: str, phase: str, side: str) -> float:
     work = WORKLOADS[workload]
-    update = Updates(sides()[side], work, rollouts(work)).update
+    warm_up(work)
+    trial = Trial(sides()[side], work, rollouts(work))
     before = _memory("VmRSS")
-    update(most=2 if side == "trl" else None)  # TRL's micro-batches are all of one shape
+    if phase == "update" and side == "trl":
+        trial.update(most=min(2, trial.steps))  # TRL's micro-batches are all of one shape
+    else:
+        getattr(trial, phase)()
     return _memory("VmHWM") - before
 
 
 def _memory(field: str) -> float:
-    """MiB, as Linux counts them for this process."""
+    """MiB, as Linux counts them for this process: ``VmRSS`` now, ``VmHWM`` at most so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def operations(rows) -> float:
-    """Multiplications of a pass over these rows: of each token by the weights, of each pair that attend."""
+# --- growth -----------------------------------------------------------------------------------------------------------
+
+
+def operations(positions, scored: int) -> float:
+    """Multiplications of an update on tokens at these places, of which so many go through the head.
+
+    Of each token by the weights, and of each pair that attend; forward once and backward twice. TRL's head computes its
+    logits a second time before it goes backward.
+    """
     weights = LAYERS * (HIDDEN * (2 * HIDDEN + HIDDEN) + 3 * 4 * HIDDEN * HIDDEN)
-    return len(rows) * weights + sum(position + 1 for position in rows) * 2 * HIDDEN * LAYERS
+    backbone = len(positions) * weights + sum(position + 1 for position in positions) * 2 * HIDDEN * LAYERS
+    return 3 * backbone + 4 * scored * HIDDEN * VOCABULARY
 
 
 def bound(work: Workload) -> float:
     """The ratio of the work of the padded rows to that of the distinct tokens."""
-    rows = [prompt + completion for prompt, completion, _ in rollouts(work)]
+    from prefix_rl.speed.tree import lay_out
+
+    made = rollouts(work)
+    rows = [prompt + completion for prompt, completion, _ in made]
     width = max(map(len, rows))
-    plain = operations([position for _ in rows for position in range(width)])
-    distinct = {tuple(row[: i + 1]) for row in rows for i in range(len(row))}
-    head = HIDDEN * VOCABULARY
-    scored = sum(len(c) for _, c, _ in rollouts(work))
-    return (plain + len(rows) * width * head) / (operations([len(d) - 1 for d in distinct]) + scored * head)
+    plain = operations([position for _ in rows for position in range(width)], len(rows) * width)
+    distinct = lay_out(rows, minimum_saving=1).positions.tolist()
+    return plain / operations(distinct, sum(len(c) for _, c, _ in made))
+
+
+def grown(size: int, shared: int, rounds: int) -> tuple[list[float], list[float], float]:
+    """Seconds of TRL's path and of the fast path for one group, and the bound of their ratio."""
+    work = Workload(1, size, (shared, shared), (128, 0.0, 128), at_once=size)
+    rows, fewer = rollouts(work), size
+    while fewer > 1 and (fewer * (shared + 128) > AT_ONCE or size % fewer):
+        fewer -= 1
+    warm_up(work)
+    theirs = Trial(sides()["trl"], replace(work, at_once=fewer), rows)
+    ours = Trial(sides()["fast"], work, rows)
+    runs = {True: lambda: theirs.update(most=1), False: lambda: ours.update()}
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for round_ in range(rounds):
+        for side in sorted(runs, reverse=bool(round_ % 2)):
+            found[side].append(runs[side]())
+    return found[True], found[False], bound(work)
+
+
+def plot(found: dict[int, dict[int, tuple[float, float]]], path: Path) -> None:
+    """``found[size][shared]`` = measured ratio and bound, as lines over the shared length."""
+    from prefix_rl.reports.plots import COLORS, figure, save
+
+    fig, axes = figure(1, 1, 5.5, 3.6)
+    for color, (size, by_length) in zip(COLORS, found.items(), strict=False):
+        lengths = list(by_length)
+        axes.plot(lengths, [by_length[n][0] for n in lengths], "o-", color=color, label=f"group of {size}")
+        axes.plot(lengths, [by_length[n][1] for n in lengths], "--", color=color)
+    axes.plot([], [], "--", color="0.5", label="ratio of the multiplications")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    ticks = sorted({shared for by_length in found.values() for shared in by_length})
+    axes.set_xticks(ticks, [f"{shared:,}" for shared in ticks], minor=False)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="tokens that the group shares", ylabel="TRL's time / time of the fast path")
+    axes.legend()
+    save(fig, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workload", choices=WORKLOADS, help="one of them; all by default")
-    parser.add_argument("--rounds", type=int, default=3, help="updates of each side, in turn")
+    parser.add_argument("--phase", choices=["update", "generation", "step"], default="update", help="what is measured")
+    parser.add_argument("--workload", choices=WORKLOADS, nargs="+", help="all by default; `long` for updates only")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
     parser.add_argument("--growth", action="store_true", help="group sizes and shared lengths instead")
     parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8, 16, 32], help="of groups, with --growth")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096], help="shared, with --growth")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096], help="with --growth")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="with --growth: the table as a picture")
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--measure-memory", choices=["trl", "fast"], help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -221,29 +355,32 @@ def main() -> None:
         print(f"| {' | '.join(map(str, cells))} |", file=stdout, flush=True)
 
     if given.measure_memory:
-        print(added_by_one_update(given.workload, given.measure_memory), file=stdout)
-        return
-    if given.growth:
-        line("group", "shared", "TRL, CPU s", "fast, CPU s", "ratio", "bound", "of the bound")
+        print(added_by_one(given.workload[0], given.phase, given.measure_memory), file=stdout)
+    elif given.growth:
+        line("group", "shared", "TRL, CPU s", "fast, CPU s", "ratio (smallest to largest)", "bound", "of the bound")
         line(*["---:"] * 7)
+        found: dict[int, dict[int, tuple[float, float]]] = {}
         for size in given.sizes:
             for shared in given.lengths:
-                work = Workload(1, size, (shared, shared), (128, 0.0, 128), at_once=size)
-                theirs, ours = (statistics.median(x) for x in compared(work, given.rounds))
-                ratio, most = theirs / ours, bound(work)
-                line(size, shared, f"{theirs:.2f}", f"{ours:.2f}", f"{ratio:.2f}", f"{most:.2f}", f"{ratio / most:.0%}")
-        return
-    line("workload", "TRL, CPU s", "fast, CPU s", "ratio (smallest to largest)", "TRL, MiB", "fast, MiB", "ratio")
-    line("---", *["---:"] * 6)
-    for name in [given.workload] if given.workload else WORKLOADS:
-        theirs, ours = compared(WORKLOADS[name], given.rounds)
-        ratios = [t / o for t, o in zip(theirs, ours, strict=True)]
-        memory = ["-"] * 3
-        if not given.no_memory:
-            high, low = peak(name, "trl"), peak(name, "fast")
-            memory = [f"{high:.0f}", f"{low:.0f}", f"{low / high:.2f}"]
-        times = [f"{statistics.median(x):.2f}" for x in (theirs, ours, ratios)]
-        line(name, *times[:2], f"{times[2]} ({min(ratios):.2f} to {max(ratios):.2f})", *memory)
+                theirs, ours, most = grown(size, shared, given.rounds)
+                measured = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+                times = [f"{statistics.median(x):.2f}" for x in (theirs, ours)]
+                line(size, f"{shared:,}", *times, ratio(theirs, ours), f"{most:.2f}", f"{measured / most:.0%}")
+                found.setdefault(size, {})[shared] = (measured, most)
+                if given.plot:
+                    plot(found, given.plot)  # so far: the last points take long
+    else:
+        line("workload", "TRL, CPU s", "fast, CPU s", "ratio (smallest to largest)", "TRL, MiB", "fast, MiB", "ratio")
+        line("---", *["---:"] * 6)
+        usual = [name for name in WORKLOADS if given.phase == "update" or name != "long"]
+        for name in given.workload or usual:
+            theirs, ours = compared(WORKLOADS[name], given.phase, given.rounds)
+            memory = ["-"] * 3
+            if not given.no_memory:
+                high, low = peak(name, given.phase, "trl"), peak(name, given.phase, "fast")
+                memory = [f"{high:,.0f}", f"{low:,.0f}", f"{low / high:.2f}"]
+            times = [f"{statistics.median(x):.1f}" for x in (theirs, ours)]
+            line(f"`{name}`", *times, ratio(theirs, ours), *memory)
 
 
 if __name__ == "__main__":

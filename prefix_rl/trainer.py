@@ -1,6 +1,6 @@
 """The trainer: TRL's GRPOTrainer with the four questions of a :class:`~prefix_rl.methods.base.Method` asked.
 
-This is the only file that knows TRL's private names. It wraps nine members of ``GRPOTrainer`` 1.16; each wrapper calls
+This is the only file that knows TRL's private names. It wraps ten members of ``GRPOTrainer`` 1.16; each wrapper calls
 ``super()`` once, and no body of TRL is copied. What the wrappers add:
 
 - before generation, the prefixes: they travel as token ids behind the prompt, and come back glued to the continuation,
@@ -21,6 +21,7 @@ What it leaves to TRL: the clipped surrogate, KL, LoRA, vLLM and its importance 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -47,7 +48,7 @@ from .reports.rollouts import segments, write_rollouts
 from .rollouts import Memory, Rollouts, Row, Step
 from .speed.forward import Encoder
 from .speed.generation import shared_prefill
-from .speed.order import CONSTANT_NORMALIZER, alike_together, rearranged, rows_of, windows
+from .speed.order import CONSTANT_NORMALIZER, alike_together, balanced, overlaps, rearranged, rows_of, windows
 from .speed.settings import Speed
 
 _ROW = "dataset_row"  # the column that tells a row's place in the data set, and so its demonstrations
@@ -113,13 +114,14 @@ class PrefixTrainer(GRPOTrainer):
         train_dataset = train_dataset.add_column(_ROW, list(range(len(demonstrations))))
 
         self.speed = speed or Speed()
-        self._encoder = Encoder(self.speed)
+        self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._gather_max(flag)))
         self._remembered = Remembered(method)
         self._row_of: dict[int, int] | None = None
         self._plan: list[Prefix] | None = None
         self._planned: list[Prefix] = []
         self._micro_batch: dict[str, Any] | None = None
         self._forward: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._grading_seconds, self._tokens_before = 0.0, dict(self._encoder.tokens)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -309,7 +311,7 @@ class PrefixTrainer(GRPOTrainer):
         self._outcomes = None
         if self.model.training and self.method.injects:
             inputs = self._with_continuation_start(self._planned, inputs, completions, completion_ids_list)
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards_per_func = self._graded(inputs, prompts, completions, completion_ids_list)
         self._rewards = self._total(rewards_per_func)
         unscored = self._rewards.isnan()
         if bool(unscored.all()):
@@ -323,6 +325,13 @@ class PrefixTrainer(GRPOTrainer):
             for name, rows in (("reward_with_prefix", prefixed), ("reward_without_prefix", ~prefixed)):
                 self._log(name, torch.nanmean(self._rewards[rows]))
         self._outcomes = list(self._pending_extra_logs.get("outcome", [])) or None
+        return rewards_per_func
+
+    def _graded(self, *given) -> torch.Tensor:
+        """TRL's rewards, with the time they take."""
+        began = time.perf_counter()
+        rewards_per_func = super()._calculate_rewards(*given)
+        self._grading_seconds += time.perf_counter() - began
         return rewards_per_func
 
     def _total(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
@@ -407,7 +416,7 @@ class PrefixTrainer(GRPOTrainer):
                 if self.method.injects:
                     planned = [self._planned[row] for row in some]
                     given = self._with_continuation_start(planned, given, completions, ids)
-                rewards.append(self._total(super()._calculate_rewards(given, texts, completions, ids))[here])
+                rewards.append(self._total(self._graded(given, texts, completions, ids))[here])
                 for row, beginning, whole in zip(some, plan, ids, strict=True):
                     generated += len(whole) - len(beginning.ids)
                     encoded += 0 if beginning.complete else len(prompts[row]) + len(whole)
@@ -532,18 +541,22 @@ class PrefixTrainer(GRPOTrainer):
                 extra = self.method.extra_loss(self._micro_rollouts(inputs), *self._forward)
                 if extra is not None:
                     loss = loss + extra / self.current_gradient_accumulation_steps
+                loss = loss * inputs.get("weight", 1.0)
         finally:
             self._micro_batch = self._forward = None
         return loss
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        inner = self.accelerator.unwrap_model(model)
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # peft's wrapper
         score = super()._get_per_token_logps_and_entropies
-        logps, entropies, aux_loss = self._encoder(score, model, inner, *args, **kwargs)
+        logps, entropies, aux_loss = self._encoder(score, model, self._inside(model), *args, **kwargs)
         if self._micro_batch is not None:
             self._forward = (logps, entropies)
         return logps, entropies, aux_loss
+
+    def _inside(self, model):
+        """The transformers model itself."""
+        inner = self.accelerator.unwrap_model(model)
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # peft's wrapper
 
     # --- which rows meet in a micro-batch -----------------------------------------------------------------------------
 
@@ -556,8 +569,18 @@ class PrefixTrainer(GRPOTrainer):
         for window in windows(len(made), self.args.gradient_accumulation_steps):
             batches = [made[i] for i in window]
             rows = [row for batch in batches for row in rows_of(batch)]
-            made[window.start : window.stop] = rearranged(batches, alike_together(rows))
+            order = alike_together(rows)
+            sizes = self._balanced([rows[i] for i in order], len(batches)) if self.speed.balance else None
+            made[window.start : window.stop] = rearranged(batches, order, sizes)
+            for i, size in zip(window, sizes or [], strict=False):  # the loss is a mean over the rows of a micro-batch
+                made[i]["weight"] = size * len(batches) / len(rows)
         return made[self._step % self.args.steps_per_generation]
+
+    def _balanced(self, rows: Sequence[Sequence[int]], micro_batches: int) -> list[int] | None:
+        """How many rows each micro-batch takes, where rows are packed; TRL gathers by row, so all ranks cut alike."""
+        packs = self._encoder.refuses(self.model, self._inside(self.model), max(map(len, rows))) is None
+        ranks = gather_object([overlaps(rows) if packs else None])
+        return None if None in ranks else balanced(ranks, micro_batches)
 
     @property
     def _may_reorder(self) -> bool:
@@ -578,6 +601,18 @@ class PrefixTrainer(GRPOTrainer):
             step=self._step_now(),
             advantages=inputs["advantages"],
         )
+
+    # --- what the fast path saved -------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._step % self.current_gradient_accumulation_steps == 0:  # where TRL has noted the time of the step
+            self._log("speed/grading_share", self._grading_seconds / self._metrics["train"]["step_time"][-1])
+            encoded, padded = (self._encoder.tokens[name] - self._tokens_before[name] for name in ("encoded", "padded"))
+            if padded:
+                self._log("speed/encoded_share", encoded / padded)
+            self._grading_seconds, self._tokens_before = 0.0, dict(self._encoder.tokens)
+        return loss
 
     # --- metrics and saved rollouts -----------------------------------------------------------------------------------
 

@@ -258,6 +258,57 @@ def test_tokens_are_drawn_as_often_as_the_model_says(qwen2, temperature):
     )
 
 
+class Dictated:
+    """Chooses token ``texts[i][t]`` for row ``i`` and step ``t``, the stop at its end; keeps the logits of each."""
+
+    def __init__(self, texts):
+        self.texts, self.rows, self.step, self.logits = texts, list(range(len(texts))), 0, {}
+
+    def __call__(self, ids, scores):
+        chosen = torch.full_like(scores, -torch.inf)
+        for i, row in enumerate(self.rows):
+            if self.step < len(self.texts[row]):
+                self.logits[row, self.step] = scores[i].float()
+            chosen[i, self.texts[row][self.step] if self.step < len(self.texts[row]) else STOP] = 0
+        self.step += 1
+        return chosen
+
+    def keep(self, rows):
+        self.rows = [self.rows[i] for i in rows.tolist()]
+
+
+def test_bfloat16_is_as_near_to_float32_as_the_models_own_loop():
+    torch.manual_seed(0)
+    low = MODELS["qwen2"]().eval().to(torch.bfloat16)
+    exact = MODELS["qwen2"]().eval()
+    exact.load_state_dict(low.state_dict())  # the same rounded weights in both
+    prompts = GROUPS["groups of unequal lengths"]
+    texts = [prompt(n, 50 + i) for i, n in enumerate((20, 3, 9, 20, 2, 2, 20, 14, 1, 20, 5, 6))]
+
+    def logits(model, rows, context):
+        """Of every token of these rows, dictated in one batch."""
+        dictated = Dictated([texts[row] for row in rows])
+        with context:
+            model.generate(
+                **padded([prompts[row] for row in rows]), logits_processor=LogitsProcessorList([dictated]),
+                max_new_tokens=21, do_sample=False, pad_token_id=PAD, eos_token_id=STOP,
+            )  # fmt: skip
+        return {(rows[i], step): found for (i, step), found in dictated.logits.items()}
+
+    whole, plain = list(range(len(prompts))), contextlib.nullcontext
+    truth = logits(exact, whole, plain())
+    own = logits(low, whole, plain())
+    alone = {key: found for row in whole for key, found in logits(low, [row], plain()).items()}
+    ours = logits(low, whole, shared_prefill(low))
+    assert truth.keys() == own.keys() == alone.keys() == ours.keys()
+    assert len(truth) == sum(map(len, texts))
+    errors = [
+        float(sum((found[key] - truth[key]).square().sum() for key in truth) ** 0.5) for found in (own, alone, ours)
+    ]
+    assert errors[2] <= 1.25 * max(errors[:2])
+    assert 0 < errors[2] < 0.05 * float(sum(x.square().sum() for x in truth.values()) ** 0.5)
+
+
 # --- with less computation --------------------------------------------------------------------------------------------
 
 
@@ -368,6 +419,20 @@ def test_a_model_that_prepares_its_own_inputs_is_left_alone(qwen2, monkeypatch):
     monkeypatch.setattr(Qwen2ForCausalLM, "prepare_inputs_for_generation", prepare)
     with shared_prefill(qwen2), pytest.warns(UserWarning, match="prepares its inputs for generation in its own way"):
         qwen2.generate(**padded(GROUPS["mixed up"]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_are_left_alone(kind):
+    import peft
+
+    torch.manual_seed(0)
+    model = peft.get_peft_model(
+        MODELS["qwen2"](), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
+    given = {**padded(GROUPS["mixed up"]), "max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
+    own = model.generate(**given)
+    with shared_prefill(model), pytest.warns(UserWarning, match="prompts that rows share are encoded for each of them"):
+        assert model.generate(**given).equal(own)
 
 
 def test_rows_that_are_not_padded_on_the_left_are_left_alone(qwen2):

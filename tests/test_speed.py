@@ -1,5 +1,7 @@
 """The packed trie, its attention, and the order of rows: each against a slow computation row by row."""
 
+from itertools import combinations, pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from prefix_rl.errors import RecipeError
 from prefix_rl.recipe import load_recipe
 from prefix_rl.speed import attention
 from prefix_rl.speed.attention import attend, attend_by_path
-from prefix_rl.speed.order import alike_together, rearranged, rows_of, windows
+from prefix_rl.speed.order import alike_together, balanced, overlaps, rearranged, rows_of, windows
 from prefix_rl.speed.settings import OFF, Speed
 from prefix_rl.speed.tree import Node, lay_out
 
@@ -181,6 +183,57 @@ def test_all_fields_of_a_row_move_together():
     assert batches[0]["completion_ids"].flatten().tolist() == [0, 1]  # what was given is untouched
 
 
+def test_rows_move_into_micro_batches_of_other_sizes():
+    ids = torch.arange(6).unsqueeze(1)
+    batches = [{"completion_ids": ids[i : i + 2], "names": [str(i), str(i + 1)]} for i in (0, 2, 4)]
+    made = rearranged(batches, [4, 1, 0, 5, 3, 2], sizes=[1, 4, 1])
+    assert [batch["completion_ids"].flatten().tolist() for batch in made] == [[4], [1, 0, 5, 3], [2]]
+    assert [batch["names"] for batch in made] == [["4"], ["1", "0", "5", "3"], ["2"]]
+
+
+def test_a_long_row_stands_alone_and_short_ones_together():
+    # 90 | 10 + 10 + 10 + 10 + 10; rows that share count what is new: 50 + 10 + 10 | 50
+    assert balanced([[(90, 0), *[(10, 0)] * 5]], parts=2) == [1, 5]
+    assert balanced([[(50, 0), (50, 40), (50, 40), (50, 0)]], parts=2) == [3, 1]
+    assert balanced([[(90, 0), (1, 0), (1, 0)]], parts=3) == [1, 1, 1]
+    # The second process has its long row last, so neither may join the two: at most 90 + 10 | 10 + 90
+    assert balanced([[(90, 0), *[(10, 0)] * 3], [*[(10, 0)] * 3, (90, 0)]], parts=2) == [2, 2]
+
+
+@given(st.data(), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8))
+@settings(deadline=None, max_examples=200)
+def test_no_other_cut_has_a_smaller_largest_micro_batch_or_encodes_less(data, ranks, count, parts):
+    parts = min(parts, count)
+    row = st.lists(st.integers(0, 1), min_size=1, max_size=12)
+    drawn = [sorted(data.draw(st.lists(row, min_size=count, max_size=count))) for _ in range(ranks)]
+
+    def micro_batches(sizes):
+        """The oracle: each distinct beginning of a row is a token."""
+        ends = [sum(sizes[: i + 1]) for i in range(parts)]
+        return [
+            len({tuple(row[:n]) for row in rows[end - size : end] for n in range(1, len(row) + 1)})
+            for rows in drawn for size, end in zip(sizes, ends, strict=True)
+        ]  # fmt: skip
+
+    found = balanced([overlaps(rows) for rows in drawn], parts)
+    assert (len(found), sum(found), min(found) > 0) == (parts, count, True)
+    cuts = [(0, *inner, count) for inner in combinations(range(1, count), parts - 1)]
+    others = [micro_batches([b - a for a, b in pairwise(cut)]) for cut in cuts]
+    limit = min(map(max, others)) * 1.05
+    assert max(micro_batches(found)) <= limit
+    best = min((sum(other), max(other)) for other in others if max(other) <= limit)
+    assert (sum(micro_batches(found)), max(micro_batches(found))) == best
+
+
+def test_a_group_is_not_cut_where_that_hardly_helps():
+    # Two groups of 4 and 3 rows that share 100 each: 100 + 4 * 10 and 100 + 3 * 10
+    group = [(110, 0), *[(110, 100)] * 3]
+    assert balanced([[*group, (110, 0), *[(110, 100)] * 2]], parts=2) == [4, 3]
+    # 100 + 4 | 50 and nothing twice, against 100 | 50 + 50 and 46 tokens twice: 104 is within 5 % of 100, and 106 is not
+    assert balanced([[(100, 0), (50, 46), (50, 0)]], parts=2) == [2, 1]
+    assert balanced([[(100, 0), (50, 44), (50, 0)]], parts=2) == [1, 2]
+
+
 def test_rows_are_read_without_padding():
     batch = {
         "prompt_ids": torch.tensor([[0, 5], [6, 7]]), "prompt_mask": torch.tensor([[0, 1], [1, 1]]),
@@ -205,7 +258,7 @@ LAB = {
 
 def test_the_fast_path_is_on_unless_a_recipe_says_otherwise():
     assert load_recipe(LAB).speed == Speed(
-        shared_prefix=True, trim=True, order=True, shared_prefill=True, verify="first"
+        shared_prefix=True, trim=True, order=True, balance=True, shared_prefill=True, verify="first"
     )
     off = load_recipe(LAB, ["speed={shared_prefix: false, trim: false, order: false, shared_prefill: false}"])
     assert off.speed == OFF

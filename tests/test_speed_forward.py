@@ -221,6 +221,23 @@ def adapted(made, **changes):
     return peft.get_peft_model(made, config)
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("speed", [ALWAYS, Speed(shared_prefix=False)], ids=["packed", "trimmed"])
+def test_virtual_tokens_take_the_plain_path(kind, speed):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    made = model()
+    policy = peft.get_peft_model(made, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    ids, mask, width = padded(groups())
+    said, pad = [], torch.zeros(len(ids), 4, dtype=torch.long)
+    # Columns of padding stand between virtual tokens and prompts, so that leaving them out would move the prompts
+    wide = (torch.cat([pad, ids], dim=1), torch.cat([pad, mask], dim=1), width)
+    encoder = Encoder(speed, said.append)
+    assert_equal(outcome(encoder, policy, made, wide), outcome(Encoder(OFF), policy, made, wide), most=0)
+    assert encoder.tokens["encoded"] == 0
+    assert ["virtual tokens" in text for text in said] == ([True] if speed.shared_prefix else [])
+
+
 def test_lora_and_its_reference_without_the_adapter():
     made = model()
     ids, mask, width = batch = padded(groups())
@@ -300,6 +317,36 @@ def test_the_check_is_made_once_for_each_model_or_always():
         for made in (one, one, other, one, other):
             encoder(counted, made, made, *padded(groups()))
         assert len(passes) == calls
+
+
+def test_the_check_waits_for_the_first_micro_batch_that_is_packed():
+    long, short = padded(groups()), padded([(words(9, 1), words(5, 2)), (words(9, 1), words(5, 3))])
+    for here, elsewhere, calls in (
+        ([long, long, short, short], [False] * 4, 4 + 1),  # the third is packed, and compared
+        (
+            [long, long, short, short],
+            [False, True, False, False],
+            4 + 1,
+        ),  # another rank packs the second: a pass here too
+        ([short, short, long, short], [False, False, True, True], 4 + 1),
+    ):
+        made, passes, asked = model("Mistral", sliding_window=40), [], iter(elsewhere)
+        encoder = Encoder(Speed(), lambda _: None, anywhere=lambda packs, asked=asked: next(asked) or packs)
+
+        def counted(*args, passes=passes, **kwargs):
+            passes.append(1)
+            return score(*args, **kwargs)
+
+        for batch in here:
+            encoder(counted, made, made, *batch)
+        assert len(passes) == calls
+        assert made in encoder._verified
+    made = model("Mistral", sliding_window=40)
+    made.base_model.layers[1].register_forward_hook(lambda _, __, out: out + out.mean(dim=1, keepdim=True))
+    encoder = Encoder(Speed(), lambda _: None)
+    encoder(score, made, made, *long)
+    with pytest.raises(StackError):
+        encoder(score, made, made, *short)
 
 
 @pytest.mark.parametrize("low_precision", [False, True])

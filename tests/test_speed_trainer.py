@@ -1,9 +1,13 @@
 """Training with the fast path ends at the parameters of training without it."""
 
+import time
+from itertools import pairwise
+
 import pytest
 import torch
 from small import byte_level_bpe, policy
 from test_trainer import parameters, trainer
+from transformers import TrainerCallback
 
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
@@ -103,7 +107,7 @@ def test_rows_that_share_meet_inside_their_optimizer_step(tmp_path):
     for order in (False, True):
         made = trainer(
             tmp_path / str(order), PrefixRL(), steps_per_generation=8, gradient_accumulation_steps=4,
-            options={"speed": Speed(order=order)},
+            options={"speed": Speed(order=order, balance=False)},
         )  # fmt: skip
         made.model.train()
         made.state.max_steps, made.current_gradient_accumulation_steps = 4, 4
@@ -130,6 +134,31 @@ def test_rows_that_share_meet_inside_their_optimizer_step(tmp_path):
     assert prompts(ordered) < prompts(shuffled)
 
 
+@pytest.mark.parametrize("method", [PREFIXES, LUFFY(), SFTLoss(weight=0.7)], ids=lambda m: type(m).__name__)
+def test_micro_batches_of_unequal_numbers_of_rows_train_the_same(tmp_path, monkeypatch, method):
+    monkeypatch.setattr("prefix_rl.trainer.balanced", lambda ranks, parts: [1, 7, 3, 5])
+    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 1}
+    sizes, ends = [], []
+    for balance in (False, True):
+        made = trained(tmp_path / str(balance), method, Speed(balance=balance), **changes)
+        sizes.append([len(batch["completion_ids"]) for batch in made._buffered_inputs])
+        ends.append((parameters(made), made.state.log_history[0]))
+    assert sizes == [[4, 4, 4, 4], [1, 7, 3, 5]]
+    (equal, equal_log), (cut, cut_log) = ends
+    assert (equal - START).norm() > 1e-3
+    assert (cut - equal).norm() < 1e-6 * equal.norm()
+    for key in ("loss", "grad_norm"):
+        assert cut_log[key] == pytest.approx(equal_log[key], rel=1e-4, abs=1e-7)
+
+
+def test_rows_that_are_not_packed_stay_in_equal_micro_batches(tmp_path):
+    made = trainer(tmp_path, DrGRPO(), gradient_accumulation_steps=2)
+    rows = [[1] * 30, [2], [3], [4]]
+    assert made._balanced(rows, 2) == [1, 3]
+    made.model.config.sliding_window, made.model.config.layer_types = 20, ["sliding_attention"] * 2
+    assert made._balanced(rows, 2) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "may"),
     [({}, True), ({"top_entropy_quantile": 0.5}, False), ({"entropy_coef": 0.01}, False), ({"loss_type": "bnpo"}, False),
@@ -137,6 +166,33 @@ def test_rows_that_share_meet_inside_their_optimizer_step(tmp_path):
 )  # fmt: skip
 def test_rows_stay_where_the_loss_is_not_indifferent(tmp_path, changes, may):
     assert trainer(tmp_path, DrGRPO(), **changes)._may_reorder is may
+
+
+def test_the_share_of_the_tokens_that_were_encoded_and_that_of_grading_are_logged(tmp_path):
+    def slow_reward(completions, **kwargs):
+        time.sleep(0.2)
+        return [float(i % 2) for i in range(len(completions))]
+
+    class Tokens(TrainerCallback):
+        seen = ({"encoded": 0, "padded": 0},)
+
+        def on_step_end(self, *args, **kwargs):
+            self.seen = (*self.seen, dict(made._encoder.tokens))
+
+    made, tokens = trainer(tmp_path, PrefixRL(), max_steps=2, reward=slow_reward), Tokens()
+    made.add_callback(tokens)
+    made.train()
+    logs = [log for log in made.state.log_history if "step_time" in log]
+    for log in logs:
+        assert log["speed/grading_share"] * log["step_time"] == pytest.approx(0.2, abs=0.1)
+    of_a_step = [{k: b[k] - a[k] for k in ("encoded", "padded")} for a, b in pairwise(tokens.seen)]
+    assert [log["speed/encoded_share"] for log in logs] == [
+        pytest.approx(step["encoded"] / step["padded"], abs=1e-4) for step in of_a_step
+    ]
+    assert of_a_step[0]["encoded"] * of_a_step[1]["padded"] != of_a_step[1]["encoded"] * of_a_step[0]["padded"]
+    off = trainer(tmp_path, PrefixRL(), max_steps=1, options={"speed": OFF})
+    off.train()
+    assert not any("speed/encoded_share" in log for log in off.state.log_history)
 
 
 def test_the_fast_path_is_what_a_trainer_takes_by_itself(tmp_path):

@@ -854,7 +854,8 @@ def test_metrics_are_kept_in_a_file(tmp_path):
     expected = {
         "reward_with_prefix", "reward_without_prefix", "reward_unscored_share", "prefix/rollouts", "prefix/length",
         "prefix/fraction", "prefix/token_share", "prefix/kept_share", "prefix/shortened_share",
-        "prefix/continuation_advantage", "entropy_prefix", "entropy_continuation",
+        "prefix/continuation_advantage", "entropy_prefix", "entropy_continuation", "speed/encoded_share",
+        "speed/grading_share",
     }  # fmt: skip
     assert expected <= steps[-1].keys()
     assert steps[-1]["prefix/rollouts"] == 2

@@ -73,11 +73,12 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_width: int) -> Pa
     return Packed(moved, scored.to(device), index.to(device))
 
 
-def unsupported(inner: nn.Module) -> str | None:
-    """Why the rows of this transformers model cannot be packed, or None.
+def unsupported(inner: nn.Module, model: nn.Module | None = None) -> str | None:
+    """Why the rows of this transformers model cannot be packed, or None; ``model`` is what it is wrapped in.
 
     What is refused looks at tokens in another way than through transformers' attention interface (recurrent and
-    convolutional layers, sinks), has positions that rotation does not give, or draws random numbers while it encodes.
+    convolutional layers, sinks), has positions that rotation does not give, puts tokens of its own before each row
+    (prompt tuning), or draws random numbers while it encodes.
     """
     config = inner.config.get_text_config()
     backbone = inner.base_model
@@ -94,6 +95,8 @@ def unsupported(inner: nn.Module) -> str | None:
         return f"it has layers other than attention ({', '.join(sorted(layers))})"
     if any(hasattr(m, "sinks") for m in modules) or any(getattr(m, "is_causal", True) is False for m in modules):
         return "its attention has sinks, or looks ahead"
+    if has_virtual_tokens(model):
+        return "its adapter puts virtual tokens before each row"
     dropped = any(isinstance(m, nn.Dropout) and m.p for m in modules) or getattr(config, "attention_dropout", 0)
     if dropped and inner.training:
         return "it has dropout: one mask for a shared token is not what the rows would draw alone"
@@ -107,6 +110,13 @@ def relative_positions(inner: nn.Module) -> bool:
     return bool(rope) and not kinds & {"dynamic", "longrope"}
 
 
+def has_virtual_tokens(model: nn.Module | None) -> bool:
+    """Whether a prompt-learning adapter of peft (prompt tuning, prefix tuning) is among what wraps a model."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    configs = [config for module in modules for config in (getattr(module, "peft_config", None) or {}).values()]
+    return any(config.is_prompt_learning for config in configs)
+
+
 def window_of(inner: nn.Module) -> int | None:
     """The longest row that sees all of itself, None if there is no limit."""
     config = inner.config.get_text_config()
@@ -116,10 +126,18 @@ def window_of(inner: nn.Module) -> int | None:
 
 
 class Encoder:
-    """The fast path with its settings; says once where it is not taken, and checks itself."""
+    """The fast path with its settings; says once where it is not taken, and checks itself.
 
-    def __init__(self, speed: Speed, say: Callable[[str], None] = warnings.warn):
-        self.speed, self.say = speed, say
+    Args:
+        speed: the settings.
+        say: what is said goes here.
+        anywhere: whether something holds on any of the ranks; every rank asks at the same places.
+    """
+
+    def __init__(
+        self, speed: Speed, say: Callable[[str], None] = warnings.warn, anywhere: Callable[[bool], bool] = bool
+    ):
+        self.speed, self.say, self.anywhere = speed, say, anywhere
         if speed.shared_prefix:
             attention.register()
         self._said: set[str] = set()
@@ -163,28 +181,41 @@ class Encoder:
             None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
         )
 
+    def refuses(self, model, inner, longest: int) -> str | None:
+        """Why rows of which the longest has so many tokens take the plain path, or None."""
+        window = window_of(inner)
+        beyond = window is not None and longest > window
+        why = self._always_refuses(model, inner)
+        return why or (f"a row is longer than the sliding window of {window} tokens" if beyond else None)
+
+    def _always_refuses(self, model, inner) -> str | None:
+        """The reasons that hold for all rows, and on all ranks."""
+        if not self.speed.shared_prefix:
+            return "it is turned off"
+        if (inner.training, inner) not in self._reasons:
+            self._reasons[inner.training, inner] = unsupported(inner, model)
+        return self._reasons[inner.training, inner]
+
     def _micro_batch(self, score, model, inner, *batch):
         *padded, kwargs = batch
-        if not self.speed.shared_prefix:
-            return _plain(score, model, *padded, kwargs, relative_positions(inner))
-        if (inner.training, inner) not in self._reasons:
-            self._reasons[inner.training, inner] = unsupported(inner)
-        why = self._reasons[inner.training, inner]
-        if why is None:
-            expected = self._expected(score, model, inner, *batch)
-            window, longest = window_of(inner), int(padded[1].sum(dim=1).max())
-            if window is None or longest <= window:
+        why = self.refuses(model, inner, int(padded[1].sum(dim=1).max()))
+        if not self._always_refuses(model, inner):
+            expected = self._expected(why is None, score, model, inner, *batch)
+            if why is None:
                 return self._packed(score, model, inner, *batch, expected)
-            why = f"a row is longer than the sliding window of {window} tokens"
-        self._once(why)
-        return _plain(score, model, *padded, kwargs, self.speed.trim and relative_positions(inner))
+        if self.speed.shared_prefix:
+            self._once(why)
+        trim = self.speed.trim and relative_positions(inner) and not has_virtual_tokens(model)
+        return _plain(score, model, *padded, kwargs, trim)
 
-    def _expected(self, score, model, inner, *batch) -> Tensor | None:
+    def _expected(self, packs: bool, score, model, inner, *batch) -> Tensor | None:
         """The plain path's log-probabilities, where they are to be compared.
 
-        Asked for before it is known whether the rows can be packed: ranks that share parameters make the same passes.
+        Ranks that share parameters make the same passes, so that all ask for them as soon as one of them packs.
         """
         if self.speed.verify == "never" or (self.speed.verify == "first" and inner in self._verified):
+            return None
+        if window_of(inner) is not None and not self.anywhere(packs):
             return None
         self._verified.add(inner)
         with torch.no_grad():

@@ -1,18 +1,24 @@
 """Which rows meet in a micro-batch.
 
 A row's loss does not depend on its micro-batch where the normalizer is a constant (Dr.GRPO, arXiv 2503.20783, section
-3.2), so that rows may change places within the micro-batches of one optimizer step.
+3.2), so that rows may change places within the micro-batches of one optimizer step, and micro-batches may take unequal
+numbers of rows: one of ``n`` rows weighs ``n`` times as much as one of a single row.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from .tree import common
+
 CONSTANT_NORMALIZER = frozenset({"dr_grpo"})
 """The losses, by TRL's names, for which that is so."""
+SLACK = 0.05
+"""The largest micro-batch may be so much larger than it could be, where cutting so encodes fewer tokens."""
 
 
 def windows(micro_batches: int, accumulation: int) -> list[range]:
@@ -37,15 +43,85 @@ def alike_together(rows: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(rows)), key=lambda row: list(rows[row]))
 
 
-def rearranged(micro_batches: Sequence[Mapping[str, Any]], order: Sequence[int]) -> list[dict[str, Any]]:
-    """The same micro-batches with their rows in another order, cut into the same sizes.
+def overlaps(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """For each of these ordered rows its tokens, and how many of them it shares with the row before.
+
+    >>> overlaps([[1, 2, 3], [1, 2, 4], [7, 8]])
+    [(3, 0), (3, 2), (2, 0)]
+    """
+    return [(len(row), common(before, row)) for before, row in zip([[], *rows[:-1]], rows, strict=True)]
+
+
+def balanced(ranks: Sequence[Sequence[tuple[int, int]]], parts: int) -> list[int]:
+    """How many rows each micro-batch takes, so that the largest holds about as few distinct tokens as it can.
+
+    A micro-batch of the rows ``i ... j`` encodes ``tokens_i + sum_{k=i+1..j} (tokens_k - shared_k)`` tokens: what row
+    ``i`` shares with the row before it is encoded again. Of all cuts whose largest micro-batch is at most :data:`SLACK`
+    above the least possible, this is the one that encodes fewest tokens, and has the smallest largest one among these.
+
+    Args:
+        ranks: the :func:`overlaps` of the rows of each process. All have as many rows, and cut them alike.
+        parts: micro-batches; each takes at least one row.
+
+    >>> balanced([[(90, 0), (10, 0), (10, 0), (10, 0), (10, 0), (10, 0)]], parts=2)
+    [1, 5]
+    >>> balanced([[(50, 0), (50, 40), (50, 40), (50, 0)]], parts=2)  # 50 + 10 + 10 and 50
+    [3, 1]
+    """
+    rows = list(zip(*ranks, strict=True))
+    limit = int(_least_largest(rows, parts) * (1 + SLACK))
+    # By end of the cut so far: tokens that are encoded again, those of the largest micro-batch, and the sizes
+    fewest: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [])}
+    for part in range(parts):
+        longer: dict[int, tuple[int, int, list[int]]] = {}
+        for start, (again, largest, sizes) in fewest.items():
+            again += sum(shared for _, shared in rows[start])
+            held = [shared for _, shared in rows[start]]  # the first row stands whole
+            for end in range(start + 1, len(rows) - (parts - part - 1) + 1):
+                held = _with(held, rows[end - 1])
+                if max(held) > limit:
+                    break
+                found = (again, max(largest, *held), [*sizes, end - start])
+                longer[end] = min(found, longer.get(end, found))
+        fewest = longer
+    return fewest[len(rows)][2]
+
+
+def _least_largest(rows: Sequence[Sequence[tuple[int, int]]], parts: int) -> int:
+    """The least number of tokens that the largest micro-batch can hold.
+
+    A micro-batch grows with every row, so that taking rows as long as a limit allows needs the fewest micro-batches.
+    """
+
+    def needed(limit: int) -> int:
+        count, held = 0, [limit] * len(rows[0])
+        for row in rows:
+            held = _with(held, row)
+            if max(held) > limit:
+                count, held = count + 1, [length for length, _ in row]
+        return count
+
+    lowest, enough = max(length for row in rows for length, _ in row), sum(max(row)[0] for row in rows)
+    return bisect_left(range(enough), True, lo=lowest, key=lambda limit: needed(limit) <= parts)
+
+
+def _with(held: Sequence[int], row: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens of a micro-batch on each rank once it has taken one more row."""
+    return [tokens + length - shared for tokens, (length, shared) in zip(held, row, strict=True)]
+
+
+def rearranged(
+    micro_batches: Sequence[Mapping[str, Any]], order: Sequence[int], sizes: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """The same micro-batches with their rows in another order.
 
     Args:
         micro_batches: fields that are tensors or lists with a row for each rollout, tensors without dimensions (of the
             whole batch), or None.
         order: for each new place the number of the row that goes there, counted over all micro-batches.
+        sizes: how many rows each takes; None: as many as it has.
     """
-    sizes = [len(batch["completion_ids"]) for batch in micro_batches]
+    sizes = sizes or [len(batch["completion_ids"]) for batch in micro_batches]
     cuts = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
     found: list[dict[str, Any]] = [dict(batch) for batch in micro_batches]
     for key, value in micro_batches[0].items():

@@ -20,6 +20,8 @@ class Speed:
     """Where that is not supported: leave out the columns of a micro-batch that hold padding alone."""
     order: bool = True
     """Put rows that share a prefix into the same micro-batch."""
+    balance: bool = True
+    """With ``order``: cut the rows of an optimizer step into micro-batches of as equal numbers of distinct tokens."""
     shared_prefill: bool = True
     """Generation with transformers: encode each distinct prompt + prefix once; rows that have ended leave the batch."""
     verify: Literal["first", "always", "never"] = "first"

@@ -72,7 +72,7 @@ def lay_out(rows: Sequence[Sequence[int]], minimum_saving: int = MINIMUM_SAVING)
 
     def visit(members: list[int], first: int, path: tuple[tuple[int, int], ...]) -> None:
         """Lays out what these rows hold from position ``first`` on; before it they are alike, and stand at ``path``."""
-        shared = _common(rows[members[0]], rows[members[-1]])  # rows in order share what the first and the last do
+        shared = common(rows[members[0]], rows[members[-1]])  # rows in order share what the first and the last do
         alone = len(members) == 1
         here, start = path, len(ids)
         if shared > first and (alone or (len(members) - 1) * (shared - first) >= minimum_saving):
@@ -100,7 +100,7 @@ def lay_out(rows: Sequence[Sequence[int]], minimum_saving: int = MINIMUM_SAVING)
     )  # fmt: skip
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens they share from the first on."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
