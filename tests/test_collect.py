@@ -264,8 +264,7 @@ def test_right_traces_take_the_place_of_the_demonstrations(tmp_path):
     assert [d["text"] for d in a.demonstrations] == ["second", "third", "imported"]
     assert (b.demonstrations, c.demonstrations) == ((), ())
     assert replace(a, demonstrations=PROBLEMS[0].demonstrations) == PROBLEMS[0]
-    (limited, _, _) = attach(PROBLEMS, store, tokenizer_sha256(TOKENIZER), per_problem=1)
-    assert [d["text"] for d in limited.demonstrations] == ["second"]
+    assert attach(PROBLEMS, store, tokenizer_sha256(TOKENIZER)) == [a, b, c]
 
 
 def test_the_ids_that_were_sampled_are_the_ids_that_are_injected(tmp_path):
