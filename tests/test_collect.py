@@ -569,8 +569,8 @@ def test_easy_problems_are_left_and_hard_ones_sampled_until_solved_or_capped(tmp
     assert summary["problems_with_a_usable_trace"] == 2
     n = summary["parameters"]
     # 20 attempts, each 5 tokens of prompt and 3 of completion
-    assert summary["sampled"] == {"traces": 20, "right": 2, "wrong": 18, "truncated": 0, "prompt_tokens": 100,
-                                  "generated_tokens": 60, "flops": 2.0 * n * 160, "flops_unknown": 0}  # fmt: skip
+    assert summary["sampled"] == {"traces": 20, "right": 2, "wrong": 18, "ungraded": 0, "truncated": 0,
+                                  "prompt_tokens": 100, "generated_tokens": 60, "flops": 2.0 * n * 160, "flops_unknown": 0}  # fmt: skip
     assert summary["versions"]["torch"]
     assert json.loads((tmp_path / "s" / "summary.json").read_text()) == json.loads(json.dumps(summary))
 

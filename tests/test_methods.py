@@ -573,10 +573,15 @@ def test_neutral_settings_answer_as_dr_grpo(neutral):
     assert extra is None or float(extra) == 0
 
 
-def test_only_sft_never_rolls_out():
-    assert [name for name in methods.names() if not methods.find(name).reinforces] == ["sft"]
+def test_only_the_supervised_methods_never_roll_out():
+    assert [name for name in methods.names() if not methods.find(name).reinforces] == ["rft", "sft", "upft"]
     assert SFT().supervised.epochs == SFTThenRL().supervised.epochs == 3
-    assert [name for name in methods.names() if methods.find(name)().supervised] == ["sft", "sft_then_rl"]
+    assert [name for name in methods.names() if methods.find(name)().supervised] == [
+        "rft",
+        "sft",
+        "sft_then_rl",
+        "upft",
+    ]
 
 
 def test_whole_demonstrations_are_usable_where_no_prefix_is():
@@ -584,7 +589,7 @@ def test_whole_demonstrations_are_usable_where_no_prefix_is():
     usable = {name: methods.find(name)().usable(told) for name in methods.names()}
     assert usable == {
         "dr_grpo": False, "prefix_rft": False, "prefix_rl": False, "luffy": True, "sft": True, "sft_loss": True,
-        "sft_then_rl": True,
+        "sft_then_rl": True, "rft": True, "upft": True,
     }  # fmt: skip
     assert not any(methods.find(name)().usable(Demonstration((), 0)) for name in methods.names())
 
