@@ -10,6 +10,9 @@ A rollout is ``prompt | prefix | continuation``. A method says
 each with a pure function of its arguments. The answers here are the plainest ones: they are Dr.GRPO. A new method is a
 new module in this folder with one subclass that answers the one or two questions where its paper differs. Its fields
 are the ``method:`` block of a recipe.
+
+A supervised stage asks two more: which demonstrations are learned (:meth:`Method.lessons`), and how much of them behind
+which prompt (:meth:`Method.excerpt`); the plainest answers are all, and all.
 """
 
 from __future__ import annotations
