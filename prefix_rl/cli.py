@@ -327,10 +327,15 @@ def collect(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="The trace store, a folder.")] = Path("runs/traces"),
-    k: Annotated[int, typer.Option(help="Attempts at every problem; pass@k is known afterwards.")] = 512,
+    k: Annotated[
+        int | None,
+        typer.Option(help="Attempts at every problem: 512, or as many as the method learns from (upft 1, rft 16)."),
+    ] = None,
     max_pass_rate: Annotated[float, typer.Option(help="A problem is hard if at most this share is right.")] = 0.0,
     wanted: Annotated[int, typer.Option(help="Right traces wanted for a hard problem.")] = 1,
-    cap: Annotated[int, typer.Option(help="Attempts at one problem at most.")] = 2500,
+    cap: Annotated[
+        int | None, typer.Option(help="Attempts at one problem at most: 2500, or k for a method of own traces.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Attempts generated together.")] = None,
     seed: Annotated[int, typer.Option(help="Of all sampling.")] = 0,
     policy: Annotated[str | None, typer.Option(help="A policy in place of the recipe's model.")] = None,
@@ -339,7 +344,8 @@ def collect(
     ] = None,
     source: Annotated[str | None, typer.Option(help="What wrote the imported traces.")] = None,
 ) -> None:
-    """Collect correct traces of hard problems with the policy itself, for `data.traces` of a recipe.
+    """Collect traces with the policy itself, for `data.traces` of a recipe: right ones of hard problems, or what the
+    recipe's method learns from.
 
     Every trace is kept with its outcome and its cost. The same command goes on where it was.
     """

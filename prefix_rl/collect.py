@@ -5,6 +5,11 @@ The policy samples every problem ``k`` times (stage 1), which says how hard it i
 they have ``wanted`` right traces, or ``cap`` attempts in all (stage 2; the paper: one trace, about 650 attempts in the
 mean, at most 2,500). Every trace is kept with what it cost.
 
+A method that learns from the policy's own traces alone (:attr:`~prefix_rl.methods.base.Method.own_traces`: UPFT, RFT)
+says how often each problem is sampled, and there is no stage 2. Of a trace no more is sampled than the method's
+:meth:`~prefix_rl.methods.base.Method.excerpt`, with the prompt that it will be learned behind; but where answers are
+needed the trace is sampled to its end, or it could not be graded. Where none are needed nothing is graded.
+
 What a batch samples follows from what the store holds, and its random numbers from the seed and the number of attempts
 before it. So a collection that was cut off goes on as if nothing had happened.
 """
@@ -24,7 +29,7 @@ from . import preflight
 from .costs import inference_flops
 from .data.problems import Problem
 from .data.tokenizer import encode_prompt
-from .data.traces import Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
+from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
 from .errors import DataError, UserError
 from .progress import bar, say
 from .recipe import Recipe, load_recipe, prompt_of, training_data
@@ -123,10 +128,10 @@ def collect(
     overrides: Sequence[str] = (),
     output: str | Path = "traces",
     *,
-    k: int = 512,
+    k: int | None = None,
     max_pass_rate: float = 0.0,
     wanted: int = 1,
-    cap: int = 2500,
+    cap: int | None = None,
     batch_size: int | None = None,
     temperature: float | None = None,
     seed: int = 0,
@@ -138,10 +143,11 @@ def collect(
     ``wanted`` and ``cap`` may have grown since.
 
     Args:
-        config, overrides: the recipe; its blocks model, data and reward are used, and of training
-            ``max_completion_length`` and ``temperature``.
+        config, overrides: the recipe; its blocks model, data, method and reward are used, and of training
+            ``max_completion_length``, ``temperature`` and ``seed`` (which decides which traces are cut).
         output: the store's folder.
-        k, max_pass_rate, wanted, cap: see :class:`Plan`.
+        k, max_pass_rate, wanted, cap: see :class:`Plan`. None: of a method that lives on own traces its number of
+            traces, for both; else those of the plan.
         batch_size: attempts generated together; None: ``evaluation.batch_size``. One part of the store is one batch.
         temperature: above 0; None: ``training.temperature``.
         seed: of all sampling.
@@ -153,10 +159,14 @@ def collect(
         KeyboardInterrupt: after saying that the same command goes on.
     """
     preflight.quiet()
-    plan = Plan(k, max_pass_rate, wanted, cap)
     recipe, problems = _recipe_and_problems(config, overrides, policy)
+    method = recipe.method
+    k = (method.own_traces or Plan.k) if k is None else k
+    cap = (k if method.own_traces else Plan.cap) if cap is None else cap
+    plan = Plan(k, max_pass_rate, wanted, cap)
     settings = {
         **asdict(plan),
+        "graded": method.needs_answers,
         "batch_size": recipe.evaluation.at_once if batch_size is None else batch_size,
         "temperature": recipe.training_value("temperature") if temperature is None else temperature,
         "max_completion_length": recipe.training_value("max_completion_length"),
@@ -164,6 +174,10 @@ def collect(
         "seed": seed,
     }
     wrong = plan.problems_found()
+    if cap > k and not method.needs_answers:
+        wrong.append(
+            f"cap = {cap}: method {recipe.method_name} has nothing graded, so no problem gets more than k = {k}"
+        )
     if settings["batch_size"] < 1:
         wrong.append(f"batch_size = {settings['batch_size']}: must be at least 1")
     if not settings["temperature"] > 0:
@@ -172,28 +186,45 @@ def collect(
         raise UserError("nothing can be collected with these settings:", wrong)
 
     path, tokenizer = policy_of(recipe)
-    prompts = [prompt_of(problem, recipe.data) for problem in problems]
+    prompts = _prompts(recipe, problems)
+    limits = _limits(recipe, problems)
     model = _load(path, recipe)
     about = {
         "model": path,
         "model_sha256": _weights_sha256(model),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "limits_sha256": _sha256(limits),
         "settings": settings,
     }
     store = _open_or_create(Path(output), {**_data_facts(recipe, problems, prompts, tokenizer), **about})
-    grader = recipe.reward.grader()
+    grader = recipe.reward.grader() if method.needs_answers else None
     with store.writing():
         try:
-            _sample(store, model, tokenizer, problems, prompts, grader, plan)
+            _sample(store, model, tokenizer, problems, prompts, limits, grader, plan)
         except KeyboardInterrupt:
             say(f"stopped; what was sampled is in {store.folder}. The same command goes on from there.")
             raise
         finally:
-            grader.close()
+            if grader:
+                grader.close()
         summary = summarize(store, problems)
         store.write_json(SUMMARY, summary)
-        store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(summary["hard"]["ids"])])
+        if hard := summary["hard"]:
+            store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(hard["ids"])])
     return summary
+
+
+def _prompts(recipe: Recipe, problems: Sequence[Problem]) -> list[str | list[dict[str, str]]]:
+    """What the policy is asked, each problem as its trace will be learned."""
+    seed = recipe.training_value("seed")
+    return [prompt_of(p, recipe.data, recipe.method.excerpt(p.id, seed).instruction) for p in problems]
+
+
+def _limits(recipe: Recipe, problems: Sequence[Problem]) -> list[int | None]:
+    """The tokens to sample of each problem's traces; None: as many as there are."""
+    if recipe.method.needs_answers:
+        return [None] * len(problems)
+    return [recipe.method.excerpt(p.id, recipe.training_value("seed")).tokens for p in problems]
 
 
 def import_file(
@@ -216,16 +247,17 @@ def import_file(
     preflight.quiet()
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     _, tokenizer = policy_of(recipe)
-    prompts = [prompt_of(problem, recipe.data) for problem in problems]
+    prompts = _prompts(recipe, problems)
     store = _open_or_create(Path(output), _data_facts(recipe, problems, prompts, tokenizer))
-    grader = recipe.reward.grader()
+    grader = recipe.reward.grader() if recipe.method.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
             done = import_traces(given, store, tokenizer, grader, problems, source, advance)
             summary = {**summarize(store, problems), "last_import": {"from": str(given), **done}}
             store.write_json(SUMMARY, summary)
     finally:
-        grader.close()
+        if grader:
+            grader.close()
     return summary
 
 
@@ -290,6 +322,7 @@ _COMPARED = {
     "tokenizer_sha256": "another tokenizer",
     "problems_sha256": "other problems: an id, a text, an answer or their number has changed",
     "prompts_sha256": "other prompts: the instruction, the system prompt or the chat template has changed",
+    "limits_sha256": "traces of other lengths: the method's block or training.seed has changed",
     "model_sha256": "another model: its parameters differ",
 }
 
@@ -333,7 +366,8 @@ def _sample(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     prompts: Sequence[str | list[dict[str, str]]],
-    grader: Grader,
+    limits: Sequence[int | None],
+    grader: Grader | None,
     plan: Plan,
 ) -> None:
     """Samples and stores batches until the plan is done."""
@@ -344,7 +378,7 @@ def _sample(
     lengths = [len(encode_prompt(prompt, tokenizer)) for prompt in prompts]
     counted = store.attempts(plan.k), store.attempts()
     first, every = ([tallies.get(p.id, Tally()) for p in problems] for tallies in counted)
-    with _attempts_bar(sum(tally.attempts for tally in every)) as show:
+    with _attempts_bar(sum(tally.attempts for tally in every), settings["graded"]) as show:
         show(plan, first, every)
         while batch := plan.next_batch(first, every, settings["batch_size"]):
             done = sum(tally.attempts for tally in every)
@@ -358,9 +392,13 @@ def _sample(
                 temperature=settings["temperature"],
                 batch_size=len(batch),
                 seed=random.Random(repr(("collect", settings["seed"], done))).getrandbits(40),
+                limits=[limits[i] for i in batch],
             )
             traces = []
             for i, made in zip(batch, samples, strict=True):
+                cut = made.truncated and limits[i] is not None and len(made.completion_ids) == limits[i]
+                outcome = str(made.outcome or (CUT if cut else UNGRADED))
+                truncated = made.truncated and not cut
                 traces.append(
                     Trace(
                         problem_id=problems[i].id,
@@ -371,12 +409,12 @@ def _sample(
                         text=made.text,
                         completion_ids=made.completion_ids,
                         prompt_tokens=lengths[i],
-                        outcome=str(made.outcome),
-                        truncated=made.truncated,
+                        outcome=outcome,
+                        truncated=truncated,
                         flops=float(inference_flops(parameters, lengths[i] + len(made.completion_ids))),
                     )
                 )
-                every[i] = every[i].plus(made.outcome, made.truncated)
+                every[i] = every[i].plus(outcome, truncated)
                 if every[i].attempts <= plan.k:
                     first[i] = every[i]
             store.append(traces)
@@ -384,7 +422,7 @@ def _sample(
 
 
 @contextmanager
-def _attempts_bar(before: int) -> Iterator[Callable[[Plan, Sequence[Tally], Sequence[Tally]], None]]:
+def _attempts_bar(before: int, graded: bool) -> Iterator[Callable[[Plan, Sequence[Tally], Sequence[Tally]], None]]:
     """A bar of attempts and how many were right; its end moves, as it depends on what is solved."""
     from tqdm import tqdm
 
@@ -393,7 +431,8 @@ def _attempts_bar(before: int) -> Iterator[Callable[[Plan, Sequence[Tally], Sequ
         def show(plan: Plan, first: Sequence[Tally], every: Sequence[Tally]) -> None:
             done = sum(tally.attempts for tally in every)
             shown.n, shown.total = done, done + plan.remaining(first, every)
-            shown.set_postfix_str(f"{sum(tally.right for tally in every):,} right")
+            if graded:
+                shown.set_postfix_str(f"{sum(tally.right for tally in every):,} right")
 
         yield show
 
@@ -404,8 +443,9 @@ def _attempts_bar(before: int) -> Iterator[Callable[[Plan, Sequence[Tally], Sequ
 def summarize(store: TraceStore, problems: Sequence[Problem]) -> dict[str, Any]:
     """What a store has come to: how hard the problems are, which have traces, and what it all cost.
 
-    ``pass_at_k`` and ``hard`` are None before every problem has been sampled ``k`` times. Operations are 2 N for each
-    token of prompt and completion (PrefixRL, App. F.2); those of imported traces are known only if they came along.
+    ``pass_at_k`` and ``hard`` are None before every problem has been sampled ``k`` times, and where nothing is graded.
+    Operations are 2 N for each token of prompt and completion (PrefixRL, App. F.2); those of imported traces are known
+    only if they came along.
     """
     facts = store.facts
     plan = Plan(**{name: facts["settings"][name] for name in asdict(Plan())}) if "settings" in facts else None
@@ -413,7 +453,7 @@ def summarize(store: TraceStore, problems: Sequence[Problem]) -> dict[str, Any]:
     every = [tallies.get(p.id, Tally()) for p in problems]
     sampled, imported = store.accounts()
     levels = hard = None
-    if plan and all(tally.attempts >= plan.k for tally in every):
+    if plan and facts["settings"].get("graded", True) and all(tally.attempts >= plan.k for tally in every):
         found = store.attempts(plan.k)
         first = [found[p.id] for p in problems]
         never = sum(tally.right == 0 for tally in first)
@@ -445,7 +485,7 @@ def summarize(store: TraceStore, problems: Sequence[Problem]) -> dict[str, Any]:
 
 
 def _described(account: Account) -> dict[str, Any]:
-    return {**asdict(account), "wrong": account.traces - account.right}
+    return {**asdict(account), "wrong": account.traces - account.right - account.ungraded}
 
 
 def collect_main_table(summary: Mapping[str, Any]) -> str:
@@ -475,8 +515,11 @@ def collect_main_table(summary: Mapping[str, Any]) -> str:
         if account["traces"]:
             unknown = f", not known for {account['flops_unknown']:,}" if account["flops_unknown"] else ""
             lines.append(f"{account['traces']:,} traces {name}")
-            line(account["right"], "right")
-            line(account["wrong"], "not right")
+            if account["ungraded"]:
+                line(account["ungraded"], "not graded")
+            if account["ungraded"] < account["traces"]:
+                line(account["right"], "right")
+                line(account["wrong"], "not right")
             line(account["generated_tokens"], "tokens generated")
             lines.append(f"  {account['flops']:>11.3g}  floating-point operations{unknown}")
     return "\n".join(lines)

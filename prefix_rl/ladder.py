@@ -43,6 +43,18 @@ RESULT = "result.json"
 
 
 @dataclass(frozen=True)
+class Collect:
+    """Traces that the policy collects itself before it is trained (``prefix-rl collect``)."""
+
+    k: Annotated[int, Ge(1)] | None = None
+    """Attempts at every problem; null: as `prefix-rl collect` without --k."""
+    wanted: Annotated[int, Ge(1)] = 1
+    """Right traces wanted for a problem that is rarely solved."""
+    cap: Annotated[int, Ge(1)] | None = None
+    """Attempts at most; null: as `prefix-rl collect` without --cap."""
+
+
+@dataclass(frozen=True)
 class Arm:
     """One way to train."""
 
@@ -54,18 +66,8 @@ class Arm:
     """Take the settings that the search found for this other arm."""
     regimes: tuple[str, ...] | None = None
     """The regimes to run in; null: all."""
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Traces that the policy collects itself before it is trained (``prefix-rl collect``)."""
-
-    k: Annotated[int, Ge(1)] = 512
-    """Attempts at every problem."""
-    wanted: Annotated[int, Ge(1)] = 1
-    """Right traces wanted for a problem that is rarely solved."""
-    cap: Annotated[int, Ge(1)] = 2500
-    """Attempts at most."""
+    collect: Collect | None = None
+    """This arm learns from traces of the policy's own, in whatever regime; their cost is charged to it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Regime:
     """``block.key: value`` for the arms that use demonstrations."""
     collect: Collect | None = None
     """The demonstrations are the policy's own traces, and their cost is charged."""
+    arms: tuple[str, ...] | None = None
+    """The arms that run in it; null: all."""
     tuned_in: str | None = None
     """The regime of the search whose settings hold here; null: this one if it is searched, else the first."""
 
@@ -218,6 +222,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         known("fast.arms", fast.arms or (), arms, "arm")
         known("fast.regimes", fast.regimes or (), regimes, "regime")
     for name, regime in regimes.items():
+        known(f"regimes.{name}.arms", regime.arms or (), arms, "arm")
         if regime.tuned_in and search:
             known(f"regimes.{name}.tuned_in", [regime.tuned_in], dict.fromkeys(search.regimes), "searched regime")
     if search:
@@ -269,7 +274,9 @@ def _problems_of_runs(path: str | os.PathLike, ladder: Ladder) -> list[str]:
                 except UserError as error:
                     problems += [f"{arm} in {regime}: {what}" for what in error.problems or [error.what]]
                     continue
-                shared = _shared(recipe)
+                if recipe.method.own_traces and not _collect(ladder, arm, regime):
+                    problems.append(f"arms.{arm}: {recipe.method_name} learns from own traces; give it `collect: {{}}`")
+                shared = _shared(recipe, own=ladder.arms[arm].collect is not None)
                 reference = reference or (arm, shared)
                 problems += [
                     f"{arm} in {regime}: {key} = {json.dumps(mine)}, but {reference[0]} has {json.dumps(theirs)}; arms "
@@ -283,13 +290,13 @@ _OF_DEMONSTRATIONS = ("data.traces", "data.demonstration_share", "data.answer_gu
                       "data.lab.garbled", "data.lab.demonstrated")  # fmt: skip
 
 
-def _shared(recipe: Recipe) -> dict[str, Any]:
-    """What must be the same for all arms of a regime, by full name."""
+def _shared(recipe: Recipe, own: bool) -> dict[str, Any]:
+    """What must be the same for all arms of a regime, by full name; ``own``: the arm has traces of its own."""
     blocks = recipe.resolved()
     blocks["data"]["lab"] = dataclasses.asdict(recipe.world)
     flat = dict(_flat({name: blocks[name] for name in ("model", "data", "reward", "budget", "evaluation")}))
     flat["training.max_completion_length"] = recipe.training_value("max_completion_length")
-    if not recipe.uses_demonstrations:
+    if own or not recipe.uses_demonstrations:
         flat = {key: value for key, value in flat.items() if key not in _OF_DEMONSTRATIONS}
     return flat
 
@@ -313,8 +320,8 @@ def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]):
 
 def runs_in(ladder: Ladder, arm: str, regime: str) -> bool:
     """Whether an arm takes part in a regime."""
-    chosen = ladder.arms[arm].regimes
-    return chosen is None or regime in chosen
+    regimes, arms = ladder.arms[arm].regimes, ladder.regimes[regime].arms
+    return (regimes is None or regime in regimes) and (arms is None or arm in arms)
 
 
 def _load(
@@ -336,8 +343,8 @@ def _overrides(
     lab = load_recipe(_recipe(path, ladder, arm), _as_overrides(common))
     if lab.uses_demonstrations:
         common = {**ladder.set, **asked.set, **asked.demonstrations, **ladder.arms[arm].set, **settings}
-        if asked.collect:
-            common["data.traces"] = str(_store(ladder, regime, seed))
+        if _collect(ladder, arm, regime):
+            common["data.traces"] = str(_store(ladder, arm, regime, seed))
     common["training.seed"] = seed
     if lab.data.train == LAB:
         common["data.lab.seed"] = seed
@@ -348,8 +355,14 @@ def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def _store(ladder: Ladder, regime: str, seed: int) -> Path:
-    return Path(ladder.output) / "traces" / f"{regime}-seed{seed}"
+def _collect(ladder: Ladder, arm: str, regime: str) -> Collect | None:
+    return ladder.arms[arm].collect or ladder.regimes[regime].collect
+
+
+def _store(ladder: Ladder, arm: str, regime: str, seed: int) -> Path:
+    """The arms of a regime share its traces; an arm's own are its own."""
+    of = f"{regime}-{arm}" if ladder.arms[arm].collect else regime
+    return Path(ladder.output) / "traces" / f"{of}-seed{seed}"
 
 
 def _job(
@@ -368,7 +381,7 @@ def _job(
     resolved = recipe.resolved()
     del resolved["output"], resolved["speed"]  # neither changes what is learned
     identity = json.dumps([resolved, ladder.levels], sort_keys=True, default=str)
-    asked = ladder.regimes[regime].collect if recipe.data.traces else None
+    asked = _collect(ladder, arm, regime) if recipe.data.traces else None
     if asked:
         identity += json.dumps(dataclasses.asdict(asked))
     short = hashlib.sha256(identity.encode()).hexdigest()[:10]

@@ -273,11 +273,12 @@ def training_data(recipe: Recipe) -> list[Problem]:
     if data.train == LAB:
         found = training_problems(recipe.world)[: data.limit]
     else:
-        found = data_problems.load(data.train, data.split, data.limit)
+        found = data_problems.load(data.train, data.split, data.limit, recipe.method.needs_answers)
     if data.traces is not None:
         from .data import traces
 
-        found = traces.attach(found, traces.TraceStore.open(Path(data.traces)))
+        store = traces.TraceStore.open(Path(data.traces))
+        found = traces.attach(found, store, method=recipe.method, seed=recipe.training_value("seed"))
     return data_problems.with_demonstrations_for(found, data.demonstration_share, recipe.training_value("seed"))
 
 
@@ -291,9 +292,9 @@ def evaluation_data(recipe: Recipe) -> list[Problem]:
     return data_problems.load(evaluation.data, evaluation.split, evaluation.limit)
 
 
-def prompt_of(problem: Problem, data: Data) -> str | list[dict[str, str]]:
-    """What the policy is asked: chat messages, or the text itself."""
-    text = problem.text + data.instruction
+def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list[dict[str, str]]:
+    """What the policy is asked: chat messages, or the text itself. ``instruction`` stands behind that of the data."""
+    text = problem.text + data.instruction + instruction
     if data.prompt == "plain":
         return text
     system = [{"role": "system", "content": data.system_prompt}] if data.system_prompt is not None else []
@@ -504,7 +505,12 @@ def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
             f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
             "training would end before its first step"
         )
-    if recipe.uses_demonstrations and not any(demonstrated):
+    if recipe.method.own_traces and recipe.data.traces is None:
+        problems.append(
+            f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
+            "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"
+        )
+    elif recipe.uses_demonstrations and not any(demonstrated):
         problems.append(
             f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
             "demonstrations or solution, or data.traces)"

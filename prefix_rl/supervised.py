@@ -180,9 +180,10 @@ def fine_tune(
 
 
 def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """``input_ids`` and ``labels`` of every demonstration: ``prompt | demonstration | end``, -100 on the prompt.
+    """``input_ids`` and ``labels`` of every lesson: ``prompt | demonstration | end``, -100 on the prompt.
 
-    Demonstrations that do not fit into ``max_completion_length`` are left out, as the RL methods leave them out.
+    Which demonstrations, how much of them, and what the prompt asks for beside the problem, the method says. Those that
+    do not fit into ``max_completion_length`` are left out, as the RL methods leave them out.
 
     Raises:
         DataError: if none is left.
@@ -199,12 +200,13 @@ def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedToken
         if problems
         else "",
     )
-    budget = recipe.training_value("max_completion_length")
+    budget, seed = recipe.training_value("max_completion_length"), recipe.training_value("seed")
     found, too_long = [], 0
     for row, problem in enumerate(problems):
-        prompt = encode_prompt(prompt_of(problem, recipe.data), tokenizer) if table[row] else []
-        for demonstration in table[row]:
-            completion = [*demonstration.ids, demonstration.stop]
+        excerpt = recipe.method.excerpt(problem.id, seed)
+        prompt = encode_prompt(prompt_of(problem, recipe.data, excerpt.instruction), tokenizer) if table[row] else []
+        for demonstration in recipe.method.lessons(problem.id, table[row], seed):
+            completion = excerpt.of(demonstration)
             if len(completion) > budget:
                 too_long += 1
                 continue

@@ -321,7 +321,7 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     """
     from accelerate.utils import broadcast_object_list
 
-    if recipe.data.train != LAB and is_verified(recipe.data.train):
+    if not recipe.method.needs_answers or (recipe.data.train != LAB and is_verified(recipe.data.train)):
         return list(problems)
     decided: list[Any] = [None]
     if is_main():

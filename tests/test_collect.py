@@ -264,8 +264,7 @@ def test_right_traces_take_the_place_of_the_demonstrations(tmp_path):
     assert [d["text"] for d in a.demonstrations] == ["second", "third", "imported"]
     assert (b.demonstrations, c.demonstrations) == ((), ())
     assert replace(a, demonstrations=PROBLEMS[0].demonstrations) == PROBLEMS[0]
-    (limited, _, _) = attach(PROBLEMS, store, tokenizer_sha256(TOKENIZER), per_problem=1)
-    assert [d["text"] for d in limited.demonstrations] == ["second"]
+    assert attach(PROBLEMS, store, tokenizer_sha256(TOKENIZER)) == [a, b, c]
 
 
 def test_the_ids_that_were_sampled_are_the_ids_that_are_injected(tmp_path):
@@ -570,8 +569,8 @@ def test_easy_problems_are_left_and_hard_ones_sampled_until_solved_or_capped(tmp
     assert summary["problems_with_a_usable_trace"] == 2
     n = summary["parameters"]
     # 20 attempts, each 5 tokens of prompt and 3 of completion
-    assert summary["sampled"] == {"traces": 20, "right": 2, "wrong": 18, "truncated": 0, "prompt_tokens": 100,
-                                  "generated_tokens": 60, "flops": 2.0 * n * 160, "flops_unknown": 0}  # fmt: skip
+    assert summary["sampled"] == {"traces": 20, "right": 2, "wrong": 18, "ungraded": 0, "truncated": 0,
+                                  "prompt_tokens": 100, "generated_tokens": 60, "flops": 2.0 * n * 160, "flops_unknown": 0}  # fmt: skip
     assert summary["versions"]["torch"]
     assert json.loads((tmp_path / "s" / "summary.json").read_text()) == json.loads(json.dumps(summary))
 

@@ -11,9 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefix_rl.data.traces import TraceStore
 from prefix_rl.errors import RecipeError, UserError
 from prefix_rl.evaluation.metrics import over_seeds, paired_difference
-from prefix_rl.ladder import Job, chosen_settings, climb, final_jobs, load_ladder, run_one, search_jobs, settings_for
+from prefix_rl.ladder import (
+    Collect,
+    Job,
+    chosen_settings,
+    climb,
+    final_jobs,
+    load_ladder,
+    run_one,
+    search_jobs,
+    settings_for,
+)
 from prefix_rl.recipe import read_yaml
 from prefix_rl.reports.ladder import _flops_to, report
 
@@ -128,8 +139,20 @@ def test_parts_that_are_not_there_are_refused(tmp_path):
 
 def test_the_ladder_of_the_lab_can_run():
     found = load_ladder(LAB / "ladder.yaml")
-    assert {"dr_grpo", "sft", "sft_then_rl", "luffy", "sft_loss", "chord", "prefix_rft", "prefix_rl"} <= set(found.arms)
-    assert {"clean", "ten_percent", "one_percent", "eight", "garbled", "slipping", "restating", "own"} == set(
+    assert {
+        "dr_grpo",
+        "rft",
+        "upft",
+        "upft_filtered",
+        "sft",
+        "sft_then_rl",
+        "luffy",
+        "sft_loss",
+        "chord",
+        "prefix_rft",
+        "prefix_rl",
+    } <= set(found.arms)
+    assert {"clean", "ten_percent", "one_percent", "eight", "garbled", "slipping", "restating", "own", "self"} == set(
         found.regimes
     )
     assert set(found.search.tries) == {name for name, arm in found.arms.items() if arm.tuned_as is None}
@@ -200,6 +223,56 @@ def test_the_best_try_is_chosen_and_used_where_it_was_found(tmp_path):
     (job,) = [j for j in final_jobs(path, found, chosen) if (j.arm, j.regime, j.seed) == ("prefix_rft", "clean", 0)]
     assert "training.learning_rate=0.0004" in job.overrides
     assert "data.lab.held_out_seed=1" not in job.overrides
+
+
+def arms_of_their_own(**more):
+    hard = {"data.lab.operations": 20}  # as in the other recipes
+    return {
+        "dr_grpo": {"recipe": str(LAB / "dr_grpo.yaml")},
+        "sft": {"recipe": str(LAB / "sft.yaml")},
+        "rft": {"recipe": str(LAB / "rft.yaml"), "set": hard, "collect": {"k": 4}, **more},
+        "upft": {"recipe": str(LAB / "upft.yaml"), "set": hard, "collect": {}},
+        "own": {"recipe": str(LAB / "sft.yaml"), "collect": {"k": 2, "cap": 5}},
+    }
+
+
+def test_an_arm_may_collect_traces_of_its_own(tmp_path):
+    path = written(tmp_path, arms=arms_of_their_own(), seeds=[0])
+    jobs = {(j.regime, j.arm): j for j in final_jobs(path, load_ladder(path), {})}
+    traces = {key: job.traces and Path(job.traces).name for key, job in jobs.items()}
+    assert traces["clean", "dr_grpo"] is traces["garbled", "sft"] is None
+    for regime in ("clean", "garbled"):
+        for arm in ("rft", "upft", "own"):
+            assert traces[regime, arm] == f"{regime}-{arm}-seed0"
+    assert jobs["clean", "rft"].collect == Collect(k=4)
+    assert jobs["clean", "upft"].collect == Collect()
+    # the traces of a regime are shared, those of an arm take their place
+    collecting = {"own": {"question": "?", "collect": {"k": 8}}}
+    path = written(tmp_path, arms=arms_of_their_own(), regimes=collecting, seeds=[0])
+    jobs = {j.arm: j for j in final_jobs(path, load_ladder(path), {})}
+    assert (Path(jobs["sft"].traces).name, jobs["sft"].collect) == ("own-seed0", Collect(k=8))
+    assert (Path(jobs["rft"].traces).name, jobs["rft"].collect) == ("own-rft-seed0", Collect(k=4))
+    assert (jobs["dr_grpo"].traces, jobs["dr_grpo"].collect) == (None, None)
+
+
+def test_a_regime_may_name_its_arms(tmp_path):
+    path = written(tmp_path, arms=arms_of_their_own(regimes=["clean"]), seeds=[0], regimes={
+        "clean": {"question": "?"}, "self": {"question": "?", "arms": ["rft", "upft"]},
+    })  # fmt: skip
+    jobs = final_jobs(path, load_ladder(path), {})
+    assert [j.arm for j in jobs if j.regime == "self"] == ["upft"]  # rft excludes it
+    assert len([j for j in jobs if j.regime == "clean"]) == 5
+    regimes = {"self": {"question": "?", "arms": ["rtf"]}}
+    assert "regimes.self.arms: no arm rtf (did you mean rft?)" in refused(
+        written(tmp_path, arms=arms_of_their_own(), regimes=regimes)
+    )
+
+
+def test_an_arm_that_lives_on_own_traces_must_collect_them(tmp_path):
+    arms = {"rft": {"recipe": str(LAB / "rft.yaml")}}
+    assert "arms.rft: rft learns from own traces; give it `collect: {}`" in refused(
+        written(tmp_path, arms=arms, against=[])
+    )
 
 
 # --- what is computed -------------------------------------------------------------------------------------------------
@@ -321,6 +394,19 @@ def test_a_ladder_runs_stops_and_goes_on(tmp_path, monkeypatch):
     again, first = json.loads(lost.read_text()), json.loads(before[lost][1])
     assert again["right"] == first["right"]
     assert again["cost"] == first["cost"]
+
+
+@pytest.mark.slow
+def test_the_cost_of_an_arms_own_traces_is_charged_to_it(tmp_path):
+    arms = {"upft": {"recipe": str(LAB / "upft.yaml"), "collect": {}}}
+    path = written(tmp_path, arms=arms, seeds=[0], against=[], regimes={"clean": {"question": "?"}})
+    climb(path, processes=1)
+    row = json.loads((tmp_path / "ladder" / "ladder.json").read_text())["regimes"]["clean"]["arms"]["upft"]
+    store = TraceStore.open(tmp_path / "ladder" / "traces" / "clean-upft-seed0")
+    assert len(store) == 8
+    assert row["cost"]["generated_tokens"] == sum(len(t.completion_ids) for t in store) > 0
+    assert row["cost"]["trained_tokens"] == 4 * row["cost"]["generated_tokens"]  # four epochs
+    assert row["cost"]["flops"] > store.cost().flops > 0
 
 
 @pytest.mark.slow

@@ -583,16 +583,21 @@ def test_neutral_settings_answer_as_dr_grpo(neutral):
     assert extra is None or float(extra) == 0
 
 
-def test_only_sft_never_rolls_out():
-    assert [name for name in methods.names() if not methods.find(name).reinforces] == ["sft"]
+def test_only_the_supervised_methods_never_roll_out():
+    assert [name for name in methods.names() if not methods.find(name).reinforces] == ["rft", "sft", "upft"]
     assert SFT().supervised.epochs == SFTThenRL().supervised.epochs == 3
-    assert [name for name in methods.names() if methods.find(name)().supervised] == ["sft", "sft_then_rl"]
+    assert [name for name in methods.names() if methods.find(name)().supervised] == [
+        "rft",
+        "sft",
+        "sft_then_rl",
+        "upft",
+    ]
 
 
 def test_whole_demonstrations_are_usable_where_no_prefix_is():
     told = Demonstration((5, 6), safe_length=0)  # the answer stands in its first token
     usable = {name for name in methods.names() if methods.find(name)().usable(told)}
-    assert usable == {"luffy", "relift", "sft", "sft_loss", "sft_then_rl"}
+    assert usable == {"luffy", "relift", "rft", "sft", "sft_loss", "sft_then_rl", "upft"}
     assert not any(methods.find(name)().usable(Demonstration((), 0)) for name in methods.names())
 
 

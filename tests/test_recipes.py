@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefix_rl.lab.world import World
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.tempo import TEMPO
@@ -16,8 +17,9 @@ LAB = [p for p in ALL if p.parent.name == "lab"]
 PAPERS = [p for p in ALL if p.parent.name not in ("lab", "smoke")]
 ARMS = {
     "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
-    "uft", "adaptive",
+    "uft", "adaptive", "upft", "rft",
 }  # fmt: skip
+OWN = {"upft", "rft"}  # learn from traces of the policy's own
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def test_its_header_is_a_small_report(path):
     assert any(f"{path.parent.name}/{path.name}" in line or "run.sh" in line for line in header)
 
 
-@pytest.mark.parametrize("path", [p for p in PAPERS if p.stem != "sft"], ids=name)
+@pytest.mark.parametrize("path", [p for p in PAPERS if p.stem not in {"sft", *OWN}], ids=name)
 def test_its_training_is_the_papers(path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     recipe = load_recipe(path)
@@ -88,6 +90,8 @@ METHODS = {
     "tempo": {"of": DrGRPO(), "weight": 1, "normalize": True},
     "uft": {"count": 5, "pieces": "binomial", "start": 0.95, "end": 0.05, "horizon": 300, "weight": 0.001},
     "adaptive": {"of": PrefixRL(cuts=1, plain=0), "rule": "interval", "target": 0.5},
+    "upft": {"full_share": 0.1, "label_filter": False},
+    "rft": {"per_problem": None},
 }  # fmt: skip
 
 
@@ -96,12 +100,29 @@ def test_its_method_is_the_papers(path):
     method = load_recipe(path).method
     expected = METHODS[path.stem]
     assert {key: getattr(method, key) for key in expected} == expected
-    if path.stem in ("sft", "sft_then_rl"):
+    if path.stem in OWN:
+        stage = method.supervised
+        assert (stage.epochs, stage.learning_rate, stage.batch_size) == (1, 1e-6, 64)
+        assert (stage.warmup, stage.min_lr) == (0.03, 1.0)
+    elif path.stem in ("sft", "sft_then_rl"):
         stage = method.supervised
         assert (stage.epochs, stage.learning_rate, stage.batch_size) == (3, 5e-5, 64)
         assert (stage.warmup, stage.min_lr) == (0.1, 0.1)
     else:
         assert method.supervised is None
+
+
+@pytest.mark.parametrize("model", sorted({p.parent.name for p in PAPERS}))
+def test_upft_and_its_opponent_differ_in_what_they_learn_alone(model):
+    upft, rft = (load_recipe(RECIPES / model / f"{arm}.yaml") for arm in ("upft", "rft"))
+    assert upft.method.tokens == (8 if model.startswith("llama") else 32)
+    assert upft.method.supervised == rft.method.supervised
+    assert (upft.method.own_traces, rft.method.own_traces) == (1, 16)
+    one, other = upft.resolved(), rft.resolved()
+    for arm, blocks in (("upft", one), ("rft", other)):
+        assert blocks["data"].pop("traces") == f"runs/{model}/traces-{arm}"
+        assert f"--output runs/{model}/traces-{arm}" in (RECIPES / model / f"{arm}.yaml").read_text()
+    assert all(one[block] == other[block] for block in one.keys() - {"method", "output"})
 
 
 @pytest.mark.parametrize("model", sorted({p.parent.name for p in PAPERS}))
@@ -126,6 +147,10 @@ def test_the_lab_has_all_methods():
 @pytest.mark.parametrize("path", LAB, ids=name)
 def test_the_labs_arms_differ_in_their_method_only(path):
     one, other = load_recipe(RECIPES / "lab" / "dr_grpo.yaml").resolved(), load_recipe(path).resolved()
+    if path.stem in OWN:  # it is to be right now and then by itself: four additions
+        assert other["data"].pop("traces") == f"runs/lab/traces-{path.stem}"
+        assert load_recipe(path).world == World(operations=4, problems=400)
+        other["data"] |= {"lab": None, "traces": None}
     for block in one.keys() - {"method", "output"}:
         assert one[block] == other[block]
 
@@ -137,7 +162,7 @@ def test_no_two_arms_of_the_lab_are_the_same_method():
 
 def test_the_labs_methods():
     method = {path.stem: load_recipe(path).method for path in LAB}
-    for arm in ("sft", "sft_then_rl"):
+    for arm in ("sft", "sft_then_rl", "upft", "rft"):
         stage = method[arm].supervised
         assert (stage.epochs, stage.learning_rate) == (4, 1e-3)
         assert (stage.batch_size, stage.per_device_batch_size) == (16, 16)

@@ -54,12 +54,15 @@ def load_pass_rates(given: str) -> PassRates:
     ``attempts``. Of a store the attempts of the policy itself count.
 
     Raises:
-        DataError: naming every row that does not.
+        DataError: naming every row that does not; if the traces of a store were not graded.
     """
     if Path(given).is_dir():
         from .traces import TraceStore
 
-        tallies = TraceStore.open(given).attempts()
+        store = TraceStore.open(given)
+        tallies = store.attempts()
+        if store.accounts()[0].ungraded:
+            raise DataError(f"the traces of {given} were not graded, so they say nothing of pass rates")
         return PassRates((id, t.right / t.attempts) for id, t in tallies.items() if t.attempts)
     problems: list[str] = []
     rates = PassRates(_rates(given, problems))

@@ -34,11 +34,11 @@ class Problem:
         return {"id": self.id, "problem": self.text, "answer": self.answer, "demonstrations": list(self.demonstrations)}
 
 
-def load(source: str, split: str = "train", limit: int | None = None) -> list[Problem]:
+def load(source: str, split: str = "train", limit: int | None = None, answers: bool = True) -> list[Problem]:
     """The problems of a training or evaluation file.
 
     A row holds ``problem``, ``answer`` and, where there are any, ``demonstrations`` (texts, or objects with a
-    ``text``) or one ``solution``.
+    ``text``) or one ``solution``. Without ``answers`` the answer may be missing or null; it is then empty.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
@@ -47,7 +47,7 @@ def load(source: str, split: str = "train", limit: int | None = None) -> list[Pr
     for number, (place, row) in enumerate(read(source, split)):
         if limit is not None and number >= limit:
             break
-        wrong = row_problems(row)
+        wrong = row_problems(row, answers)
         problems += [f"{place}: {what}" for what in wrong]
         if not wrong:
             problem = _problem(row, number, place)
@@ -62,10 +62,10 @@ def load(source: str, split: str = "train", limit: int | None = None) -> list[Pr
     return found
 
 
-def row_problems(row: dict) -> list[str]:
-    """What is wrong with a row; empty if nothing is."""
+def row_problems(row: dict, answers: bool = True) -> list[str]:
+    """What is wrong with a row; empty if nothing is. Without ``answers`` it may do without one."""
     wrong = []
-    for column in ("problem", "answer"):
+    for column in ("problem", "answer") if answers or row.get("answer") is not None else ("problem",):
         value = row.get(column)
         if column not in row:
             wrong.append(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
@@ -118,7 +118,7 @@ def _problem(row: dict, number: int, place: str) -> Problem:
     return Problem(
         id=str(number if row.get("id") is None else row["id"]),
         text=str(row["problem"]),
-        answer=str(row["answer"]).strip(),
+        answer="" if row.get("answer") is None else str(row["answer"]).strip(),
         demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
         place=place,
     )

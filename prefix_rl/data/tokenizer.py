@@ -79,9 +79,10 @@ class DemonstrationTable(Sequence):
     They stand here and not in the data set because TRL hands each row around many times over.
 
     Args:
-        demonstrations: for each row, texts or ``{"text": ..., "readable_from": ..., "ids": ...}``, where
-            ``readable_from`` is the offset at which the answer becomes readable if that is known better than
-            :func:`safe_cuts` can tell, and ``ids`` are the tokens as they were sampled, if they were.
+        demonstrations: for each row, texts or ``{"text": ..., "readable_from": ..., "ids": ..., "ended": ...}``,
+            where ``readable_from`` is the offset at which the answer becomes readable if that is known better than
+            :func:`safe_cuts` can tell, ``ids`` are the tokens as they were sampled, if they were, and ``ended`` is
+            False if they stopped short of an end.
         answers: the gold answer of each row.
         tokenizer: without special tokens it encodes a demonstration; its EOS ends one.
         guard: see :func:`~prefix_rl.prefixes.safe_cuts`.
@@ -134,7 +135,8 @@ class DemonstrationTable(Sequence):
             cuts = (sum(end <= readable_from for end in ends), frozenset())
         else:
             cuts = safe_cuts(text, answer, ends, self._guard)
-        return Demonstration(tuple(ids), *cuts, stop=self._tokenizer.eos_token_id)
+        end = self._tokenizer.eos_token_id if given.get("ended", True) else None
+        return Demonstration(tuple(ids), *cuts, stop=end)
 
 
 def encode_prompt(prompt: str | list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..costs import Cost
 from ..errors import DataError, at_most
+from ..methods.base import Method
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .problems import Problem, is_unicode
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the files' layout."""
+UNGRADED = "ungraded"
+"""The outcome of a trace that nobody was to grade."""
+CUT = "cut"
+"""The outcome of a trace that was stopped on purpose, as the method learns no more of it. It is not graded either."""
 _FACTS, _PARTIAL, _LOCK = "store.json", ".partial", ".lock"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _TEXT_COLUMNS = ("text", "completion", "solution")
@@ -51,20 +56,33 @@ class Trace:
     text: str
     completion_ids: list[int]  # with the id that ended it, if one did
     prompt_tokens: int  # 0 if imported: the prompt that another model saw is not known
-    outcome: str
-    truncated: bool  # nothing ended it: it ran into the length limit
+    outcome: str  # an Outcome, or UNGRADED, or CUT
+    truncated: bool  # nothing ended it: it ran into the length limit of all completions
     flops: float | None  # 2 N (prompt + completion tokens); None if not known
     imported: bool = False
 
     @property
     def reward(self) -> float | None:
-        """As the training reward: 1 for a right answer, None where the gold answer cannot be parsed, else 0."""
-        return None if self.outcome == Outcome.BAD_GOLD else float(self.outcome == Outcome.RIGHT)
+        """As the training reward: 1 for a right answer, None where the gold answer cannot be parsed or nobody graded,
+        else 0."""
+        unknown = (Outcome.BAD_GOLD, UNGRADED, CUT)
+        return None if self.outcome in unknown else float(self.outcome == Outcome.RIGHT)
 
     @property
     def usable(self) -> bool:
         """Whether it can be a demonstration: right, and ended by itself."""
         return self.outcome == Outcome.RIGHT and not self.truncated
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last of its ids is one that ends a completion."""
+        return not self.truncated and self.outcome != CUT
+
+    def demonstration(self) -> dict[str, Any]:
+        """What :class:`~prefix_rl.data.tokenizer.DemonstrationTable` reads: the ids without the one that ended them."""
+        if self.ended:
+            return {"text": self.text, "ids": self.completion_ids[:-1]}
+        return {"text": self.text, "ids": self.completion_ids, "ended": False}
 
 
 class Tally(NamedTuple):
@@ -90,6 +108,7 @@ class Account:
 
     traces: int = 0
     right: int = 0
+    ungraded: int = 0
     truncated: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -278,18 +297,23 @@ class TraceStore:
         for batch in self._batches(names):
             yield from (Trace(**row) for row in batch.to_pylist())
 
-    def usable(self, problem_ids: Sequence[str] | None = None) -> Iterator[Trace]:
-        """The traces that can be demonstrations, of these problems. The others are not brought into memory."""
+    def usable(self, problem_ids: Sequence[str] | None = None, right: bool = True) -> Iterator[Trace]:
+        """The traces that can be demonstrations, of these problems: the right ones that ended by themselves, or all.
+
+        The others are not brought into memory.
+        """
         import pyarrow
         import pyarrow.compute
 
         wanted = None if problem_ids is None else pyarrow.array(problem_ids, pyarrow.string())
         for batch in self._batches(list(Trace.__dataclass_fields__)):
             compute = pyarrow.compute
-            kept = compute.and_(compute.equal(batch["outcome"], str(Outcome.RIGHT)), compute.invert(batch["truncated"]))
             if wanted is not None:
-                kept = compute.and_(kept, compute.is_in(batch["problem_id"], value_set=wanted))
-            yield from (Trace(**row) for row in batch.filter(kept).to_pylist())
+                batch = batch.filter(compute.is_in(batch["problem_id"], value_set=wanted))
+            if right:
+                ended = compute.invert(batch["truncated"])
+                batch = batch.filter(compute.and_(compute.equal(batch["outcome"], str(Outcome.RIGHT)), ended))
+            yield from (Trace(**row) for row in batch.to_pylist())
 
     def attempts(self, first: int | None = None) -> dict[str, Tally]:
         """The tally of every problem, over what was sampled here: imported traces are not attempts of the policy.
@@ -315,6 +339,7 @@ class TraceStore:
                 new = Account(
                     traces=old.traces + 1,
                     right=old.right + (row["outcome"] == Outcome.RIGHT),
+                    ungraded=old.ungraded + (row["outcome"] in (UNGRADED, CUT)),
                     truncated=old.truncated + row["truncated"],
                     prompt_tokens=old.prompt_tokens + row["prompt_tokens"],
                     generated_tokens=old.generated_tokens + row["completion_tokens"],
@@ -432,7 +457,9 @@ def attach(
     problems: Sequence[Problem],
     store: TraceStore,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
-    per_problem: int | None = None,
+    *,
+    method: Method | None = None,
+    seed: int = 0,
 ) -> list[Problem]:
     """The problems, with the store's right traces in place of the demonstrations that they had.
 
@@ -440,14 +467,19 @@ def attach(
     it. What was sampled here comes first, by attempt; then what was imported, in the order of the store. Truncated
     traces are left out. A problem without a right trace gets no demonstration.
 
+    A method that needs no answers gets every trace, whatever came of it; one that nothing ended has ``"ended": False``.
+
     Args:
         tokenizer: the one, or the hash of the one, that the ids must belong to; None: not checked.
-        per_problem: at most so many for each problem.
+        method: what the traces are for; None: one that needs right and whole traces.
+        seed: the recipe's, which the method's excerpts depend on.
 
     Raises:
         DataError: if the store belongs to another tokenizer, is empty or holds no right trace; if none of the problems
-            is in it or has a right trace; if a problem has another text or answer there.
+            is in it or has a right trace; if a problem has another text or answer there; if traces were cut shorter
+            than the method wants them.
     """
+    method = Method() if method is None else method
     if tokenizer is not None:
         store.check_tokenizer(tokenizer)
     tallies = store.attempts()
@@ -462,13 +494,18 @@ def attach(
     given: dict[str, Problem] = {problem.id: problem for problem in known}
     found: dict[str, list[Trace]] = {}
     differing: dict[str, str] = {}
-    for trace in store.usable(list(given)):
-        for field in ("answer", "problem"):
+    short: dict[str, str] = {}
+    for trace in store.usable(list(given), right=method.needs_answers):
+        for field in ("answer", "problem") if method.needs_answers else ("problem",):
             theirs = getattr(trace, field)
             ours = given[trace.problem_id].text if field == "problem" else given[trace.problem_id].answer
             if theirs != ours:
                 told = f"the {field} is {_short(theirs)} in the store, {_short(ours)} in the data"
                 differing[trace.problem_id] = f"{trace.problem_id}: {told}"
+        wanted = method.excerpt(trace.problem_id, seed).tokens
+        if trace.outcome == CUT and (wanted is None or wanted > len(trace.completion_ids)):
+            told = f"cut after {len(trace.completion_ids)} tokens, wanted {'whole' if wanted is None else wanted}"
+            short[trace.problem_id] = f"{trace.problem_id}: {told}"
         found.setdefault(trace.problem_id, []).append(trace)
     differing |= {p.id: f"{p.id}: the id stands for two problems" for p in known if p.text != given[p.id].text}
     if differing:
@@ -477,8 +514,16 @@ def attach(
             "not theirs. Collect with the recipe's own data:",
             at_most(list(differing.values())),
         )
+    if short:
+        raise DataError(
+            f"the trace store {store.folder} was collected for shorter lessons: the method's block or training.seed "
+            "has changed since. Undo that, or collect into another folder:",
+            at_most(list(short.values())),
+        )
     if not found:
         what = "no right trace" if not any(store.usable()) else "no right trace of the data's problems"
+        if store.accounts()[0].ungraded:
+            what += "; its own were not graded, since it was collected for a method that needs no answers"
         raise DataError(
             f"the trace store {store.folder} holds {what} (a truncated one does not count). Collect more (--cap), or "
             "import the traces of a stronger model: prefix-rl collect RECIPE --output FOLDER --import FILE"
@@ -487,8 +532,7 @@ def attach(
     def demonstrations(problem: Problem) -> tuple[dict, ...]:
         traces = found.get(problem.id, [])
         own = sorted((t for t in traces if not t.imported), key=lambda t: t.attempt)
-        chosen = [*own, *(t for t in traces if t.imported)][:per_problem]
-        return tuple({"text": t.text, "ids": t.completion_ids[:-1]} for t in chosen)
+        return tuple(trace.demonstration() for trace in [*own, *(t for t in traces if t.imported)])
 
     return [replace(problem, demonstrations=demonstrations(problem)) for problem in problems]
 
@@ -509,7 +553,7 @@ def import_traces(
     given: str | Path,
     store: TraceStore,
     tokenizer: PreTrainedTokenizerBase,
-    grader: Grader,
+    grader: Grader | None,
     problems: Sequence[Problem],
     source: str | None = None,
     progress: Callable[[int], object] = lambda n: None,
@@ -524,6 +568,7 @@ def import_traces(
     Args:
         given: a file that :func:`~prefix_rl.data.sources.read` reads, or the folder of another trace store, be it of
             another tokenizer.
+        grader: None: nobody is to grade them.
         tokenizer: that of the store. A trace is tokenized here, once; EOS ends it unless it is truncated.
         source: the name of the model; None: the row's ``source``, or else the file's name.
         progress: called with the number of rows just done.
@@ -557,7 +602,8 @@ def import_traces(
     waiting: list[Trace] = []
 
     def add() -> None:
-        graded = grader.grade([(trace.text, trace.answer) for trace in waiting])
+        samples = [(trace.text, trace.answer) for trace in waiting]
+        graded = grader.grade(samples) if grader else [UNGRADED] * len(samples)
         store.append([replace(t, outcome=str(outcome)) for t, outcome in zip(waiting, graded, strict=True)])
         outcomes.update(map(str, graded))
         waiting.clear()

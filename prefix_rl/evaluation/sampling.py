@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..data.problems import Problem
@@ -27,17 +27,18 @@ class Job:
     index: int  # among the completions of this problem
     prompt_ids: Sequence[int]
     prefix_ids: Sequence[int] = ()
+    max_tokens: int | None = None  # of the completion; None: as many as all may have
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One graded completion."""
+    """One completion, graded if there was to be a verdict."""
 
     problem: int
     prefix_tokens: int
     completion_ids: list[int]
     text: str
-    outcome: Outcome
+    outcome: Outcome | None
     truncated: bool
     index: int = 0  # among the completions of this problem
     answer: str | None = None
@@ -54,7 +55,7 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     prompts: Sequence[str | list[dict[str, str]]],
-    grader: Grader,
+    grader: Grader | None,
     *,
     samples: int = 1,
     max_completion_length: int,
@@ -64,18 +65,23 @@ def sample(
     seed: int = 0,
     prefix_fraction: float = 0.0,
     guard: AnswerGuard = "mention",
+    limits: Sequence[int | None] | None = None,
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[Sample]:
     """``samples`` graded completions for each problem, in order, by a model that is loaded already.
 
     With ``prefix_fraction`` > 0 every completion starts from the first ``floor(fraction * |demonstration|)`` tokens of
     the problem's first demonstration, and problems without one are left out. Otherwise nothing is injected. A problem
-    that stands in the list again goes on counting its completions, so that they differ.
+    that stands in the list again goes on counting its completions, so that they differ. ``limits`` are tokens for each
+    problem, where its completions are to stop earlier than ``max_completion_length``. Without a grader there are no
+    outcomes.
     """
     engine = TransformersEngine(model, tokenizer)
     prompt_ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     prefixes = prefixes_of(problems, tokenizer, engine.stops, prefix_fraction, guard, max_completion_length)
     jobs = jobs_of(problems, prompt_ids, prefixes, samples)
+    if limits is not None:
+        jobs = [replace(job, max_tokens=limits[job.problem]) for job in jobs]
     found: list[Sample] = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
@@ -126,7 +132,7 @@ def jobs_of(
 def complete(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
-    grader: Grader,
+    grader: Grader | None,
     problems: Sequence[Problem],
     jobs: Sequence[Job],
     sampling: Sampling,
@@ -134,32 +140,32 @@ def complete(
     seed: int,
 ) -> list[Sample]:
     """The graded completions of one batch. Each has a seed of its own, from the problem's id and its index."""
+    longest = [min(job.max_tokens or max_completion_length, max_completion_length) for job in jobs]
     made = engine.generate(
         [[*job.prompt_ids, *job.prefix_ids] for job in jobs],
-        [max_completion_length - len(job.prefix_ids) for job in jobs],
+        [limit - len(job.prefix_ids) for job, limit in zip(jobs, longest, strict=True)],
         [seed_of(seed, problems[job.problem].id, job.index) for job in jobs],
         sampling,
     )
-    completions = [join(job.prefix_ids, new, max_completion_length) for job, new in zip(jobs, made, strict=True)]
+    completions = [join(job.prefix_ids, new, n) for job, new, n in zip(jobs, made, longest, strict=True)]
     texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
     prefixes = tokenizer.batch_decode([list(job.prefix_ids) for job in jobs], skip_special_tokens=True)
-    verdicts = grader.judge(
-        [
-            (text, problems[job.problem].answer, len(prefix))
-            for job, text, prefix in zip(jobs, texts, prefixes, strict=True)
-        ],
-    )
+    asked = [
+        (text, problems[job.problem].answer, len(prefix))
+        for job, text, prefix in zip(jobs, texts, prefixes, strict=True)
+    ]
+    verdicts = grader.judge(asked) if grader else [None] * len(jobs)
     return [
         Sample(
             problem=job.problem,
             prefix_tokens=len(job.prefix_ids),
             completion_ids=completion,
             text=text,
-            outcome=verdict.outcome,
+            outcome=verdict and verdict.outcome,
             truncated=not set(completion[-1:]) & set(engine.stops),
             index=job.index,
-            answer=verdict.answer,
-            found_by=verdict.found_by,
+            answer=verdict and verdict.answer,
+            found_by=verdict and verdict.found_by,
             start=len(prefix),
         )
         for job, completion, text, prefix, verdict in zip(jobs, completions, texts, prefixes, verdicts, strict=True)

@@ -13,6 +13,9 @@ follows is not enough, which beginnings are continued further (:attr:`Method.con
 each with a pure function of its arguments. The answers here are the plainest ones: they are Dr.GRPO. A new method is a
 new module in this folder with one subclass that answers the one or two questions where its paper differs. Its fields
 are the ``method:`` block of a recipe.
+
+A supervised stage asks two more: which demonstrations are learned (:meth:`Method.lessons`), and how much of them behind
+which prompt (:meth:`Method.excerpt`); the plainest answers are all, and all.
 """
 
 from __future__ import annotations
@@ -51,6 +54,26 @@ class Supervised:
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """How much of a problem's trace is learned, and what the policy is asked beside the problem."""
+
+    tokens: int | None = None
+    """The first so many; None: all, and the id that ends it."""
+    instruction: str = ""
+    """Appended to the problem."""
+
+    def of(self, demonstration: Demonstration) -> list[int]:
+        """The ids to learn. The end is learned where it lies within ``tokens``.
+
+        >>> seven_eight = Demonstration(ids=(7, 8), safe_length=2, stop=1)
+        >>> [Excerpt(tokens=t).of(seven_eight) for t in (1, 2, 3, None)]
+        [[7], [7, 8], [7, 8, 1], [7, 8, 1]]
+        """
+        end = [] if demonstration.stop is None else [demonstration.stop]
+        return [*demonstration.ids, *end][: self.tokens]
+
+
+@dataclass(frozen=True)
 class Method:
     """The plainest answers. Subclasses are frozen dataclasses; each has a neutral setting at which it equals this."""
 
@@ -58,6 +81,9 @@ class Method:
     """What happens before the first rollout. A method with a supervised stage has a field of this name."""
     reinforces: ClassVar[bool] = True
     """Whether there are rollouts at all."""
+    own_traces: ClassVar[int | None] = None
+    """How many of the policy's own traces of every problem it takes, if it learns from nothing else: it then demands
+    ``data.traces``, and `prefix-rl collect` samples every problem so often and no further."""
     imitates: ClassVar[bool] = False
     """Whether :meth:`extra_loss` moves the injected tokens. They then count as trained, and what :meth:`advantages`
     says of them is no credit but their weight in it."""
@@ -77,9 +103,27 @@ class Method:
         """Whether :meth:`update_mask` reads entropies. They cost a pass without gradient over the prefixed rows."""
         return False
 
+    @property
+    def needs_answers(self) -> bool:
+        """Whether right and wrong make a difference. If not, nothing is graded, traces are taken whatever they came to,
+        and the data needs no answers."""
+        return True
+
     def usable(self, demonstration: Demonstration) -> bool:
         """Whether this method can use a demonstration; the others are as if they were not there."""
         return demonstration.usable()
+
+    def lessons(self, problem_id: str, demonstrations: Sequence[Demonstration], seed: int) -> Sequence[Demonstration]:
+        """Which of a problem's usable demonstrations the supervised stage learns, of each its :meth:`excerpt`."""
+        return demonstrations
+
+    def excerpt(self, problem_id: str, seed: int) -> Excerpt:
+        """How much of a problem's trace is learned, and what the policy is asked for it.
+
+        It depends on the problem and the recipe's seed alone, as it is asked twice: when traces are collected (no more
+        is sampled) and when they are learned.
+        """
+        return Excerpt()
 
     def copies(self, demonstrated: Sequence[bool]) -> list[int]:
         """How many rows each problem has in an epoch, given which problems have a usable demonstration.
