@@ -311,7 +311,8 @@ class PrefixTrainer(GRPOTrainer):
         self._outcomes = None
         if self.model.training and self.method.injects:
             inputs = self._with_continuation_start(self._planned, inputs, completions, completion_ids_list)
-        rewards_per_func = self._graded(inputs, prompts, completions, completion_ids_list)
+        with self._timed():
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewards = self._total(rewards_per_func)
         unscored = self._rewards.isnan()
         if bool(unscored.all()):
@@ -327,12 +328,12 @@ class PrefixTrainer(GRPOTrainer):
         self._outcomes = list(self._pending_extra_logs.get("outcome", [])) or None
         return rewards_per_func
 
-    def _graded(self, *given) -> torch.Tensor:
-        """TRL's rewards, with the time they take."""
+    @contextmanager
+    def _timed(self):
+        """Counts as grading, in the log."""
         began = time.perf_counter()
-        rewards_per_func = super()._calculate_rewards(*given)
+        yield
         self._grading_seconds += time.perf_counter() - began
-        return rewards_per_func
 
     def _total(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
         """The weighted sum of each row's rewards, NaN where there is none."""
@@ -416,7 +417,9 @@ class PrefixTrainer(GRPOTrainer):
                 if self.method.injects:
                     planned = [self._planned[row] for row in some]
                     given = self._with_continuation_start(planned, given, completions, ids)
-                rewards.append(self._total(self._graded(given, texts, completions, ids))[here])
+                with self._timed():
+                    graded = super()._calculate_rewards(given, texts, completions, ids)
+                rewards.append(self._total(graded)[here])
                 for row, beginning, whole in zip(some, plan, ids, strict=True):
                     generated += len(whole) - len(beginning.ids)
                     encoded += 0 if beginning.complete else len(prompts[row]) + len(whole)

@@ -52,10 +52,16 @@ def test_a_page_tells_every_setting_and_its_default(name):
     told = {}
     for row in re.findall(r"^\| (`.*)$", text, re.MULTILINE):
         names, values = (re.findall(r"`([^`]*)`", cell) for cell in row.split(" | ")[:2])
-        if names[0].startswith("supervised") and not values:
-            continue  # the name of a block
+        if names[0] in ("of", "supervised"):
+            continue  # a block, told in words
         told |= dict(zip(names, values, strict=True))
-    assert {key: value_of(text) for key, text in told.items()} == dict(settings(methods.find(name)()))
+    expected = dict(settings(methods.find(name)()))
+    if "supervised.epochs" not in told:
+        assert "supervised" not in expected or "`supervised`" in text
+        expected = {key: value for key, value in expected.items() if not key.startswith("supervised.")}
+    if "instruction" in expected:
+        expected["instruction"] = "..."  # too long for a table
+    assert {key: value_of(text) for key, text in told.items()} == expected
 
 
 def blocks(language):

@@ -244,6 +244,20 @@ class Combined(Method):
         return self.of.imitates
 
     @property
+    def own_traces(self) -> int | None:
+        return self.of.own_traces
+
+    @property
+    def needs_answers(self) -> bool:
+        return self.of.needs_answers
+
+    def lessons(self, problem_id: str, demonstrations: Sequence[Demonstration], seed: int) -> Sequence[Demonstration]:
+        return self.of.lessons(problem_id, demonstrations, seed)
+
+    def excerpt(self, problem_id: str, seed: int) -> Excerpt:
+        return self.of.excerpt(problem_id, seed)
+
+    @property
     def injects(self) -> bool:
         return self.of.injects
 
