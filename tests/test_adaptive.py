@@ -77,6 +77,8 @@ def test_a_setpoint_is_annealed_over_the_last_fifth_and_the_others_are_not():
     found = {at: len(method.prefixes(groups((0, 0)), 4, step(at, total=100))[0].ids) for at in (0, 80, 90, 99, 100)}
     assert found == {0: 800, 80: 800, 90: 400, 99: 40, 100: 0}
     assert not method.asks(groups((0, 0))[0], 4, step(100, total=100))
+    assert replace(method, horizon=100).annealed(step(90, total=2000)) == 0.5
+    assert replace(method, horizon=100).annealed(step(500, total=2000)) == 0
     assert Adaptive(rule="setpoint", anneal=0).annealed(step(99, total=100)) == 1
     assert Adaptive(rule="interval").annealed(step(99, total=100)) == 1
 
@@ -204,16 +206,16 @@ def test_a_run_in_which_no_length_is_left_goes_on(tmp_path):
     assert [m["prefix/rollouts"] for m in made.state.log_history if "prefix/rollouts" in m] == [0, 0]
 
 
-def test_it_trains_adapters(tmp_path):
+@pytest.mark.parametrize("method", [TEMPO(Adaptive()), TEMPO(UFT(weight=0.5))], ids=["tempo adaptive", "tempo uft"])
+def test_they_train_adapters(tmp_path, method):
     from peft import LoraConfig
 
-    made = trainer(
-        tmp_path, TEMPO(Adaptive()), options={"peft_config": LoraConfig(r=4, target_modules="all-linear")}, max_steps=2
-    )
+    peft = {"peft_config": LoraConfig(r=4, target_modules="all-linear")}
+    made = trainer(tmp_path, method, options=peft, max_steps=2)
     before = parameters(made).clone()
     made.train()
     assert not parameters(made).equal(before)
-    assert made.memory["adaptive"]["problems"]
+    assert any(m.get("prefix/rollouts") for m in made.state.log_history)
 
 
 def test_demonstrations_of_which_nothing_may_be_shown_are_left_out():

@@ -65,6 +65,8 @@ class Adaptive(Combined):
     """setpoint: the length common to all problems at first."""
     anneal: Fraction = 0.2
     """setpoint: the last share of the run, over which lengths fall to 0. 0: they do not."""
+    horizon: Annotated[int, Ge(1)] | None = None
+    """setpoint: the optimizer step at which lengths have fallen to 0; null: the end of the run."""
     episodes: Annotated[int, Ge(1)] = 10
     """search: the parts of a demonstration that lengths are counted in."""
     least: Fraction = 0.25
@@ -114,8 +116,9 @@ class Adaptive(Combined):
         """The factor on all lengths: 1, and towards the end of a run with ``setpoint`` less and less, to 0."""
         if self.rule != "setpoint" or not self.anneal:
             return 1.0
-        falling = max(round(self.anneal * step.total), 1)
-        return linear(1.0, 0.0, falling)(step.index - (step.total - falling))
+        end = self.horizon or step.total
+        falling = max(round(self.anneal * end), 1)
+        return linear(1.0, 0.0, falling)(step.index - (end - falling))
 
     def fraction(self, row: Row, group_size: int, step: Step) -> float:
         """The share of a demonstration that a row is to get."""
