@@ -59,6 +59,11 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
     for step in sorted({round(i * max(total - 1, 0) / max(points - 1, 1)) for i in range(points)}):
         now = Step(step, total, recipe.training_value("seed"), recipe.training_value("max_completion_length"))
         drawn = [p for p in recipe.method.prefixes(rows, group_size, now) if p.drawn]
+        if not any(recipe.method.asks(row, group_size, now) for row in rows):
+            raise RecipeError(
+                f"method {recipe.method_name} starts no rollout from a prefix at step {step}, or decides it by how the "
+                "run goes: there is nothing to show beforehand"
+            )
         if not drawn:
             raise RecipeError(f"no demonstration of {recipe.data.train} can be cut into a prefix")
         found.append(
