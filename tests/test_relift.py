@@ -27,6 +27,7 @@ from prefix_rl.methods.relift import ReLIFT
 from prefix_rl.prefixes import NO_PREFIX, Demonstration
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.reports.schedule import preview
 from prefix_rl.rollouts import Row, Step
 
 
@@ -258,6 +259,14 @@ def test_relift_trains_with_other_settings_of_trl(tmp_path, changes):
     made.train()
     assert torch.isfinite(parameters(made)).all()
     assert made.memory["supervised"]
+
+
+def test_a_preview_says_that_the_run_decides():
+    table = [(Demonstration((5, 6, 7), 1),)] * 4
+    with pytest.raises(
+        RecipeError, match="method relift starts no rollout from a prefix at step 0, or decides it by how"
+    ):
+        preview(load_recipe("recipes/lab/relift.yaml"), table)
 
 
 def test_a_buffer_of_nothing_is_refused():
