@@ -264,7 +264,8 @@ def test_relift_trains_with_other_settings_of_trl(tmp_path, changes):
 def test_a_preview_says_that_the_run_decides():
     table = [(Demonstration((5, 6, 7), 1),)] * 4
     with pytest.raises(
-        RecipeError, match="method relift starts no rollout from a prefix at step 0, or decides it by how"
+        RecipeError,
+        match="method relift starts no rollout from a prefix at any of the steps looked at, or decides it by how",
     ):
         preview(load_recipe("recipes/lab/relift.yaml"), table)
 
