@@ -76,8 +76,8 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
         )
     if not any(lengths.tokens != [0] for lengths in found):
         raise RecipeError(
-            f"method {recipe.method_name} starts no rollout from a prefix at any of the steps looked at, or decides it by "
-            "how the run goes: there is nothing to show beforehand"
+            f"method {recipe.method_name} starts no rollout from a prefix at any of the steps looked at, or decides it "
+            "by how the run goes: there is nothing to show beforehand"
         )
     return found
 
