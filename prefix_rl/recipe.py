@@ -415,10 +415,11 @@ def _method(
         cls = methods.find(name)
     except LookupError as error:
         return None, None, {f"{where}.name": f"= {name}: {error}{nearest(name, methods.names())}"}
-    elsewhere = {
-        key: f"is a setting of {other}, not of {name}"
-        for other in methods.names() for key in fields_of(methods.find(other)) if other != name
-    }  # fmt: skip
+    having: dict[str, list[str]] = {}
+    for other in methods.names():
+        for key in fields_of(methods.find(other)):
+            having.setdefault(key, []).append(other)
+    elsewhere = {key: f"is a setting of {', '.join(others)}, not of {name}" for key, others in having.items()}
     fields, own = fields_of(cls), {k: v for k, v in given.items() if k != "name"}
     found = {}
     if issubclass(cls, Combined) and "of" in own:

@@ -367,7 +367,7 @@ def test_bad_rows_are_named_and_nothing_is_trained(tmp_path, rows, message):
         ("{name: luffy, cuts: 3}", "method.cuts: is a setting of prefix_rl, not of luffy"),
         ("{name: sft_loss, gamma: 0.1}", "method.gamma: is a setting of luffy, not of sft_loss"),
         ("{name: prefix_rl, prefixed: 1}", "method.prefixed: is a setting of prefix_rft, not of prefix_rl"),
-        ("{name: dr_grpo, weight: 0.1}", "method.weight: is a setting of sft_loss, not of dr_grpo"),
+        ("{name: dr_grpo, weight: 0.1}", "method.weight: is a setting of sft_loss, tempo, uft, not of dr_grpo"),
         ("{name: sft_then_rl, epochs: 3}", "method.epochs"),
         ("{name: sft_then_rl, supervised: {epoch: 3}}", "did you mean epochs?"),
         ("{name: sft_then_rl, supervised: {epochs: -1}}", "method.supervised.epochs"),
