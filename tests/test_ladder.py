@@ -91,7 +91,7 @@ def refused(path):
         ({"set": {"training.learning_rat": 1}}, "training.learning_rat: no such key (did you mean learning_rate"),
         (
             {"arms": {"a": {"recipe": str(LAB / "dr_grpo.yaml"), "set": {"method.share": 0.2}}}, "against": []},
-            "method.share: is a setting of prefix_rft, not of dr_grpo",
+            "method.share: is a setting of pppo, prefix_rft, not of dr_grpo",
         ),
         (
             {"arms": {"a": {"recipe": str(LAB / "dr_grpo.yaml"), "set": {"method.name": "dr_grop"}}}, "against": []},

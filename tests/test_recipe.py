@@ -111,7 +111,7 @@ def test_nothing_heavy_is_imported_to_find_problems():
         (["data.lab.operations=30"], "data.lab.operations = 30 does not fit into data.lab.slots = 20"),
         (["data.lab.operation=3"], "data.lab.operation: no such key (did you mean operations?)"),
         (["method.name=prefix_rtf"], "did you mean prefix_rft?"),
-        (["method.name=dr_grpo", "method.share=0.5"], "is a setting of prefix_rft, not of dr_grpo"),
+        (["method.name=dr_grpo", "method.share=0.5"], "is a setting of pppo, prefix_rft, not of dr_grpo"),
         (["method=null"], "method.name: is missing"),
         (["model=null"], "model.name_or_path: is missing: give a text"),
         (["training=[1]"], "training: must be a block of keys and values"),
