@@ -145,6 +145,22 @@ def arguments(folder, **changes):
     )
 
 
+def lora():
+    """The option of a trainer with adapters on all linear layers."""
+    from peft import LoraConfig
+
+    return {"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
+
+
+def trains_adapters_alone(made):
+    """Trains, and sees that the adapters moved and nothing else."""
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    made.train()
+    moved = {n for n, p in made.model.named_parameters() if not p.equal(before[n])}
+    assert moved
+    assert all("lora" in n for n in moved)
+
+
 def write(path, rows):
     """Rows as JSON Lines; the path as a text."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

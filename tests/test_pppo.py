@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import dataset, policy, token_reward, with_chat_template
+from small import dataset, lora, policy, token_reward, trains_adapters_alone, with_chat_template
 from test_methods import rollouts
 from test_trainer import TOKENIZER, FakeEngine, generation, gradient_of, loss_gradient, parameters, reference_logps
 from test_trainer import trainer as make
@@ -391,16 +391,7 @@ def test_a_resumed_run_goes_on_with_its_share(tmp_path):
 
 
 def test_pppo_trains_with_lora(tmp_path):
-    from peft import LoraConfig
-
-    made = trainer(
-        tmp_path, options={"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
-    )
-    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
-    made.train()
-    moved = {n for n, p in made.model.named_parameters() if not p.equal(before[n])}
-    assert moved
-    assert all("lora" in n for n in moved)
+    trains_adapters_alone(trainer(tmp_path, options=lora()))
 
 
 @pytest.mark.parametrize(

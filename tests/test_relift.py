@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import policy, token_reward
+from small import lora, policy, token_reward, trains_adapters_alone
 from test_methods import rollouts
 from test_trainer import (
     LONG,
@@ -237,16 +237,7 @@ def test_a_run_resumed_with_a_buffer_half_full_goes_on_exactly(tmp_path):
 
 
 def test_relift_trains_with_lora(tmp_path):
-    from peft import LoraConfig
-
-    made = trainer(
-        tmp_path, reward=failing, options={"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
-    )  # fmt: skip
-    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
-    made.train()
-    moved = {n for n, p in made.model.named_parameters() if not p.equal(before[n])}
-    assert moved
-    assert all("lora" in n for n in moved)
+    trains_adapters_alone(trainer(tmp_path, reward=failing, options=lora()))
 
 
 @pytest.mark.parametrize(

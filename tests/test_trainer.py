@@ -4,7 +4,16 @@ from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
-from small import arguments, byte_level_bpe, dataset, policy, token_reward, with_chat_template
+from small import (
+    arguments,
+    byte_level_bpe,
+    dataset,
+    lora,
+    policy,
+    token_reward,
+    trains_adapters_alone,
+    with_chat_template,
+)
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 
@@ -699,16 +708,7 @@ def test_truncated_rollouts_that_trl_masks_move_no_prefix_tokens(tmp_path):
 
 
 def test_prefix_rft_trains_with_lora(tmp_path):
-    from peft import LoraConfig
-
-    made = trainer(
-        tmp_path, options={"peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")}
-    )
-    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
-    made.train()
-    moved = {n for n, p in made.model.named_parameters() if not p.equal(before[n])}
-    assert moved
-    assert all("lora" in n for n in moved)
+    trains_adapters_alone(trainer(tmp_path, options=lora()))
 
 
 # --- what a run costs -------------------------------------------------------------------------------------------------
