@@ -24,11 +24,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from annotated_types import Ge, Gt, Interval
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
+from ..losses import negative_log_likelihood
 from ..prefixes import NO_PREFIX, Demonstration, Prefix, uniform, whole
 from ..rollouts import Memory, Rollouts, Row, Step
 
@@ -317,6 +319,26 @@ class Combined(Method):
 
     def metrics(self, memory: Memory) -> dict[str, float]:
         return self.of.metrics(memory)
+
+
+def with_imitation(credit: Float[Tensor, "B T"], rollouts: Rollouts, weight: float) -> Float[Tensor, "B T"]:
+    """``credit``, and on the injected tokens the weight of their NLL in units of ``1 / (B * L)``.
+
+    With it :func:`imitation_loss` adds up to ``weight`` times the mean NLL over all injected tokens of the generation
+    batch, however that is cut into micro-batches and ranks.
+    """
+    tokens = rollouts.prefix_mask.sum().clamp(min=1)
+    scale = len(rollouts.rewards) * rollouts.step.max_completion_length / tokens
+    return torch.where(rollouts.prefix_mask, weight * scale, credit)
+
+
+def imitation_loss(
+    rollouts: Rollouts, logps: Float[Tensor, "B T"], *, by_uncertainty: bool = False
+) -> Float[Tensor, ""]:
+    """The NLL of the injected tokens, weighed by what :func:`with_imitation` gave them, as a mean over rows."""
+    nll = negative_log_likelihood(logps, by_uncertainty=by_uncertainty)
+    weighed = torch.where(rollouts.prefix_mask, nll * rollouts.advantages, 0.0)
+    return weighed.sum() / (len(weighed) * rollouts.step.max_completion_length)
 
 
 def whole_demonstrations(rows: Sequence[Row], group_size: int, step: Step, count: int) -> list[Prefix]:

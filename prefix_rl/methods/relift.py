@@ -23,16 +23,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
-from ..losses import negative_log_likelihood
 from ..prefixes import NO_PREFIX, Demonstration, Prefix, uniform, whole
 from ..rollouts import Memory, Rollouts, Row, Step
-from .base import Method
+from .base import Method, imitation_loss, with_imitation
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ class ReLIFT(Method):
         """Credit on the policy's tokens; on a demonstration's, the weight of their NLL in units of ``1 / (B * L)``."""
         credit = group_centered(rollouts.rewards, rollouts.group_size, without=rollouts.prefixed)
         credit = to_tokens(credit, rollouts.continuation_mask)
-        tokens = rollouts.prefix_mask.sum().clamp(min=1)
-        scale = len(rollouts.rewards) * rollouts.step.max_completion_length / tokens
-        return torch.where(rollouts.prefix_mask, scale, credit)
+        return with_imitation(credit, rollouts, weight=1.0)
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
         return rollouts.continuation_mask
@@ -84,8 +80,7 @@ class ReLIFT(Method):
     ) -> Float[Tensor, ""] | None:
         if not rollouts.prefix_mask.any():
             return None
-        weighed = torch.where(rollouts.prefix_mask, negative_log_likelihood(logps) * rollouts.advantages, 0.0)
-        return weighed.sum() / (len(weighed) * rollouts.step.max_completion_length)
+        return imitation_loss(rollouts, logps)
 
     def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
         """``waiting``: the buffer. ``due``: the questions of the next batch, if that is a supervised one. The counts of

@@ -18,17 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Interval
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
-from ..losses import negative_log_likelihood
 from ..prefixes import Demonstration, Prefix
 from ..rollouts import Rollouts, Row, Step
 from ..schedules import cosine_decay, linear
-from .base import Method, whole_demonstrations
+from .base import Method, imitation_loss, whole_demonstrations, with_imitation
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
@@ -93,9 +91,7 @@ class SFTLoss(Method):
             return credit
         if self.schedule == "chord":
             credit = credit * (1 - mu)
-        tokens = rollouts.prefix_mask.sum().clamp(min=1)
-        scale = len(rollouts.rewards) * rollouts.step.max_completion_length / tokens
-        return torch.where(rollouts.prefix_mask, mu * scale, credit)
+        return with_imitation(credit, rollouts, mu)
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
         return rollouts.continuation_mask
@@ -103,6 +99,4 @@ class SFTLoss(Method):
     def extra_loss(
         self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
     ) -> Float[Tensor, ""] | None:
-        nll = negative_log_likelihood(logps, by_uncertainty=self.tokens == "uncertain")
-        weighed = torch.where(rollouts.prefix_mask, nll * rollouts.advantages, 0.0)
-        return weighed.sum() / (len(weighed) * rollouts.step.max_completion_length)
+        return imitation_loss(rollouts, logps, by_uncertainty=self.tokens == "uncertain")

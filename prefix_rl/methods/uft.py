@@ -26,16 +26,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Interval
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..losses import negative_log_likelihood
 from ..prefixes import NO_PREFIX, Prefix, cut, uniform
 from ..rollouts import Rollouts, Row, Step
 from ..schedules import cosine_decay
-from .base import Method
+from .base import Method, imitation_loss, with_imitation
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
@@ -117,9 +115,7 @@ class UFT(Method):
         credit = super().advantages(rollouts)
         if not self.imitates:
             return credit
-        tokens = rollouts.prefix_mask.sum().clamp(min=1)
-        scale = len(rollouts.rewards) * rollouts.step.max_completion_length / tokens
-        return torch.where(rollouts.prefix_mask, self.weight * scale, credit)
+        return with_imitation(credit, rollouts, self.weight)
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
         return rollouts.continuation_mask
@@ -129,8 +125,7 @@ class UFT(Method):
     ) -> Float[Tensor, ""] | None:
         if not self.imitates:
             return None
-        weighed = torch.where(rollouts.prefix_mask, negative_log_likelihood(logps) * rollouts.advantages, 0.0)
-        return weighed.sum() / (len(weighed) * rollouts.step.max_completion_length)
+        return imitation_loss(rollouts, logps)
 
 
 def binomial(count: int, p: float, u: float) -> int:
