@@ -27,9 +27,20 @@ LAYERS = [
         "evaluation.sampling",
         "lab",
     },
+    {"policy"},
     {"trainer", "supervised"},
     {"train", "evaluation"},
-    {"cli", "collect", "grade", "ladder", "lab.quickstart", "reports.schedule", "reports.report", "reports.ladder"},
+    {
+        "cli",
+        "check",
+        "collect",
+        "grade",
+        "ladder",
+        "lab.quickstart",
+        "reports.schedule",
+        "reports.report",
+        "reports.ladder",
+    },
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
