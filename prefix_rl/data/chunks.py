@@ -25,6 +25,9 @@ _PLAN, _LOCK = "plan.json", ".lock"
 class Chunks:
     """The chunks of an output that is being made. Made by :func:`working`."""
 
+    rows_at_once, characters_at_once = 1000, 8_000_000
+    """Rows and characters at which a chunk is full."""
+
     def __init__(self, folder: Path):
         self.folder = folder
         self.line = lru_cache(64)(self._line)
