@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import preflight
 from .costs import inference_flops
+from .data.imports import import_traces
 from .data.problems import Problem
 from .data.tokenizer import encode_prompt
-from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
+from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, tokenizer_sha256
 from .errors import DataError, UserError
 from .progress import bar, say
 from .recipe import Recipe, load_recipe, prompt_of, training_data
@@ -239,7 +240,7 @@ def import_file(
     """Imports the traces of another model into the trace store ``output``; returns the store's summary.
 
     They are graded by the training reward and tokenized for the recipe's model; no model is loaded. What was imported
-    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.traces.import_traces`.
+    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.imports.import_traces`.
 
     Raises:
         UserError: for a recipe, data, a file or a store that cannot be used.

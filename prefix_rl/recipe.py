@@ -285,10 +285,11 @@ def training_data(recipe: Recipe) -> list[Problem]:
     else:
         found = data_problems.load(data.train, data.split, data.limit, recipe.method.needs_answers)
     if data.traces is not None:
-        from .data import traces
+        from .data.attach import attach
+        from .data.traces import TraceStore
 
-        store = traces.TraceStore.open(Path(data.traces))
-        found = traces.attach(found, store, method=recipe.method, seed=recipe.training_value("seed"))
+        store = TraceStore.open(Path(data.traces))
+        found = attach(found, store, method=recipe.method, seed=recipe.training_value("seed"))
     return data_problems.with_demonstrations_for(found, data.demonstration_share, recipe.training_value("seed"))
 
 

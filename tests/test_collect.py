@@ -17,9 +17,11 @@ import prefix_rl.evaluation.sampling
 from prefix_rl import collect as collecting
 from prefix_rl.collect import Plan, collect, collect_main_table, import_file
 from prefix_rl.costs import Cost
+from prefix_rl.data.attach import attach
+from prefix_rl.data.imports import import_traces
 from prefix_rl.data.problems import Problem, load
 from prefix_rl.data.tokenizer import DemonstrationTable, load_tokenizer
-from prefix_rl.data.traces import Account, Tally, Trace, TraceStore, attach, import_traces, tokenizer_sha256
+from prefix_rl.data.traces import Account, Tally, Trace, TraceStore, tokenizer_sha256
 from prefix_rl.errors import DataError, UserError
 from prefix_rl.evaluation.sampling import Sample
 from prefix_rl.rewards.grading import Outcome
@@ -350,7 +352,7 @@ def test_what_was_imported_already_is_not_added_twice(tmp_path, grader):
 
 
 def test_an_import_that_was_cut_off_goes_on(tmp_path, grader, monkeypatch):
-    monkeypatch.setattr("prefix_rl.data.traces._IMPORTED_AT_ONCE", 2)
+    monkeypatch.setattr("prefix_rl.data.imports._IMPORTED_AT_ONCE", 2)
     file = write(tmp_path / "big.jsonl", [{"problem_id": "a", "text": rf"{n}: \boxed{{42}}"} for n in range(5)])
     whole, cut = store_of(tmp_path / "whole"), store_of(tmp_path / "cut")
     import_traces(file, whole, TOKENIZER, grader, PROBLEMS)
