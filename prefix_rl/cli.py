@@ -244,7 +244,7 @@ def compare(
     """Test whether A is better than B, paired by problem, and say what it would take to see the difference."""
     from .evaluation.card import text_table
     from .evaluation.compare import compare_folders, rows_of
-    from .evaluation.samples import write_text
+    from .parts import write_text
 
     found = compare_folders(ours, theirs, on.split(",") if on else ())
     for warning in found["warnings"]:

@@ -13,7 +13,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "fields", "yaml12"},
+    {"errors", "progress", "fields", "yaml12", "parts"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},
     {

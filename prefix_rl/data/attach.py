@@ -56,7 +56,7 @@ def attach(
     given: dict[str, Problem] = {problem.id: problem for problem in known}
     found: dict[str, list[Trace]] = {}
     differing: dict[str, str] = {}
-    short: dict[str, str] = {}
+    too_short: dict[str, str] = {}
     for trace in store.usable(list(given), right=method.needs_answers):
         for field in ("answer", "problem") if method.needs_answers else ("problem",):
             theirs = getattr(trace, field)
@@ -67,7 +67,7 @@ def attach(
         wanted = method.excerpt(trace.problem_id, seed).tokens
         if trace.outcome == CUT and (wanted is None or wanted > len(trace.completion_ids)):
             told = f"cut after {len(trace.completion_ids)} tokens, wanted {'whole' if wanted is None else wanted}"
-            short[trace.problem_id] = f"{trace.problem_id}: {told}"
+            too_short[trace.problem_id] = f"{trace.problem_id}: {told}"
         found.setdefault(trace.problem_id, []).append(trace)
     differing |= {p.id: f"{p.id}: the id stands for two problems" for p in known if p.text != given[p.id].text}
     if differing:
@@ -76,11 +76,11 @@ def attach(
             "not theirs. Collect with the recipe's own data:",
             at_most(list(differing.values())),
         )
-    if short:
+    if too_short:
         raise DataError(
             f"the trace store {store.folder} was collected for shorter lessons: the method's block or training.seed "
             "has changed since. Undo that, or collect into another folder:",
-            at_most(list(short.values())),
+            at_most(list(too_short.values())),
         )
     if not found:
         what = "no right trace" if not any(store.usable()) else "no right trace of the data's problems"

@@ -181,7 +181,7 @@ def _key(problem_id: str, source: str, text: str) -> tuple[str, str, bytes]:
 def _imported_already(store: TraceStore) -> tuple[set[tuple[str, str, bytes]], Counter]:
     """The keys of the imported traces, and how many there are of each problem and source."""
     known, numbers = set(), Counter()
-    for batch in store._batches(["problem_id", "source", "text", "imported"]):
+    for batch in store.batches(["problem_id", "source", "text", "imported"]):
         for row in batch.to_pylist():
             if row["imported"]:
                 known.add(_key(row["problem_id"], row["source"], row["text"]))

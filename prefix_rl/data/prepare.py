@@ -30,7 +30,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Interval
 
-from .. import __version__
+from .. import __version__, parts
 from ..errors import DataError
 from ..fields import check, fields_of
 from ..rewards.equality import TRAINING_RULES
@@ -218,16 +218,11 @@ def _finish(
         raise DataError("no row of the sources is left; nothing was written:", reasons)
     keeps = np.zeros(len(having), bool)
     keeps[keeping(np.flatnonzero(having), settings.demonstration_share, settings.seed)] = True
-    rows, dropped, hashed, place, choice = (
-        chunks.folder / "output",
-        chunks.folder / "dropped",
-        hashlib.sha256(),
-        0,
-        Funnel(),
-    )
+    rows, dropped, written = (chunks.folder / name for name in ("output", "dropped", "manifest"))
+    hashed, place, choice = hashlib.sha256(), 0, Funnel()
     with rows.open("wb") as file, dropped.open("wb") as listing:
-        for stage, parts in (("read", read_counts), ("made", made)):
-            for number in range(len(parts)):
+        for stage, finished in (("read", read_counts), ("made", made)):
+            for number in range(len(finished)):
                 listing.write(chunks.dropped(stage, number))
         for number in range(len(made)):
             for line in chunks.lines("made", number):
@@ -251,11 +246,10 @@ def _finish(
         "dropped_sha256": fingerprint(str(dropped)),
         "demonstrations_graded": True,
     }
-    written = chunks.folder / "manifest"
     written.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    dropped.replace(dropped_path(output))
-    rows.replace(output)
-    written.replace(manifest_path(output))
+    parts.settle(dropped, dropped_path(output))
+    parts.settle(rows, output)
+    parts.settle(written, manifest_path(output))
     return manifest
 
 

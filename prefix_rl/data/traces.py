@@ -1,7 +1,8 @@
 """The trace store: completions that were sampled or imported, each with its outcome and its cost.
 
-A store is a folder. ``store.json`` says how it came about; ``part-NNNNNN.parquet`` hold the traces, in order. A part is
-written beside and renamed, so whatever is cut off leaves whole parts only. The parts before are never touched again.
+A store is a folder. ``store.json`` says how it came about; ``part-NNNNNN.parquet`` hold the traces, in order
+(:class:`~prefix_rl.parts.Parts`). Whatever is cut off leaves whole parts only, and the parts before are never touched
+again.
 
 A demonstration taken from a store keeps the ids that were sampled: nothing is tokenized a second time.
 """
@@ -10,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import parts
 from ..costs import Cost
 from ..errors import DataError, at_most
 from ..rewards.grading import Outcome
@@ -32,8 +32,7 @@ UNGRADED = "ungraded"
 """The outcome of a trace that nobody was to grade."""
 CUT = "cut"
 """The outcome of a trace that was stopped on purpose, as the method learns no more of it. It is not graded either."""
-_FACTS, _PARTIAL, _LOCK = "store.json", ".partial", ".lock"
-_PART = re.compile(r"part-(\d{6,})\.parquet")
+_FACTS, _LOCK, _PART = "store.json", ".lock", "part-{:06}.parquet"
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,9 @@ class TraceStore:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
-        from filelock import FileLock
-
         self.folder, self._facts = folder, dict(facts)
-        self._lock = FileLock(folder / _LOCK, timeout=0)
+        self._lock = parts.Lock(folder / _LOCK)
+        self._parts = parts.Parts(folder, _PART, _schema, checksums=True)
 
     @classmethod
     def create(cls, folder: Path | str, facts: Mapping[str, Any]) -> TraceStore:
@@ -170,13 +168,10 @@ class TraceStore:
                 "it with the version that wrote it, or collect anew"
             )
         store = cls(folder, facts)
-        store._parts()
-        if any(folder.glob(f"*{_PARTIAL}")):
-            with (
-                suppress(DataError),
-                store.writing(),
-            ):  # it is another writer's part in the making, or read-only: leave it
-                pass
+        store._refuse_gaps()
+        if any(folder.glob(f"*{parts.PARTIAL}")):
+            with suppress(DataError), store.writing():
+                pass  # refused: it is another writer's part in the making, or the folder is read-only; leave it
         return store
 
     @property
@@ -201,8 +196,8 @@ class TraceStore:
         Raises:
             DataError: if it cannot be written.
         """
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        self._write(self.folder / name, lambda file: file.write(text.encode()))
+        with self._told(self.folder / name):
+            parts.write_json(self.folder / name, content)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a JSONL file of the folder as a whole.
@@ -210,8 +205,8 @@ class TraceStore:
         Raises:
             DataError: if it cannot be written.
         """
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._write(self.folder / name, lambda file: file.write(text.encode()))
+        with self._told(self.folder / name):
+            parts.write_text(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -222,20 +217,12 @@ class TraceStore:
         Raises:
             DataError: if another process is writing, or the folder is read-only.
         """
-        from filelock import Timeout
-
         try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise DataError(f"another process is writing to {self.folder}; wait for it, or stop it") from error
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error.strerror or error}") from error
-        try:
-            for leftover in self.folder.glob(f"*{_PARTIAL}"):
-                leftover.unlink(missing_ok=True)
-            yield self
-        finally:
-            self._lock.release()
+            with self._lock.held():
+                self._parts.remove_leftovers()
+                yield self
+        except parts.Taken as who:
+            raise DataError(f"another process is writing to {self.folder}{who}; wait for it, or stop it") from None
 
     def append(self, traces: Sequence[Trace]) -> None:
         """Adds traces as one part, which is on the disk when this returns.
@@ -243,36 +230,20 @@ class TraceStore:
         Raises:
             DataError: if it cannot be written (a full disk); the store is then as it was before.
         """
-        import pyarrow
-        import pyarrow.parquet
-
         if not traces:
             return
         rows = [{**vars(t), "completion_tokens": len(t.completion_ids), "reward": t.reward} for t in traces]
-        table = pyarrow.Table.from_pylist(rows, schema=_schema())
         with self.writing():
-            self._write(
-                self.folder / f"part-{len(self._parts()):06}.parquet",
-                lambda file: pyarrow.parquet.write_table(table, file, compression="zstd", write_page_checksum=True),
-            )
+            self._refuse_gaps()
+            with self._told(self._parts.next_path()):
+                self._parts.append(rows)
 
-    def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
-        """A file that appears when it is whole and on the disk."""
-        partial = path.with_name(path.name + _PARTIAL)
+    @contextmanager
+    def _told(self, path: Path) -> Iterator[None]:
+        """Says what stands and what to do if ``path`` cannot be written."""
         try:
-            with partial.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            handle = os.open(path.parent, os.O_RDONLY)  # so that the new name is on the disk, too
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            yield
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise DataError(
                 f"{path} could not be written: {error.strerror or error}. What {self.folder} holds so far is "
                 "untouched; make room (or give back the right to write), and the same command goes on from there"
@@ -281,12 +252,12 @@ class TraceStore:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return sum(batch.num_rows for batch in self._batches(["attempt"]))
+        return sum(batch.num_rows for batch in self.batches(["attempt"]))
 
     def __iter__(self) -> Iterator[Trace]:
         """The traces in the order in which they were added; a batch at a time is in memory."""
         names = list(Trace.__dataclass_fields__)
-        for batch in self._batches(names):
+        for batch in self.batches(names):
             yield from (Trace(**row) for row in batch.to_pylist())
 
     def usable(self, problem_ids: Sequence[str] | None = None, right: bool = True) -> Iterator[Trace]:
@@ -298,7 +269,7 @@ class TraceStore:
         import pyarrow.compute
 
         wanted = None if problem_ids is None else pyarrow.array(problem_ids, pyarrow.string())
-        for batch in self._batches(list(Trace.__dataclass_fields__)):
+        for batch in self.batches(list(Trace.__dataclass_fields__)):
             compute = pyarrow.compute
             if wanted is not None:
                 batch = batch.filter(compute.is_in(batch["problem_id"], value_set=wanted))
@@ -314,7 +285,7 @@ class TraceStore:
             first: count only the first so many attempts at each problem.
         """
         found: dict[str, Tally] = {}
-        for batch in self._batches(["problem_id", "attempt", "outcome", "truncated", "imported"]):
+        for batch in self.batches(["problem_id", "attempt", "outcome", "truncated", "imported"]):
             for row in batch.to_pylist():
                 tally = found.get(row["problem_id"], Tally())
                 counts = not row["imported"] and (first is None or row["attempt"] < first)
@@ -325,7 +296,7 @@ class TraceStore:
         """What was sampled here, and what was imported, by source. Tokens are counted by the store's tokenizer."""
         sampled, imported = Account(), {}
         columns = ["source", "prompt_tokens", "completion_tokens", "outcome", "truncated", "flops", "imported"]
-        for batch in self._batches(columns):
+        for batch in self.batches(columns):
             for row in batch.to_pylist():
                 old = imported.get(row["source"], Account()) if row["imported"] else sampled
                 new = Account(
@@ -368,37 +339,32 @@ class TraceStore:
                 f"--import {self.folder}"
             )
 
-    def _parts(self) -> list[Path]:
-        """The part files in order.
-
-        Raises:
-            DataError: if one is missing.
-        """
-        found = {int(m[1]): p for p in self.folder.iterdir() if (m := _PART.fullmatch(p.name))}
-        missing = [f"part-{n:06}.parquet" for n in range(max(found, default=-1) + 1) if n not in found]
-        if missing:
+    def _refuse_gaps(self) -> None:
+        if missing := self._parts.missing():
             raise DataError(
                 f"parts of the trace store {self.folder} are missing. Bring them back; or delete those after the first "
                 "missing one, and `prefix-rl collect` samples them again:",
                 at_most(missing),
             )
-        return [found[n] for n in sorted(found)]
 
-    def _batches(self, columns: list[str]) -> Iterator[RecordBatch]:
-        import pyarrow
-        import pyarrow.parquet
+    def batches(self, columns: Sequence[str]) -> Iterator[RecordBatch]:
+        """These columns of all traces, in the order in which they were added; a batch at a time is in memory.
 
-        for part in self._parts():
-            try:
-                with pyarrow.parquet.ParquetFile(part, page_checksum_verification=True) as file:
-                    if file.schema_arrow.names != _schema().names:
-                        raise DataError(f"{part} is not a part of a trace store: it has other columns; take it away")
-                    yield from file.iter_batches(columns=columns)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise DataError(
-                    f"{part} is damaged: {str(error).strip()}. Bring it back from a copy; or delete it and the parts "
-                    "after it, and `prefix-rl collect` samples them again"
-                ) from error
+        Raises:
+            DataError: if a part is missing, damaged, or none of a trace store.
+        """
+        self._refuse_gaps()
+        try:
+            yield from self._parts.batches(columns)
+        except parts.OtherColumns as error:
+            raise DataError(
+                f"{error.path} is not a part of a trace store: it has other columns; take it away"
+            ) from error
+        except parts.Damaged as error:
+            raise DataError(
+                f"{error.path} is damaged: {error}. Bring it back from a copy; or delete it and the parts "
+                "after it, and `prefix-rl collect` samples them again"
+            ) from error
 
 
 def _schema() -> Schema:
