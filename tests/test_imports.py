@@ -13,7 +13,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "fields", "yaml12", "parts"},
+    {"errors", "progress", "fields", "yaml12", "parts", "options"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},
     {
@@ -22,6 +22,7 @@ LAYERS = [
         "contradictions",
         "preflight",
         "reports",
+        "evaluation.settings",
         "evaluation.metrics",
         "evaluation.engines",
         "evaluation.sampling",
@@ -29,7 +30,18 @@ LAYERS = [
     },
     {"trainer", "supervised"},
     {"train", "evaluation"},
-    {"cli", "collect", "grade", "ladder", "lab.quickstart", "reports.schedule", "reports.report", "reports.ladder"},
+    {
+        "cli",
+        "__main__",
+        "reference",
+        "collect",
+        "grade",
+        "ladder",
+        "lab.quickstart",
+        "reports.schedule",
+        "reports.report",
+        "reports.ladder",
+    },
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip

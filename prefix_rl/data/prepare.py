@@ -22,17 +22,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Interval
 
 from .. import __version__, parts
 from ..errors import DataError
-from ..fields import check, fields_of
 from ..rewards.equality import TRAINING_RULES
 from ..rewards.grading import VERSION as GRADER_VERSION
 from ..rewards.workers import Grader
@@ -44,63 +41,13 @@ from .making import make_all
 from .problems import keeping
 from .reading import read_all
 from .rows import Rows
+from .settings import PRESETS, Settings  # noqa: F401  callers have both from here
 from .sources import fingerprint
 from .traces import tokenizer_sha256
 
 FORMAT = 1
 """Version of what these steps do: work of another one is not continued."""
-PRESETS = {"openr1-46k": {"max_completion_length": 8192, "require_demonstration": True, "demonstrations": 1}}
-"""Named filters. ``openr1-46k``: what is known of OpenR1-Math-46k-8192, the training set of LUFFY (arXiv 2504.14945)
-and Prefix-RFT (arXiv 2507.01679): one trace of R1 for each problem, right, of at most 8,192 tokens. Which of several
-was taken is not known to us; here it is the first. So the rows need not be the very same."""
-Fraction = Annotated[float, Interval(ge=0, le=1)]
 Progress = Callable[[str, int | None], Callable[[int], object]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is kept."""
-
-    split: str = "train"
-    """The split, of data sets on the hub."""
-    limit: Annotated[int, Ge(1)] | None = None
-    """Read the first rows only."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """``{"problem": "question", ...}`` for columns that are not known by name."""
-    renumber: bool = False
-    """Give new ids, the number of the row in its source."""
-    against: tuple[str, ...] = ()
-    """Evaluation sets, whose problems must not be trained on."""
-    ngram: Annotated[int, Ge(2)] = 8
-    """So many words in a row in common with one of them are too many."""
-    spare_phrases: bool = False
-    """But not if they are a turn of phrase, which stands in three different evaluation problems."""
-    force: bool = False
-    """Go on, dropping its problems, if an evaluation set stands whole in the sources."""
-    similarity: Fraction | None = 0.8
-    """Drop problems as similar as that to an earlier one; None: only the same ones."""
-    pass_rates: str | None = None
-    """A file of pass rates, or a trace store."""
-    pass_rate: tuple[Fraction, Fraction] | None = None
-    """Keep problems with a pass rate in this closed interval."""
-    max_completion_length: Annotated[int, Ge(2)] | None = None
-    """Drop longer demonstrations, in tokens with EOS."""
-    demonstrations: Annotated[int, Ge(0)] | None = None
-    """At most so many for each problem, the first ones."""
-    require_demonstration: bool = False
-    """Drop problems that no demonstration is left for."""
-    demonstration_share: Fraction = 1.0
-    """The share of the problems that keep their demonstrations, as ``data.demonstration_share`` of a recipe chooses."""
-    seed: int = 42
-    """Of that choice; TRL's default, so that recipe and file agree."""
-
-    def __post_init__(self):
-        _, problems = check("prepare", asdict(self), fields_of(type(self)))
-        wrong = [f"{name} {what}" for name, what in problems.items()]
-        if "prepare.pass_rate" not in problems and self.pass_rate and self.pass_rate[0] > self.pass_rate[1]:
-            wrong.append(f"prepare.pass_rate = {list(self.pass_rate)}: must be LOW HIGH with LOW <= HIGH")
-        if wrong:
-            raise DataError("settings that cannot be:", wrong)
 
 
 def prepare(
