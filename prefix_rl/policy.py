@@ -24,6 +24,7 @@ from .data.tokenizer import (
     has_tokenizer,
     load_tokenizer,
     looks_like_a_path,
+    prompt_length,
     turn_of,
 )
 from .errors import DataError, RecipeError, UserError, at_most, nearest, unavailable
@@ -414,10 +415,10 @@ class Policy:
         longest, positions = max(map(len, prompts.values())), self.positions
         fits = max(positions - longest, 0)
         remedies = [f"{setting} = {fits} fits for all" if fits > 1 else "no completion fits behind the longest of them"]
-        if droppable and positions > length:
-            remedies.append(
-                f"`prefix-rl prepare --tokenizer {self.path} --max-prompt-length {positions - length}` leaves these out"
-            )
+        # prepare knows the problems alone, neither the system prompt nor the instruction
+        room = positions - length - (len(self.example) - prompt_length(_PROBE, self.tokenizer))
+        if droppable and room > 0:
+            remedies.append(f"`prefix-rl prepare --tokenizer {self.path} --max-prompt-length {room}` leaves these out")
         raise RecipeError(
             f"{self.path} has positions for {positions} tokens, and with {setting} = {length} {len(found)} prompt"
             f"{'s need' if len(found) > 1 else ' needs'} more; {', and '.join(remedies)}:",
