@@ -63,7 +63,9 @@ def prepare(
         list[str], typer.Argument(help="Files (.jsonl, .jsonl.gz, .parquet), or owner/name[:configuration] on the hub.")
     ],
     output: Annotated[Path, typer.Option(help="The training file to write, .jsonl.")],
-    tokenizer: Annotated[str | None, typer.Option(help="A model; its tokenizer measures demonstrations.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A model; its tokenizer measures prompts and demonstrations.")
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -132,19 +134,19 @@ def schedule(
 ) -> None:
     """Show the prefix lengths, in tokens, that a recipe will draw on its data."""
     from . import preflight
-    from .data.tokenizer import DemonstrationTable, load_tokenizer
+    from .data.tokenizer import DemonstrationTable
+    from .policy import Policy
     from .recipe import load_run
     from .reports import schedule as reports
-    from .train import model_path
 
     preflight.quiet()
     found, train_problems, _ = load_run(recipe, overrides or [])
     having = [p for p in train_problems if p.demonstrations]
     chosen = having[:problems] if problems else having
-    tokenizer = load_tokenizer(model_path(found))
+    policy = Policy(found)
     table = DemonstrationTable(
-        [p.demonstrations for p in chosen], [p.answer for p in chosen], tokenizer,
-        found.data.answer_guard, usable=found.method.usable,
+        [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
+        found.data.answer_guard, usable=found.method.usable, turn=policy.turn,
     )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
@@ -337,14 +339,19 @@ def tiny(
 
 @app.command(epilog="Example: prefix-rl check recipes/qwen2.5-math-7b/prefix_rft.yaml")
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Check a recipe, its data and the installed packages without training. Prints the resolved recipe."""
-    from . import preflight
-    from .recipe import load_run
+    """Check a recipe, its data, its policy and the installed packages without training. Prints the resolved recipe.
 
-    found, train_problems, held_out = load_run(recipe, overrides or [])
-    preflight.check(found)
-    print(found.dump(), end="")
-    say(f"good: {len(train_problems)} problems to train on, {len(held_out)} to evaluate on")
+    What only this machine lacks (a GPU, vLLM, the hub) is listed apart, and is no fault of the recipe.
+    """
+    from .check import check as run
+
+    found = run(recipe, overrides or [])
+    print(found.recipe.dump(), end="")
+    for note in found.notes:
+        say(f"note: {note}")
+    if found.missing:
+        say("\n".join(["this machine cannot train it as it is:", *(f"  - {what}" for what in found.missing)]))
+    say(f"good: {found.problems} problems to train on, {found.held_out} to evaluate on")
 
 
 @app.command(epilog="Example: prefix-rl schema > recipe.schema.json")
@@ -357,6 +364,6 @@ def schema() -> None:
 
 def main() -> None:
     """The console script."""
-    from .train import run_or_explain
+    from .progress import run_or_explain
 
     sys.exit(run_or_explain(lambda: app(standalone_mode=True)))

@@ -28,10 +28,12 @@ LAYERS = [
         "evaluation.sampling",
         "lab",
     },
+    {"policy"},
     {"trainer", "supervised"},
     {"train", "evaluation"},
     {
         "cli",
+        "check",
         "__main__",
         "reference",
         "collect",

@@ -18,7 +18,7 @@ from .difficulty import PassRates
 from .funnel import Funnel
 from .problems import Problem, graded
 from .rows import Rows
-from .tokenizer import encode
+from .tokenizer import encode, prompt_length
 
 if TYPE_CHECKING:
     from .prepare import Progress, Settings
@@ -61,6 +61,9 @@ def _make_chunk(
             row = {**row, **({} if rate is None else {"pass_rate": rate})}
             if reason := _difficulty(rate, settings.pass_rate):
                 funnel.drop("difficulty", reason, row, len(row["demonstrations"]))
+            elif _is_too_long(row["problem"], tokenizer, settings.max_prompt_length):
+                reason = f"its prompt is longer than max_prompt_length = {settings.max_prompt_length} tokens"
+                funnel.drop("budget", reason, row, len(row["demonstrations"]))
             else:
                 waiting.append(_fitting(row, tokenizer, settings.max_completion_length, funnel))
                 size += sum(len(d["text"]) for d in waiting[-1]["demonstrations"])
@@ -122,6 +125,10 @@ def _difficulty(rate: float | None, wanted: tuple[float, float] | None) -> str |
     if rate is None:
         return "its pass rate is not known"
     return None if wanted[0] <= rate <= wanted[1] else f"its pass rate is outside {wanted[0]:g} to {wanted[1]:g}"
+
+
+def _is_too_long(problem: str, tokenizer, max_prompt_length: int | None) -> bool:
+    return max_prompt_length is not None and prompt_length(problem, tokenizer) > max_prompt_length
 
 
 def _fitting(row: dict, tokenizer, max_completion_length: int | None, funnel: Funnel) -> dict:

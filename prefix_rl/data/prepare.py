@@ -68,7 +68,7 @@ def prepare(
     Args:
         sources: local files, or ``owner/name`` on the hub, in the order of trust: of duplicates the first is kept.
         output: the training file; replaced as a whole when all is done.
-        tokenizer: measures demonstrations; without one none is too long.
+        tokenizer: measures prompts and demonstrations; without one none is too long.
         grader: the workers that grade.
         progress: called with what is being done and how much of it there is; returns what to call with each advance.
 
@@ -81,8 +81,9 @@ def prepare(
     sources = [sources] if isinstance(sources, str) else list(sources)
     output, settings = Path(output), settings or Settings()
     _check_output(sources, output)
-    if settings.max_completion_length is not None and tokenizer is None:
-        raise DataError("max_completion_length needs a tokenizer to count with: give --tokenizer")
+    for name in ("max_completion_length", "max_prompt_length"):
+        if getattr(settings, name) is not None and tokenizer is None:
+            raise DataError(f"{name} needs a tokenizer to count with: give --tokenizer")
     index = EvaluationIndex(load_sets(settings.against), settings.ngram, settings.spare_phrases)
     rates = load_pass_rates(settings.pass_rates) if settings.pass_rates else PassRates(())
     facts = _facts(sources, settings, tokenizer)

@@ -44,6 +44,8 @@ class Settings:
     """Measured pass rates: rows of id and pass_rate (or right, attempts), or a trace store."""
     pass_rate: tuple[Fraction, Fraction] | None = None
     """Keep problems with a pass rate from LOW to HIGH, both included."""
+    max_prompt_length: Annotated[int, Ge(1)] | None = None
+    """Drop problems that are longer, in tokens, as a user's turn through the tokenizer's chat template if it has one."""
     max_completion_length: Annotated[int, Ge(2)] | None = None
     """Drop longer demonstrations, in tokens with EOS."""
     demonstrations: Annotated[int, Ge(0)] | None = None
