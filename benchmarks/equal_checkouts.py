@@ -72,8 +72,9 @@ def train(checkout: Path, name: str, folder: Path, given: argparse.Namespace, ag
     ]  # fmt: skip
     if "\n  traces:" in (checkout / recipe).read_text():
         overrides.append(f"data.traces={folder / 'traces'}")
-        command(checkout, ["prefix_rl.cli", "collect", recipe, "--output", str(folder / "traces")], folder)
-    command(checkout, ["prefix_rl.train", "--config", recipe, *overrides, *given.set], folder)
+        collect = "import sys; from prefix_rl.cli import main; sys.exit(main())"
+        command(checkout, ["-c", collect, "collect", recipe, "--output", str(folder / "traces")], folder)
+    command(checkout, ["-m", "prefix_rl.train", "--config", recipe, *overrides, *given.set], folder)
 
 
 def command(checkout: Path, arguments: list[str], folder: Path) -> None:
@@ -81,7 +82,7 @@ def command(checkout: Path, arguments: list[str], folder: Path) -> None:
     log = folder / "log"
     with log.open("a") as file:
         done = subprocess.run(
-            [sys.executable, "-m", *arguments], cwd=checkout, env=environment, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, *arguments], cwd=checkout, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
     if done.returncode:
         sys.exit(f"{' '.join(arguments)} failed in {checkout}:\n{log.read_text()[-3000:]}")
