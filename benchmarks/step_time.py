@@ -32,8 +32,8 @@ def main() -> None:
     from trl import GRPOTrainer
 
     from prefix_rl.methods.dr_grpo import DrGRPO
+    from prefix_rl.seam.trainer import PrefixTrainer
     from prefix_rl.speed.settings import OFF
-    from prefix_rl.trainer import PrefixTrainer
 
     class Clock(TrainerCallback):
         """Notes when each step ends."""
