@@ -3,8 +3,8 @@
     python benchmarks/step_time.py [--steps 60] [--rounds 5]
 
 Both train the same policy on the same prompts with the same seed, so they see the same batches (the completions are
-equal, as the test suite shows). Prints the median CPU seconds of a step for each, and the median ratio over the rounds with
-its smallest and largest value. Nothing here passes or fails.
+equal, as the test suite shows). Prints the median CPU seconds of a step for each, and the median ratio over the rounds
+with its smallest and largest value. Nothing here passes or fails.
 """
 
 import argparse
