@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..data.tokenizer import Turn, end_of_turn, turn_of
 
-if TYPE_CHECKING:
-    from trl import GRPOTrainer
 
-
-def turn_behind(trainer: GRPOTrainer, tokenizer, prompts: Sequence, prompt_ids: Sequence[Sequence[int]]) -> Turn:
+def turn_behind(trainer, tokenizer, prompts: Sequence, prompt_ids: Sequence[Sequence[int]]) -> Turn:
     """What the prompts end with, and what ends a completion; whatever generates is told of all of it.
 
     Args:
+        trainer: TRL's.
         prompts, prompt_ids: the first of the data set, or none if that is empty.
     """
     end = None
