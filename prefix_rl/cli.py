@@ -319,7 +319,7 @@ def ladder(
 
     The same command goes on where it was.
     """
-    from .ladder import climb
+    from .ladders.climb import climb
 
     paths = climb(file, fast, processes, arm or (), regime or ())
     print(paths["ladder.md"].read_text(encoding="utf-8"))

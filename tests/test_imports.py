@@ -38,11 +38,10 @@ LAYERS = [
         "reference",
         "collect",
         "grade",
-        "ladder",
+        "ladders",
         "lab.quickstart",
         "reports.schedule",
         "reports.report",
-        "reports.ladder",
     },
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
