@@ -339,7 +339,7 @@ _SET_ELSEWHERE = {
 _OLD_KEYS = {
     "torch_dtype": "is now model.dtype",
     "dtype": "belongs to the model block: model.dtype",
-    "max_prompt_length": "is gone: TRL no longer cuts prompts. Filter the data with `prefix-rl prepare --max-prompt-length`",
+    "max_prompt_length": "is gone: TRL cuts no prompts. Filter the data with `prefix-rl prepare --max-prompt-length`",
     "evaluation_strategy": "is now called eval_strategy",
     "overwrite_output_dir": "is gone: a run's folder is continued or refused, see output.resume",
     "vllm_device": "is gone: see vllm_mode and vllm_gpu_memory_utilization",

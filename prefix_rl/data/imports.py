@@ -14,7 +14,7 @@ from ..rewards.workers import Grader
 from .attach import short
 from .problems import Problem, is_unicode
 from .sources import read
-from .tokenizer import encode
+from .tokenizer import Turn, encode, turn_of
 from .traces import UNGRADED, Trace, TraceStore
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def import_traces(
     problems: Sequence[Problem],
     source: str | None = None,
     progress: Callable[[int], object] = lambda n: None,
+    turn: Turn | None = None,
 ) -> dict[str, Any]:
     """Grades traces of other models and adds all of them, right or wrong; returns what was done with the rows.
 
@@ -44,9 +45,10 @@ def import_traces(
         given: a file that :func:`~prefix_rl.data.sources.read` reads, or the folder of another trace store, be it of
             another tokenizer.
         grader: None: nobody is to grade them.
-        tokenizer: that of the store. A trace is tokenized here, once; EOS ends it unless it is truncated.
+        tokenizer: that of the store. A trace is tokenized here, once.
         source: the name of the model; None: the row's ``source``, or else the file's name.
         progress: called with the number of rows just done.
+        turn: what the prompts end with, and the id that ends a trace unless it is truncated; None: EOS.
 
     Returns:
         ``rows`` read, ``added``, ``known`` (not added twice), ``other_problems`` (left out), and ``outcomes`` of what
@@ -56,6 +58,7 @@ def import_traces(
         DataError: naming every row that cannot be used, before anything is added; or if no row belongs to a problem.
     """
     store.check_tokenizer(tokenizer)
+    turn = turn or turn_of([], tokenizer)
     if Path(given).resolve() == store.folder.resolve():
         raise DataError(f"{given} is the trace store itself; give the traces of another one")
     match = _Matcher(problems)
@@ -82,7 +85,7 @@ def import_traces(
                 counts["known"] += 1
                 continue
             known.add(key)
-            waiting.append(_trace(row, problem, name, numbers[problem.id, name], tokenizer))
+            waiting.append(_trace(row, problem, name, numbers[problem.id, name], tokenizer, turn))
             numbers[problem.id, name] += 1
             if len(waiting) == _IMPORTED_AT_ONCE:
                 add()
@@ -118,10 +121,12 @@ def _check_all(given: str | Path, match: _Matcher) -> Counter[str]:
     return counts
 
 
-def _trace(row: dict, problem: Problem, source: str, attempt: int, tokenizer: PreTrainedTokenizerBase) -> Trace:
+def _trace(
+    row: dict, problem: Problem, source: str, attempt: int, tokenizer: PreTrainedTokenizerBase, turn: Turn
+) -> Trace:
     """The trace in a row, not graded yet."""
     text, truncated = _text_of(row), bool(row.get("truncated"))
-    ids = _ids(text, tokenizer)
+    ids = _ids(text, tokenizer, turn)
     return Trace(
         problem_id=problem.id,
         problem=problem.text,
@@ -129,7 +134,7 @@ def _trace(row: dict, problem: Problem, source: str, attempt: int, tokenizer: Pr
         attempt=attempt,
         source=source,
         text=text,
-        completion_ids=ids if truncated else [*ids, tokenizer.eos_token_id],
+        completion_ids=ids if truncated else [*ids, turn.end],
         prompt_tokens=0,
         outcome="",
         truncated=truncated,
@@ -180,10 +185,10 @@ def _text_of(row: dict) -> Any:
     return next((row[name] for name in _TEXT_COLUMNS if row.get(name) is not None), None)
 
 
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase, turn: Turn) -> list[int]:
     """The ids of a trace up to where EOS or padding would end it."""
-    ids, _ = encode(text, tokenizer)
-    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ids, _ = encode(text, tokenizer, turn.behind)
+    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id, *turn.stops}
     return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
 
 
