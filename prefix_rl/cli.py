@@ -319,7 +319,7 @@ def ladder(
 
     The same command goes on where it was.
     """
-    from .ladder import climb
+    from .ladders.climb import climb
 
     paths = climb(file, fast, processes, arm or (), regime or ())
     print(paths["ladder.md"].read_text(encoding="utf-8"))
@@ -357,7 +357,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 @app.command(epilog="Example: prefix-rl schema > recipe.schema.json")
 def schema() -> None:
     """Print a JSON Schema of recipes, by which an editor completes and checks them while they are written."""
-    from .reference import schema as made
+    from .schema import schema as made
 
     print(json.dumps(made(), indent=2, ensure_ascii=False))
 

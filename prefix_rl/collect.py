@@ -96,18 +96,7 @@ def collect(
         "dtype": recipe.model.dtype or "auto",
         "seed": seed,
     }
-    wrong = plan.problems_found()
-    if cap > k and not method.stages.needs_answers:
-        wrong.append(
-            f"cap = {cap}: method {recipe.method_name} has nothing graded, so no problem gets more than k = {k}"
-        )
-    if settings["batch_size"] < 1:
-        wrong.append(f"batch_size = {settings['batch_size']}: must be at least 1")
-    if not settings["temperature"] > 0:
-        wrong.append(f"temperature = {settings['temperature']:g}: must be above 0, or all attempts would be the same")
-    if wrong:
-        raise UserError("nothing can be collected with these settings:", wrong)
-
+    _check(plan, settings, recipe)
     asked = _policy(recipe, Path(output))
     prompts = _prompts(asked, problems)
     asked.check_context(
@@ -118,14 +107,8 @@ def collect(
         say(f"note: {note}")
     limits = _limits(recipe, problems)
     model = asked.load()
-    about = {
-        "model": asked.path,
-        "model_sha256": _weights_sha256(model),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "limits_sha256": _sha256(limits),
-        "settings": settings,
-    }
-    store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
+    about = {**_data_facts(asked, problems, prompts), **_model_facts(asked, model), "limits_sha256": _sha256(limits)}
+    store = _open_or_create(Path(output), {**about, "settings": settings})
     grader = recipe.reward.grader() if method.stages.needs_answers else None
     with store.writing():
         try:
@@ -141,6 +124,26 @@ def collect(
         if hard := summary["hard"]:
             store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(hard["ids"])])
     return summary
+
+
+def _check(plan: Plan, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    """Refuses numbers that make no sense.
+
+    Raises:
+        UserError: naming all of them.
+    """
+    wrong = plan.problems_found()
+    if plan.cap > plan.k and not recipe.method.stages.needs_answers:
+        wrong.append(
+            f"cap = {plan.cap}: method {recipe.method_name} has nothing graded, so no problem gets more than "
+            f"k = {plan.k}"
+        )
+    if settings["batch_size"] < 1:
+        wrong.append(f"batch_size = {settings['batch_size']}: must be at least 1")
+    if not settings["temperature"] > 0:
+        wrong.append(f"temperature = {settings['temperature']:g}: must be above 0, or all attempts would be the same")
+    if wrong:
+        raise UserError("nothing can be collected with these settings:", wrong)
 
 
 def _policy(recipe: Recipe, store: Path) -> Policy:
@@ -217,6 +220,14 @@ def _data_facts(policy: Policy, problems: Sequence[Problem], prompts: Sequence[S
         "problems_sha256": _sha256([(p.id, p.text, p.answer) for p in problems]),
         "prompts_sha256": _sha256(prompts),
         **({"date": policy.date} if policy.date else {}),
+    }
+
+
+def _model_facts(policy: Policy, model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "model": policy.path,
+        "model_sha256": _weights_sha256(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 

@@ -44,13 +44,13 @@ LAYERS = [
         "check",
         "__main__",
         "reference",
+        "schema",
         "collect",
         "grade",
-        "ladder",
+        "ladders",
         "lab.quickstart",
         "reports.schedule",
         "reports.report",
-        "reports.ladder",
     },
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
@@ -103,6 +103,42 @@ def test_imports_point_one_way():
         for imported, late in imports(path, name):
             if imported.startswith("prefix_rl.") and not late:
                 assert layer(imported.removeprefix("prefix_rl.")) <= layer(name), f"{name} imports {imported}"
+
+
+def used(name):
+    """The modules of the package that a module imports, at once or within a function; not those for type checkers."""
+    package = name.split(".")[: None if modules()[name].name == "__init__.py" else -1]
+    found = set()
+
+    def visit(node):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.ImportFrom) and node.level:
+            whole = [*package[: len(package) - node.level + 1], *filter(None, [node.module])]
+            for alias in node.names:
+                inner = ".".join([*whole, alias.name])
+                found.add(inner if inner in modules() else ".".join(whole))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(modules()[name].read_text()))
+    return found & modules().keys() - {name}
+
+
+def circle(graph):
+    """Modules that import each other in a circle, late imports included; none if there is no circle."""
+    left = dict(graph)
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_there_are_no_circles():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+    graph = {name: used(name) for name in modules()}
+    assert len(graph["ladders.climb"]) > 4
+    assert circle(graph) == []
 
 
 def test_the_pure_core_needs_torch_and_the_standard_library_only():
