@@ -204,14 +204,6 @@ def test_the_trainer_assigns_to_none_of_its_attributes_in_a_run():
     assert changing(PACKAGE / "seam" / "resume.py", "Saved") == {"_spending", "cost", "_remembered", "memory"}
 
 
-def test_there_are_no_circles():
-    edges = {name: {i.removeprefix("prefix_rl.") for i, late in imports(path, name) if not late} & modules().keys()
-             for name, path in modules().items()}  # fmt: skip
-    while free := {name for name, after in edges.items() if not after & edges.keys() - {name}}:
-        edges = {name: after for name, after in edges.items() if name not in free}
-    assert not edges, f"these import each other: {sorted(edges)}"
-
-
 def test_heavy_packages_are_imported_late():
     for name, path in modules().items():
         if name not in MAY_IMPORT_HEAVY_AT_ONCE:
