@@ -118,12 +118,13 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def majority_at_k(right: int, others: Sequence[int], silent: int, k: int, draws: int = 10_000) -> float:
+def majority_at_k(right: int, others: Sequence[int], silent: int, k: int) -> float:
     """The chance that the most frequent answer among k samples is the right one, a tie being broken by lot.
 
-    With k equal to the number of samples it is exact: 1, 0, or one over the number of tied answers. With fewer it is
-    the mean over ``draws`` random k-subsets, always the same ones (a standard error of 0.005 at most for one problem).
-    Samples without an answer do not vote; a subset in which nobody votes is wrong.
+    Over all k-subsets of the samples, exactly: with ``m`` votes for the right answer no other may have more, and with
+    ``t`` others that have as many the right one wins one time in ``t + 1``. Samples without an answer do not vote; a
+    subset in which nobody votes is wrong. With k equal to the number of samples it is 1, 0, or one over the number of
+    tied answers.
 
     Args:
         right: how many samples are right; they have one answer.
@@ -136,19 +137,40 @@ def majority_at_k(right: int, others: Sequence[int], silent: int, k: int, draws:
 
     >>> majority_at_k(2, [2, 1], silent=1, k=6)  # two answers with two votes each
     0.5
+    >>> round(majority_at_k(2, [1], silent=0, k=2), 4)  # of 3 pairs one is right twice and two are tied: (1 + 2/2) / 3
+    0.6667
     """
-    import numpy as np
+    from scipy.stats import binom
 
-    counts = [silent, right, *others]
-    if not 1 <= k <= sum(counts):
-        raise ValueError(f"maj@{k} needs at least {k} samples, and there are {sum(counts)}")
-    if k == sum(counts):
-        votes = np.asarray([counts])
-    else:
-        votes = np.random.default_rng(0).multivariate_hypergeometric(counts, k, size=draws, method="marginals")
-    most = votes[:, 1:].max(axis=1)
-    tied = (votes[:, 1:] == most[:, None]).sum(axis=1)
-    return float(np.mean(((votes[:, 1] == most) & (most > 0)) / tied))
+    samples = right + sum(others) + silent
+    if not 1 <= k <= samples:
+        raise ValueError(f"maj@{k} needs at least {k} samples, and there are {samples}")
+    # If each sample votes with chance k / n, those of one answer are binomial and independent of the others; given that
+    # k vote, every k-subset is as likely. The numbers stay near 1, where counts of subsets would overflow.
+    chance, wins = k / samples, 0.0
+    for m in range(1, min(right, k) + 1):
+        below = [count for count in others if count < m]
+        ways = _ways([count for count in others if count >= m], sum(below) + silent, m, k - m, chance)
+        tied = sum(float(row[k - m]) / (ties + 1) for ties, row in enumerate(ways))
+        wins += float(binom.pmf(m, right, chance)) * tied
+    return min(wins / float(binom.pmf(k, samples, chance)), 1.0)
+
+
+def _ways(rivals: Sequence[int], free: int, most: int, votes: int, chance: float):
+    """``[t, v]``: the chance that exactly v of the others vote, none of the ``rivals`` more than ``most`` times and t of
+    them so often; ``free`` samples vote as they like. An array ``(ties, votes + 1)``."""
+    import numpy as np
+    from scipy.stats import binom
+
+    ways = np.zeros((min(len(rivals), votes // most) + 1, votes + 1))
+    ways[0] = binom.pmf(np.arange(votes + 1), free, chance)
+    for count in rivals:
+        each, before = binom.pmf(np.arange(most + 1), count, chance), ways
+        ways = np.zeros_like(before)
+        for v in range(min(most, votes + 1)):
+            ways[:, v:] += each[v] * before[:, : votes + 1 - v]
+        ways[1:, most:] += each[most] * before[:-1, : max(votes + 1 - most, 0)]
+    return ways
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
