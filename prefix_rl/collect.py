@@ -197,7 +197,7 @@ def collect(
         "settings": settings,
     }
     store = _open_or_create(Path(output), {**_data_facts(recipe, problems, prompts, tokenizer), **about})
-    grader = recipe.reward.grader() if method.needs_answers else None
+    grader = recipe.grader() if method.needs_answers else None
     with store.writing():
         try:
             _sample(store, model, tokenizer, problems, prompts, limits, grader, plan)
@@ -249,7 +249,7 @@ def import_file(
     _, tokenizer = policy_of(recipe)
     prompts = _prompts(recipe, problems)
     store = _open_or_create(Path(output), _data_facts(recipe, problems, prompts, tokenizer))
-    grader = recipe.reward.grader() if recipe.method.needs_answers else None
+    grader = recipe.grader() if recipe.method.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
             done = import_traces(given, store, tokenizer, grader, problems, source, advance)

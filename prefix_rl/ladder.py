@@ -680,7 +680,7 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     recipe = load_recipe(job.recipe, job.overrides)
-    grader = recipe.reward.grader()
+    grader = recipe.grader()
 
     def shares(policy: Path, of: Recipe, fraction: float, samples: int, limit: int | None = None) -> list[float]:
         problems = evaluation_data(of)[:limit]

@@ -222,6 +222,11 @@ class Recipe:
         """The lab's settings."""
         return self.data.lab or World()
 
+    def grader(self) -> Grader:
+        """What grades completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
+        own = self.world.grader() if self.data.train == LAB or self.model.name_or_path == LAB else None
+        return own or self.reward.grader()
+
     @property
     def evaluation_length(self) -> int:
         """The most tokens that a completion may have in an evaluation."""

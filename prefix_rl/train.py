@@ -169,7 +169,7 @@ def _reward(recipe: Recipe) -> MathReward:
     preflight.quiet()
     from .rewards import MathReward
 
-    return MathReward(recipe.reward.grader())
+    return MathReward(recipe.grader())
 
 
 def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:

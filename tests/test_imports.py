@@ -15,7 +15,7 @@ LAYERS = [
     {"rollouts", "controllers"},
     {"errors", "progress", "fields"},
     {"methods", "rewards", "checkpoints", "speed"},
-    {"data", "lab.world"},
+    {"data", "lab.world", "lab.parities"},
     {"recipe", "preflight", "reports", "evaluation.metrics", "evaluation.engines", "evaluation.sampling", "lab"},
     {"trainer", "supervised"},
     {"train", "evaluation"},

@@ -59,7 +59,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     policy = Policy(path, recipe)
     plans = plans_of(tasks, policy)
     policy.check_context([job for plan in plans for job in plan.jobs])
-    grader = recipe.reward.grader()
+    grader = recipe.grader()
     benchmarks.check_answers(tasks, grader)
     with samples.opened(folder):
         samples.continue_with(folder, policy.settings())
