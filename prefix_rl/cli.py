@@ -159,7 +159,7 @@ def schedule(
     tokenizer = load_tokenizer(model_path(found))
     table = DemonstrationTable(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], tokenizer,
-        found.data.answer_guard, usable=found.method.usable,
+        found.data.answer_guard, usable=found.method.needs.usable,
     )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")

@@ -27,7 +27,9 @@ from .data.problems import Problem
 from .errors import DataError, RecipeError, at_most, nearest
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
-from .methods.base import Combined, Method
+from .methods.base import Method
+from .methods.combined import Combined
+from .methods.stage import ROLLOUTS
 from .prefixes import AnswerGuard
 from .rewards.equality import TRAINING_RULES, Rules
 from .rewards.workers import Grader
@@ -210,12 +212,12 @@ class Recipe:
     @property
     def uses_demonstrations(self) -> bool:
         """Whether the method can do nothing of its own without demonstrations."""
-        return self.method.injects or self.uses_supervision
+        return self.method.needs.prefixes or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:
         """Whether there is a supervised stage."""
-        return bool(self.method.supervised and self.method.supervised.epochs)
+        return bool(self.method.stages.supervised and self.method.stages.supervised.epochs)
 
     @property
     def world(self) -> World:
@@ -278,7 +280,7 @@ def training_data(recipe: Recipe) -> list[Problem]:
     if data.train == LAB:
         found = training_problems(recipe.world)[: data.limit]
     else:
-        found = data_problems.load(data.train, data.split, data.limit, recipe.method.needs_answers)
+        found = data_problems.load(data.train, data.split, data.limit, recipe.method.stages.needs_answers)
     if data.traces is not None:
         from .data import traces
 
@@ -505,13 +507,13 @@ def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
     prompts = batches(recipe, world_size()).prompts
     demonstrated = [bool(p.demonstrations) for p in train]
     rows = sum(recipe.method.copies(demonstrated))
-    if recipe.method.reinforces and rows < prompts:
+    if ROLLOUTS in recipe.method.stages.order and rows < prompts:
         copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
         problems.append(
             f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
             "training would end before its first step"
         )
-    if recipe.method.own_traces and recipe.data.traces is None:
+    if recipe.method.stages.own_traces and recipe.data.traces is None:
         problems.append(
             f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
             "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"

@@ -20,7 +20,7 @@ from .costs import Cost, update_flops
 from .data.problems import Problem
 from .data.tokenizer import DemonstrationTable, encode_prompt, opening_of
 from .errors import CheckpointError, DataError, RecipeError
-from .methods.base import Supervised
+from .methods.stage import Supervised
 from .progress import say
 from .recipe import Recipe, prompt_of, world_size
 
@@ -96,9 +96,9 @@ def fine_tune(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from .trainer import MetricsFile
+    from .seam.resume import MetricsFile
 
-    settings = recipe.method.supervised
+    settings = recipe.method.stages.supervised
     micro, accumulation = micro_batches(settings, world_size())
     dataset = rows(recipe, problems, tokenizer)
     places = order(len(dataset), settings, recipe.training_value("seed"))
@@ -195,7 +195,7 @@ def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedToken
         [p.answer for p in problems],
         tokenizer,
         "none",
-        usable=recipe.method.usable,
+        usable=recipe.method.needs.usable,
         opening=opening_of(encode_prompt(prompt_of(problems[0], recipe.data), tokenizer), tokenizer)
         if problems
         else "",
@@ -203,9 +203,9 @@ def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedToken
     budget, seed = recipe.training_value("max_completion_length"), recipe.training_value("seed")
     found, too_long = [], 0
     for row, problem in enumerate(problems):
-        excerpt = recipe.method.excerpt(problem.id, seed)
+        excerpt = recipe.method.stages.excerpt(problem.id, seed)
         prompt = encode_prompt(prompt_of(problem, recipe.data, excerpt.instruction), tokenizer) if table[row] else []
-        for demonstration in recipe.method.lessons(problem.id, table[row], seed):
+        for demonstration in recipe.method.stages.lessons(problem.id, table[row], seed):
             completion = excerpt.of(demonstration)
             if len(completion) > budget:
                 too_long += 1

@@ -22,6 +22,7 @@ from .costs import Cost
 from .data.prepare import is_verified
 from .data.problems import Problem, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, UserError
+from .methods.stage import ROLLOUTS, SUPERVISED
 from .progress import bar, say
 from .recipe import LAB, Recipe, batches, load_run, prompt_of, world_size
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from .rewards import MathReward
-    from .trainer import PrefixTrainer
+    from .seam.trainer import PrefixTrainer
 
 _PARTIAL = f"{FINAL}.partial"
 
@@ -48,8 +49,14 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     reward = _reward(recipe)
     _arguments(recipe)  # joins the processes, and says what TRL does not accept before anything is graded or trained
     problems = _verified(recipe, problems, reward)
-    if not recipe.method.reinforces:
-        return _imitate(recipe, problems, run)
+    last = {SUPERVISED: _imitate, ROLLOUTS: _reinforce}[recipe.method.stages.order[-1]]
+    return last(recipe, problems, held_out, reward, run)
+
+
+def _reinforce(
+    recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+) -> Path:
+    """A run whose last stage are rollouts; a supervised stage before them is trained on the way."""
     trainer = build(recipe, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
     if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
@@ -108,8 +115,10 @@ def _put_in_place(run: Path) -> None:
         ) from error
 
 
-def _imitate(recipe: Recipe, problems: Sequence[Problem], run: Path) -> Path:
-    """A run that is its supervised stage."""
+def _imitate(
+    recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+) -> Path:
+    """A run whose last stage is the supervised one."""
     facts = _facts(recipe, problems)
     if is_main():
         _record(run, recipe, facts)
@@ -129,7 +138,7 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
-    from .trainer import PrefixTrainer
+    from .seam.trainer import PrefixTrainer
 
     if reward is None:
         _arguments(recipe)
@@ -139,7 +148,7 @@ def build(
     model, spent = _start(recipe, problems, facts)
     path, tokenizer = policy_of(recipe)
     adapters = _adapters(recipe)
-    if recipe.method.supervised and adapters and model != path:  # the stage's adapters are trained on
+    if recipe.method.stages.supervised and adapters and model != path:  # the stage's adapters are trained on
         model, adapters = _with_adapters(path, model, recipe), {}
     trainer = PrefixTrainer(
         model=model,
@@ -321,7 +330,7 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     """
     from accelerate.utils import broadcast_object_list
 
-    if not recipe.method.needs_answers or (recipe.data.train != LAB and is_verified(recipe.data.train)):
+    if not recipe.method.stages.needs_answers or (recipe.data.train != LAB and is_verified(recipe.data.train)):
         return list(problems)
     decided: list[Any] = [None]
     if is_main():
