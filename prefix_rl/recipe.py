@@ -234,6 +234,11 @@ class Recipe:
         """The most tokens that a completion may have in an evaluation."""
         return self.evaluation.max_completion_length or self.training_value("max_completion_length")
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the ``training`` block sets of TRL's own."""
+        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS}
+
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
         return self.training[name] if name in self.training else _training_fields()[name].default
@@ -343,8 +348,13 @@ def world_size() -> int:
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
+_BESIDE_TRLS = {"kl_on": Field(Literal["moving", "all"], "moving")}
+"""Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
+move or all of a completion."""
+
+
 def _training_fields() -> dict[str, Field]:
-    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig")
+    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig") | _BESIDE_TRLS
 
 
 _SET_ELSEWHERE = {

@@ -164,6 +164,7 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
+        kl_on=recipe.training_value("kl_on"),
         **adapters,
     )
     if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:
@@ -240,7 +241,7 @@ def _arguments(recipe: Recipe):
             output_dir=recipe.output.dir,
             remove_unused_columns=False,
             model_init_kwargs=loading or None,
-            **recipe.training,
+            **recipe.arguments,
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"TRL does not accept the training block: {error}") from error

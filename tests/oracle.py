@@ -54,6 +54,7 @@ class Settings:
     high: float = 0.2  # epsilon_high
     beta: float = 0.0
     kl: str = "moving"  # or all
+    corrected: bool = True  # use_bias_correction_kl: the KL is weighed by the ratio, as its tokens are pi_old's
     entropy_coef: float = 0.0
     mask_truncated: bool = False
     continued: list = field(default_factory=list)  # PPPO: for each rollout the rewards of its further continuations
@@ -172,7 +173,8 @@ def pppo_credit(method, rollouts, i, rows, settings):
     if method.normalize:
         value /= deviation(list(totals.values())) + 1e-6
     if method.normalizer == "tokens":
-        value *= len(rollouts) * settings.budget / sum(len(r.ids) for r in rollouts)
+        live = [r for r in rollouts if not settings.mask_truncated or r.ended]
+        value *= len(rollouts) * settings.budget / max(sum(len(r.ids) for r in live), 1)
     return value
 
 
@@ -232,14 +234,16 @@ def loss(policy, method, rollouts, settings, *, old=None, reference=None, entrop
             ratio = (mean if settings.level == "sequence" else logs[t]).exp()
             row[t] = surrogate(ratio, credits[i][t], logps[i][t], total, settings)
             if settings.beta:
-                row[t] = row[t] + settings.beta * divergence(logps[i][t], reference[i][t])
+                kl = divergence(logps[i][t], reference[i][t])
+                row[t] = row[t] + settings.beta * (kl * ratio if settings.corrected else kl)
         terms.append(row)
     whole = normalized(terms, settings)
     if settings.beta and settings.kl == "all":
         for i, rollout in enumerate(rollouts):
             for t in set(range(len(rollout.ids))) - moves[i] if not settings.mask_truncated or rollout.ended else ():
-                term = settings.beta * divergence(logps[i][t], reference[i][t])
-                whole = whole + term / (len(rollouts) * settings.budget)
+                kl = divergence(logps[i][t], reference[i][t])
+                kl = kl * (logps[i][t] - old[i][t]).exp() if settings.corrected else kl
+                whole = whole + settings.beta * kl / (len(rollouts) * settings.budget)
     if settings.entropy_coef:
         bonus = [found[i][1][t] for i, tokens in enumerate(moves) for t in tokens if t >= rollouts[i].prefix]
         whole = whole - settings.entropy_coef * sum(bonus) / len(bonus)

@@ -5,6 +5,7 @@ taken from the rollouts that the run saved, at the parameters that the step bega
 """
 
 import math
+from dataclasses import dataclass
 
 import oracle
 import pytest
@@ -25,8 +26,9 @@ from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
 from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.methods.uft import UFT
+from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
-from prefix_rl.trainer import PrefixTrainer
+from prefix_rl.seam.trainer import PrefixTrainer
 
 TOKENIZER = byte_level_bpe()
 RATE = 0.1  # of the gradient descent
@@ -99,7 +101,7 @@ class Run:
                 "total": args.max_steps, "loss_type": args.loss_type, "level": args.importance_sampling_level,
                 "low": args.epsilon, "high": args.epsilon if args.epsilon_high is None else args.epsilon_high,
                 "beta": args.beta, "entropy_coef": args.entropy_coef,
-                "mask_truncated": args.mask_truncated_completions, "kl": getattr(self.method, "kl", "moving"),
+                "mask_truncated": args.mask_truncated_completions, "kl": self.made.kl_on, "corrected": args.use_bias_correction_kl,
                 **changes,
             }
         )  # fmt: skip
@@ -161,7 +163,7 @@ METHODS = [
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_a_whole_step_of_every_method_is_the_oracles(tmp_path, method):
     rollouts = agrees(Run(tmp_path, method))
-    assert any(r.prefix for r in rollouts) == method.injects or isinstance(method, UFT | Adaptive | PrefixRL)
+    assert any(r.prefix for r in rollouts) == method.needs.prefixes or isinstance(method, UFT | Adaptive | PrefixRL)
 
 
 @pytest.mark.parametrize("method", [RFT, PrefixRL(plain=0), LUFFY(), SFTLoss(), UFT(weight=0.5)], ids=repr)
@@ -273,12 +275,69 @@ def test_a_rollout_that_was_cut_off_moves_nothing_and_is_still_what_it_was(tmp_p
     rollouts = agrees(Run(tmp_path, method, steps=2, mask_truncated_completions=True))
     assert {r.ended for r in rollouts} == {True, False}
     assert all(r.ids for r in rollouts)  # saved whole
-    if method.injects and not method.whole:
+    if method.needs.prefixes and not method.needs.whole:
         assert any(r.prefix and not r.ended for r in rollouts)  # one that started from a prefix was cut off
 
 
-def test_the_kl_can_be_had_on_the_context_too(tmp_path):
-    run = Run(tmp_path, PrefixRL(plain=0, kl="all"), steps=2, beta=0.5)
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_kl_can_be_had_on_the_context_too(tmp_path, corrected):
+    changes = {"beta": 0.5, "use_bias_correction_kl": corrected, "num_iterations": 2}
+    run = Run(tmp_path, PrefixRL(plain=0), steps=2, options={"kl_on": "all"}, **changes)
     agrees(run)
     alone, _ = run.expected(1, kl="moving")
     assert off(alone, run.expected(1)[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kl_on", "changes", "message"),
+    [
+        ("all", {}, "says nothing with beta = 0"),
+        ("all", {"beta": 0.1, "loss_type": "grpo"}, "needs loss_type = dr_grpo"),
+        ("all", {"beta": 0.1, "importance_sampling_level": "sequence"}, "importance_sampling_level = token"),
+        ("prefix", {"beta": 0.1}, "there are moving and all"),
+    ],
+)
+def test_a_kl_that_could_not_fall_there_is_refused(tmp_path, kl_on, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        Run(tmp_path, PrefixRL(plain=0), options={"kl_on": kl_on}, **changes)
+
+
+def test_a_recipe_says_where_the_kl_falls():
+    options = ["training.beta=0.001", "training.kl_on=all"]
+    recipe = load_recipe("recipes/lab/prefix_rl.yaml", options)
+    assert recipe.training_value("kl_on") == "all"
+    assert "kl_on" not in recipe.arguments
+    assert load_recipe("recipes/lab/prefix_rl.yaml").training_value("kl_on") == "moving"
+    assert load_recipe(recipe.resolved()) == recipe
+    with pytest.raises(RecipeError, match="one of moving, all"):
+        load_recipe("recipes/lab/prefix_rl.yaml", ["training.kl_on=prefix"])
+
+
+# --- tokens that are context ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WeightOnContext(PrefixRL):
+    """Credit on exactly those tokens that do not move."""
+
+    def advantages(self, rollouts):
+        return rollouts.prefix_mask.float()
+
+
+@pytest.mark.parametrize("loss_type", ["dr_grpo", "grpo", "bnpo", "dapo", "cispo", "sapo", "luspo"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_credit_on_the_context_alone_moves_nothing_at_all(tmp_path, loss_type, level):
+    run = Run(tmp_path, WeightOnContext(plain=0), steps=2, loss_type=loss_type, importance_sampling_level=level)
+    assert any(r.prefix for r in oracle.read(read_rollouts(tmp_path, 0), TOKENIZER))
+    assert run.measured(0).abs().max() == 0
+    assert run.measured(1).abs().max() == 0
+
+
+def test_the_share_that_a_controller_is_told_is_exact(tmp_path):
+    # In single precision the share of some lengths is just below k / n, and floor(share * n) a token less
+    failing = lambda completions, completion_ids, **k: [0.0] * len(completions)  # noqa: E731
+    run = Run(tmp_path, Adaptive(anneal=0), steps=1, reward=failing)
+    _, own = run.method._state(run.made._saved.memory)
+    seen = {r["row"]: r["prefix_tokens"] / r["demonstration_tokens"] for r in read_rollouts(tmp_path, 0)}
+    assert {int(problem): low for problem, (low, _) in own.items()} == seen
+    assert any(share % 1 for share in seen.values())

@@ -157,8 +157,8 @@ def majority_at_k(right: int, others: Sequence[int], silent: int, k: int) -> flo
 
 
 def _ways(rivals: Sequence[int], free: int, most: int, votes: int, chance: float):
-    """``[t, v]``: the chance that exactly v of the others vote, none of the ``rivals`` more than ``most`` times and t of
-    them so often; ``free`` samples vote as they like. An array ``(ties, votes + 1)``."""
+    """An array ``(ties, votes + 1)``: the chance that exactly v others vote, no rival more than ``most`` times and t of
+    them so often. ``rivals`` are samples of each answer; ``free`` samples vote as they like."""
     import numpy as np
     from scipy.stats import binom
 

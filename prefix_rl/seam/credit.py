@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import DataError
+from ..losses import divergence
 from ..methods.base import Method
 from ..prefixes import Demonstration, Prefix
 from ..rollouts import MicroBatch, Rollouts, Step
@@ -26,21 +27,31 @@ class Credit:
 
     @classmethod
     def by(cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None) -> Credit:
-        """As the method answers."""
-        moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
-        return cls(method.advantages(rollouts), method.weights(rollouts), moving)
+        """As the method answers: credit by all rollouts, and what is trained by those that the loss takes in."""
+        trained = rollouts.in_the_loss
+        moving = method.update_mask(trained, entropies) & trained.completion_mask
+        return cls(method.advantages(rollouts), method.weights(trained), moving)
 
     @property
     def trained(self) -> torch.Tensor:
         """Which tokens some gradient goes through, by the surrogate or by the extra objective."""
         return (self.moving & (self.advantages != 0)) | (self.weights != 0)
 
-    def keys(self, rows: slice, width: int) -> dict[str, torch.Tensor]:
-        """What TRL's batch of these rows gets beside its own."""
+    def keys(self, rows: slice, output: Mapping[str, torch.Tensor], ranks: Ranks) -> dict[str, torch.Tensor]:
+        """What TRL's ``output`` of these rows gets beside its own.
+
+        TRL's name for "the policy's doing or not" is ``tool_mask``: what is not is in no term of its loss, neither
+        surrogate nor KL nor bonus, in no ratio of a sequence, and in no number of tokens that a loss type divides by.
+        """
+        width = output["completion_ids"].size(1)
+        moving = self.moving[rows, :width]
+        counted = moving.long() * output.get("tool_mask", 1)
         return {
             "advantages": self.advantages[rows, :width],
             "weights": self.weights[rows, :width],
-            "update_mask": self.moving[rows, :width],
+            "update_mask": moving,
+            "tool_mask": counted,
+            "num_items_in_batch": ranks.all(counted.sum()).sum(),
         }
 
 
@@ -70,16 +81,25 @@ def check_scored(rewards: torch.Tensor, step: int) -> None:
         )
 
 
+def first(lengths: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """``(B, T)``, True on the first tokens of each row, as many as ``lengths`` says; of the shape of ``like``.
+
+    >>> first([2, 0], torch.zeros(2, 3)).int().tolist()
+    [[1, 1, 0], [0, 0, 0]]
+    """
+    counts = torch.tensor(lengths, device=like.device).unsqueeze(1)
+    return torch.arange(like.size(1), device=like.device) < counts
+
+
 def prefix_mask(plan: Sequence[Prefix], output: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """``(B, T)``, True on the prefixes in TRL's ``output``, but for what TRL has masked.
+    """``(B, T)``, True on the prefixes in TRL's ``output``.
 
     Raises:
         RuntimeError: if they do not stand there token by token as they were planned.
     """
-    ids, mask = output["completion_ids"], output["completion_mask"].bool()
-    check_tokens(plan, [row[: len(prefix.ids)].tolist() for row, prefix in zip(ids, plan, strict=True)])
-    lengths = torch.tensor([len(prefix.ids) for prefix in plan], device=ids.device)
-    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(1)) & mask
+    ids, lengths = output["completion_ids"], [len(prefix.ids) for prefix in plan]
+    check_tokens(plan, [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)])
+    return first(lengths, ids)
 
 
 def gathered(
@@ -94,14 +114,17 @@ def gathered(
     Args:
         demonstrations: the usable ones of each problem.
     """
-    own = torch.stack([output["completion_ids"], output["completion_mask"].long(), prefixes.long()], dim=2)
+    written = first([len(ids) for ids in batch.completions], prefixes)  # TRL's mask is empty where it leaves a row out
+    own = torch.stack([output["completion_ids"], written.long(), (written & prefixes).long()], dim=2)
     ids, completion, prefix = ranks.rows(own, fill=0).unbind(dim=2)
+    left_out = written.any(dim=1) & ~output["completion_mask"].bool().any(dim=1)
     problems = ranks.all(torch.tensor([given[ROW] for given in batch.inputs], device=ids.device))
     return Rollouts(
         completion_ids=ids,
         completion_mask=completion.bool(),
         prefix_mask=prefix.bool(),
         prefixed=batch.planned.prefixed,
+        left_out=ranks.all(left_out.long()).bool(),
         rewards=batch.rewards,
         group_size=batch.rows[0].group_size,
         step=batch.step,
@@ -123,6 +146,31 @@ def micro_batch(inputs: Mapping[str, torch.Tensor], step: Step) -> MicroBatch:
         advantages=inputs["advantages"],
         weights=inputs["weights"],
     )
+
+
+def kl_on_context(inputs: Mapping[str, torch.Tensor], logps: torch.Tensor, budget: int, corrected: bool):
+    """The KL on the tokens that do not move, where TRL's falls on none, by the normalizer of ``dr_grpo``.
+
+    Args:
+        budget: L, the most tokens of a completion.
+        corrected: weighed by ``pi / pi_old``, as TRL's is with ``use_bias_correction_kl``.
+    """
+    context = inputs["completion_mask"].bool() & ~inputs["update_mask"]
+    kl, old = divergence(logps, inputs["ref_per_token_logps"]), inputs.get("old_per_token_logps")
+    if corrected:
+        kl = kl * (logps - (logps.detach() if old is None else old)).exp()
+    return torch.where(context, kl, 0.0).sum() / (len(logps) * budget)
+
+
+def entropies_of_the_policy(entropies: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """``(B, T)`` entropies whose mean over the tokens that move is that over those of them that the policy wrote.
+
+    TRL's entropy bonus is that mean. It is for exploring, and nobody explores what somebody else wrote: a prefix token
+    stands for the mean of the others.
+    """
+    own = inputs["update_mask"] & ~inputs["prefix_mask"]
+    mean = torch.where(own, entropies, 0.0).sum() / own.sum().clamp(min=1)
+    return torch.where(inputs["prefix_mask"], mean, entropies)
 
 
 @torch.no_grad()

@@ -92,10 +92,9 @@ def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict
     return {name: float(value) for name, value in found.items()}
 
 
-def entropy_metrics(
-    entropies: torch.Tensor, mask: torch.Tensor, prefix_mask: torch.Tensor, ranks: Ranks
-) -> dict[str, float]:
+def entropy_metrics(entropies: torch.Tensor, inputs: Mapping[str, torch.Tensor], ranks: Ranks) -> dict[str, float]:
     """The mean entropy of the prefix and of the continuation tokens of a micro-batch, over all ranks."""
+    mask, prefix_mask = inputs["completion_mask"].bool(), inputs["prefix_mask"]
     parts = (mask & prefix_mask, mask & ~prefix_mask)
     sums = torch.stack([part_sum for part in parts for part_sum in ((entropies * part).sum(), part.sum())])
     prefix_sum, prefix_count, continuation_sum, continuation_count = ranks.sums(sums)
@@ -130,10 +129,11 @@ def cost_of(
     counts = ~_repeated(rollouts, complete)
     prompts = prompts * counts
     prefixes, completions = rollouts.prefix_mask.sum(dim=1) * counts, rollouts.completion_mask.sum(dim=1) * counts
-    everything = float((prompts + completions).sum())
+    trained = rollouts.in_the_loss
+    everything = float((prompts + trained.completion_mask.sum(dim=1) * counts).sum())
     flops = inference_flops(parameters, float((prompts + completions)[~complete].sum()))
     if entropies:
-        flops += inference_flops(parameters, float((prompts + prefixes)[rollouts.prefixed].sum()))
+        flops += inference_flops(parameters, float((prompts + prefixes)[trained.prefix_mask.any(dim=1)].sum()))
     for key in ("old_per_token_logps", "ref_per_token_logps"):
         if output.get(key) is not None:
             flops += inference_flops(parameters, everything)
@@ -166,10 +166,9 @@ def records(
     found = []
     outcomes = batch.outcomes or [None] * len(batch.inputs)
     for i, (given, prefix) in enumerate(zip(batch.inputs, batch.plan, strict=True)):
-        mask = output["completion_mask"][i].bool()
-        ids = output["completion_ids"][i][mask].tolist()
-        moving = output["update_mask"][i][mask].tolist()
-        weighed = torch.where(output["weights"][i] != 0, output["weights"][i], output["advantages"][i])[mask]
+        ids, n = list(batch.completions[i]), len(batch.completions[i])
+        moving = output["update_mask"][i][:n].tolist()
+        weighed = torch.where(output["weights"][i] != 0, output["weights"][i], output["advantages"][i])[:n]
         found.append(
             {
                 "step": batch.step.index,
@@ -179,7 +178,7 @@ def records(
                 "prefix_tokens": len(prefix.ids),
                 "demonstration_tokens": prefix.of,
                 "completion_ids": ids,
-                "segments": segments(ids, output["prefix_mask"][i][mask].tolist(), moving, decode),
+                "segments": segments(ids, [t < len(prefix.ids) for t in range(n)], moving, decode),
                 "reward": float(output["rewards"][i]),
                 "outcome": outcomes[i],
                 "advantage": float(weighed[-1]) if ids else 0.0,
