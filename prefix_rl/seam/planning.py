@@ -82,7 +82,7 @@ def usable_demonstrations(
     Args:
         demonstrations, answers: those of each row of the data set.
         longest: tokens of a completion.
-        how: further arguments of the table: guard, further stop ids, what the prompt opens with.
+        how: further arguments of the table: the guard, and the turn behind the prompt.
 
     Raises:
         DataError: if the method injects prefixes and there is none.

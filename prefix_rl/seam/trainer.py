@@ -27,7 +27,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from ..costs import Cost
-from ..data.tokenizer import load_tokenizer, opening_of
+from ..data.tokenizer import load_tokenizer
 from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
@@ -38,6 +38,7 @@ from ..speed.settings import Speed
 from . import credit, further, ledger, planning, resume
 from .batch import COPY, ROW, Forward, GenerationBatch, Slot
 from .ranks import Ranks
+from .turn import turn_behind
 
 
 class PrefixTrainer(GRPOTrainer):
@@ -81,11 +82,11 @@ class PrefixTrainer(GRPOTrainer):
             processing_class=processing_class, **kwargs,
         )  # fmt: skip
         planning.check_text_only(method, self._is_vlm)
-        prompt_ids = self._tokenize_prompts([train_dataset[0]["prompt"]])[0] if demonstrations else [[]]
+        prompts = train_dataset[:1]["prompt"]
+        turn = turn_behind(self, self._tokenizer, prompts, self._tokenize_prompts(prompts)[0] if prompts else [])
         self.demonstrations = planning.usable_demonstrations(
-            method, demonstrations, answers, self._tokenizer, self.max_completion_length, guard=answer_guard,
-            stop_ids=self.eos_token_ids, opening=opening_of(prompt_ids[0], self._tokenizer),
-        )  # fmt: skip
+            method, demonstrations, answers, self._tokenizer, self.max_completion_length, guard=answer_guard, turn=turn
+        )
         rows, copies = planning.epoch(method, self.demonstrations)
         self.train_dataset = self.train_dataset.select(rows).add_column(ROW, rows).add_column(COPY, copies)
         self._ranks = Ranks(self.accelerator)
