@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -85,19 +85,12 @@ class _Completions:
 class Rollouts(_Completions):
     """A generation batch over all ranks: rows ``p * G ... p * G + G - 1`` answer prompt p, with ``G = group_size``."""
 
-    prefixed: Bool[Tensor, " B"]  # which rollouts start from a prefix
-    left_out: Bool[Tensor, " B"]  # which ones the loss leaves out (mask_truncated_completions); their rewards count
+    prefixed: Bool[Tensor, " B"]  # which rollouts start from a prefix, also where TRL masks a truncated completion
     group_size: int
     problems: Int[Tensor, " B"]  # the rows of the data set
     demonstrated: Bool[Tensor, " B"]  # whether the problem has a demonstration that the method can use
     fractions: Float[Tensor, " B"]  # the share of it that was given; NaN where none was planned
     continued: Float[Tensor, "B C"]  # rewards of the C further continuations that the method needs, see Further
-
-    @property
-    def in_the_loss(self) -> Rollouts:
-        """The same rollouts without the tokens of those that are :attr:`left_out`: what can be trained."""
-        here = ~self.left_out.unsqueeze(1)
-        return replace(self, completion_mask=self.completion_mask & here, prefix_mask=self.prefix_mask & here)
 
 
 @dataclass(frozen=True, kw_only=True)

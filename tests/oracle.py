@@ -173,8 +173,7 @@ def pppo_credit(method, rollouts, i, rows, settings):
     if method.normalize:
         value /= deviation(list(totals.values())) + 1e-6
     if method.normalizer == "tokens":
-        live = [r for r in rollouts if not settings.mask_truncated or r.ended]
-        value *= len(rollouts) * settings.budget / max(sum(len(r.ids) for r in live), 1)
+        value *= len(rollouts) * settings.budget / sum(len(r.ids) for r in rollouts)
     return value
 
 

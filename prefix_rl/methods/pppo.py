@@ -115,7 +115,7 @@ class PPPO(Method):
             credit = credit / (group_std(rewards, rollouts.group_size) + 1e-6)
         if self.normalizer == "tokens":
             constant = len(rewards) * rollouts.step.max_completion_length
-            credit = credit * (constant / rollouts.in_the_loss.completion_mask.sum().clamp(min=1))
+            credit = credit * (constant / rollouts.completion_mask.sum().clamp(min=1))
         return to_tokens(credit, rollouts.completion_mask)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,32 +26,24 @@ class Credit:
     moving: torch.Tensor  # bool: which tokens get gradient through the surrogate
 
     @classmethod
-    def by(cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None) -> Credit:
-        """As the method answers: credit by all rollouts, and what is trained by those that the loss takes in."""
-        trained = rollouts.in_the_loss
-        moving = method.update_mask(trained, entropies) & trained.completion_mask
-        return cls(method.advantages(rollouts), method.weights(trained), moving)
+    def by(
+        cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None, whole: Rollouts | None = None
+    ) -> Credit:
+        """As the method answers: who gets credit by the ``whole`` rollouts, what is trained by those in the loss."""
+        moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
+        return cls(method.advantages(whole or rollouts), method.weights(rollouts), moving)
 
     @property
     def trained(self) -> torch.Tensor:
         """Which tokens some gradient goes through, by the surrogate or by the extra objective."""
         return (self.moving & (self.advantages != 0)) | (self.weights != 0)
 
-    def keys(self, rows: slice, output: Mapping[str, torch.Tensor], ranks: Ranks) -> dict[str, torch.Tensor]:
-        """What TRL's ``output`` of these rows gets beside its own.
-
-        TRL's name for "the policy's doing or not" is ``tool_mask``: what is not is in no term of its loss, neither
-        surrogate nor KL nor bonus, in no ratio of a sequence, and in no number of tokens that a loss type divides by.
-        """
-        width = output["completion_ids"].size(1)
-        moving = self.moving[rows, :width]
-        counted = moving.long() * output.get("tool_mask", 1)
+    def keys(self, rows: slice, width: int) -> dict[str, torch.Tensor]:
+        """What TRL's batch of these rows gets beside its own."""
         return {
             "advantages": self.advantages[rows, :width],
             "weights": self.weights[rows, :width],
-            "update_mask": moving,
-            "tool_mask": counted,
-            "num_items_in_batch": ranks.all(counted.sum()).sum(),
+            "update_mask": self.moving[rows, :width],
         }
 
 
@@ -81,25 +73,16 @@ def check_scored(rewards: torch.Tensor, step: int) -> None:
         )
 
 
-def first(lengths: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """``(B, T)``, True on the first tokens of each row, as many as ``lengths`` says; of the shape of ``like``.
-
-    >>> first([2, 0], torch.zeros(2, 3)).int().tolist()
-    [[1, 1, 0], [0, 0, 0]]
-    """
-    counts = torch.tensor(lengths, device=like.device).unsqueeze(1)
-    return torch.arange(like.size(1), device=like.device) < counts
-
-
 def prefix_mask(plan: Sequence[Prefix], output: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """``(B, T)``, True on the prefixes in TRL's ``output``.
+    """``(B, T)``, True on the prefixes in TRL's ``output``, but for what TRL has masked.
 
     Raises:
         RuntimeError: if they do not stand there token by token as they were planned.
     """
-    ids, lengths = output["completion_ids"], [len(prefix.ids) for prefix in plan]
-    check_tokens(plan, [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)])
-    return first(lengths, ids)
+    ids, mask = output["completion_ids"], output["completion_mask"].bool()
+    check_tokens(plan, [row[: len(prefix.ids)].tolist() for row, prefix in zip(ids, plan, strict=True)])
+    lengths = torch.tensor([len(prefix.ids) for prefix in plan], device=ids.device)
+    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(1)) & mask
 
 
 def gathered(
@@ -114,17 +97,14 @@ def gathered(
     Args:
         demonstrations: the usable ones of each problem.
     """
-    written = first([len(ids) for ids in batch.completions], prefixes)  # TRL's mask is empty where it leaves a row out
-    own = torch.stack([output["completion_ids"], written.long(), (written & prefixes).long()], dim=2)
+    own = torch.stack([output["completion_ids"], output["completion_mask"].long(), prefixes.long()], dim=2)
     ids, completion, prefix = ranks.rows(own, fill=0).unbind(dim=2)
-    left_out = written.any(dim=1) & ~output["completion_mask"].bool().any(dim=1)
     problems = ranks.all(torch.tensor([given[ROW] for given in batch.inputs], device=ids.device))
     return Rollouts(
         completion_ids=ids,
         completion_mask=completion.bool(),
         prefix_mask=prefix.bool(),
         prefixed=batch.planned.prefixed,
-        left_out=ranks.all(left_out.long()).bool(),
         rewards=batch.rewards,
         group_size=batch.rows[0].group_size,
         step=batch.step,
@@ -148,18 +128,40 @@ def micro_batch(inputs: Mapping[str, torch.Tensor], step: Step) -> MicroBatch:
     )
 
 
-def kl_on_context(inputs: Mapping[str, torch.Tensor], logps: torch.Tensor, budget: int, corrected: bool):
-    """The KL on the tokens that do not move, where TRL's falls on none, by the normalizer of ``dr_grpo``.
+def whole(ranks: Ranks, batch: GenerationBatch, rollouts: Rollouts) -> Rollouts:
+    """The rollouts with the tokens of those that the loss leaves out (``mask_truncated_completions``).
+
+    Such a rollout is still what it was: its reward counts in every mean, and it begins as others do.
+    """
+    own = torch.tensor([[len(ids), len(prefix.ids)] for ids, prefix in zip(batch.completions, batch.plan, strict=True)])
+    positions = torch.arange(rollouts.completion_ids.size(1), device=rollouts.completion_ids.device)
+    written, prefix = (positions < n.unsqueeze(1) for n in ranks.all(own.to(positions.device)).unbind(dim=1))
+    return replace(rollouts, completion_mask=written, prefix_mask=prefix & written)
+
+
+def only_moving(output: Mapping[str, torch.Tensor], moving: torch.Tensor, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """What makes TRL's loss that of the tokens that move, on this rank.
+
+    TRL's name for "the policy's doing or not" is ``tool_mask``. What is not is in no term of its loss, neither
+    surrogate nor KL nor bonus, in no ratio of a sequence, and in no number of tokens that a loss type divides by.
+    """
+    counted = moving.long() * output.get("tool_mask", 1)
+    return {"tool_mask": counted, "num_items_in_batch": ranks.all(counted.sum().view(1)).sum()}
+
+
+def kl_on_context(inputs: Mapping[str, torch.Tensor], logps: torch.Tensor, arguments) -> torch.Tensor:
+    """``beta`` times the KL on the tokens that do not move, where TRL's falls on none; the normalizer is ``dr_grpo``'s.
 
     Args:
-        budget: L, the most tokens of a completion.
-        corrected: weighed by ``pi / pi_old``, as TRL's is with ``use_bias_correction_kl``.
+        logps: ``(B, T)``, the policy's log-probabilities.
+        arguments: TRL's. With ``use_bias_correction_kl`` the KL is weighed by ``pi / pi_old``, as TRL's own.
     """
     context = inputs["completion_mask"].bool() & ~inputs["update_mask"]
     kl, old = divergence(logps, inputs["ref_per_token_logps"]), inputs.get("old_per_token_logps")
-    if corrected:
+    if arguments.use_bias_correction_kl:
         kl = kl * (logps - (logps.detach() if old is None else old)).exp()
-    return torch.where(context, kl, 0.0).sum() / (len(logps) * budget)
+    mean = torch.where(context, kl, 0.0).sum() / (len(logps) * arguments.max_completion_length)
+    return arguments.beta * mean
 
 
 def entropies_of_the_policy(entropies: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

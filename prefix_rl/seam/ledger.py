@@ -92,9 +92,10 @@ def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict
     return {name: float(value) for name, value in found.items()}
 
 
-def entropy_metrics(entropies: torch.Tensor, inputs: Mapping[str, torch.Tensor], ranks: Ranks) -> dict[str, float]:
+def entropy_metrics(
+    entropies: torch.Tensor, mask: torch.Tensor, prefix_mask: torch.Tensor, ranks: Ranks
+) -> dict[str, float]:
     """The mean entropy of the prefix and of the continuation tokens of a micro-batch, over all ranks."""
-    mask, prefix_mask = inputs["completion_mask"].bool(), inputs["prefix_mask"]
     parts = (mask & prefix_mask, mask & ~prefix_mask)
     sums = torch.stack([part_sum for part in parts for part_sum in ((entropies * part).sum(), part.sum())])
     prefix_sum, prefix_count, continuation_sum, continuation_count = ranks.sums(sums)
@@ -115,6 +116,7 @@ def cost_of(
     parameters: int,
     passes: int,
     entropies: bool,
+    whole: Rollouts | None = None,
 ) -> Cost:
     """What a generation batch costs, its updates included.
 
@@ -124,23 +126,25 @@ def cost_of(
         output: TRL's batch on this rank.
         passes: updates of each row.
         entropies: whether prompts and prefixes were encoded once more, for the entropies of the prefixes.
+        whole: the rollouts with those that the loss leaves out: they are generated, and not trained.
     """
     complete, prompts = planned.complete, ranks.all(output["prompt_mask"].sum(dim=1))
     counts = ~_repeated(rollouts, complete)
     prompts = prompts * counts
     prefixes, completions = rollouts.prefix_mask.sum(dim=1) * counts, rollouts.completion_mask.sum(dim=1) * counts
-    trained = rollouts.in_the_loss
-    everything = float((prompts + trained.completion_mask.sum(dim=1) * counts).sum())
-    flops = inference_flops(parameters, float((prompts + completions)[~complete].sum()))
+    everything = float((prompts + completions).sum())
+    generated = rollouts if whole is None else whole
+    read = prompts + generated.completion_mask.sum(dim=1) * counts
+    flops = inference_flops(parameters, float(read[~complete].sum()))
     if entropies:
-        flops += inference_flops(parameters, float((prompts + prefixes)[trained.prefix_mask.any(dim=1)].sum()))
+        flops += inference_flops(parameters, float((prompts + prefixes)[prefixes > 0].sum()))
     for key in ("old_per_token_logps", "ref_per_token_logps"):
         if output.get(key) is not None:
             flops += inference_flops(parameters, everything)
     flops += passes * update_flops(parameters, everything)
     return Cost(
-        generated_tokens=float(rollouts.continuation_mask.sum()),
-        injected_tokens=float(prefixes.sum()),
+        generated_tokens=float(generated.continuation_mask.sum()),
+        injected_tokens=float((generated.prefix_mask.sum(dim=1) * counts).sum()),
         trained_tokens=float(credit.trained[counts].sum()) * passes,
         flops=flops,
     )
@@ -167,7 +171,7 @@ def records(
     outcomes = batch.outcomes or [None] * len(batch.inputs)
     for i, (given, prefix) in enumerate(zip(batch.inputs, batch.plan, strict=True)):
         ids, n = list(batch.completions[i]), len(batch.completions[i])
-        moving = output["update_mask"][i][:n].tolist()
+        moving, begun = output["update_mask"][i][:n].tolist(), [t < len(prefix.ids) for t in range(n)]
         weighed = torch.where(output["weights"][i] != 0, output["weights"][i], output["advantages"][i])[:n]
         found.append(
             {
@@ -178,7 +182,7 @@ def records(
                 "prefix_tokens": len(prefix.ids),
                 "demonstration_tokens": prefix.of,
                 "completion_ids": ids,
-                "segments": segments(ids, [t < len(prefix.ids) for t in range(n)], moving, decode),
+                "segments": segments(ids, begun, moving, decode),
                 "reward": float(output["rewards"][i]),
                 "outcome": outcomes[i],
                 "advantage": float(weighed[-1]) if ids else 0.0,

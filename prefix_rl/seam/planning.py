@@ -11,6 +11,7 @@ from ..errors import DataError, RecipeError
 from ..methods.base import Method
 from ..prefixes import NO_PREFIX, Demonstration, Prefix, join
 from ..rollouts import Row, Step
+from ..speed.order import CONSTANT_NORMALIZER
 from .batch import COPY, ROW, GenerationBatch, Planned
 from .ranks import Ranks
 
@@ -34,7 +35,7 @@ def check_settings(method: Method, arguments, kl_on: str, options: Mapping[str, 
     if kl_on not in ("moving", "all"):
         found.append(f"kl_on = {kl_on}: there are moving and all")
     token_level = arguments.importance_sampling_level == "token"
-    if kl_on == "all" and (arguments.loss_type != "dr_grpo" or not token_level):
+    if kl_on == "all" and (arguments.loss_type not in CONSTANT_NORMALIZER or not token_level):
         found.append("kl_on = all needs loss_type = dr_grpo and importance_sampling_level = token")
     if kl_on == "all" and not arguments.beta:
         found.append("kl_on = all says nothing with beta = 0: there is no KL")

@@ -55,8 +55,7 @@ class PrefixTrainer(GRPOTrainer):
         spent: the cost of what came before this run (collected traces, a supervised stage): it counts as its own.
         budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
         speed: what is done to compute less; None: all of it. :data:`~prefix_rl.speed.settings.OFF` is TRL's own path.
-        kl_on: the tokens on which the KL of ``args.beta`` falls. ``"moving"``: those that the surrogate moves.
-            ``"all"``: also those that are context, such as masked prefixes.
+        kl_on: where the KL of ``args.beta`` falls: on tokens that the surrogate moves, or on ``"all"``, context too.
 
     Raises:
         RecipeError: for settings that contradict the method.
@@ -73,8 +72,8 @@ class PrefixTrainer(GRPOTrainer):
         if processing_class is None and isinstance(model, str):
             processing_class = load_tokenizer(model)
         train_dataset, demonstrations, answers = planning.taken_apart(train_dataset)
-        self.method, self.speed, self.rollouts_every, self.facts = method, speed or Speed(), rollouts_every, facts or {}
-        self.kl_on = kl_on
+        self.method, self.speed, self.kl_on = method, speed or Speed(), kl_on
+        self.rollouts_every, self.facts = rollouts_every, facts or {}
         self._open, self._saved, self._grading = Slot(), resume.Saved(method, spent or Cost()), ledger.Clock()
         self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._ranks.largest(flag)))
         super().__init__(
@@ -149,8 +148,8 @@ class PrefixTrainer(GRPOTrainer):
         rewards = credit.total(rewards_per_func, self.reward_weights, step)
         credit.check_scored(rewards, step)
         if batch:
-            outcomes = list(self._pending_extra_logs.get("outcome", [])) or None
-            self._open.fill(completions=completion_ids_list, rewards=rewards, outcomes=outcomes)
+            told = list(self._pending_extra_logs.get("outcome", [])) or None
+            self._open.fill(completions=completion_ids_list, rewards=rewards, outcomes=told)
             self._log(ledger.reward_metrics(rewards, batch.planned.prefixed))
         return rewards_per_func
 
@@ -172,25 +171,25 @@ class PrefixTrainer(GRPOTrainer):
         """TRL's batch with what the method decides on it: advantages, weights and which tokens move, by token."""
         batch, ranks, needs = self._open.get(GenerationBatch), self._ranks, self.method.needs
         prefixes, entropies, cost = credit.prefix_mask(batch.plan, output), None, Cost()
-        rollouts = credit.gathered(ranks, batch, output, prefixes, self.demonstrations)
-        prefixes = prefixes & output["completion_mask"].bool()  # but for rollouts that are left out of the loss
         if needs.entropies:
             encode = partial(self._get_per_token_logps_and_entropies, self.model, compute_entropy=True)
             entropies = credit.prefix_entropies(encode, output, prefixes, self.args.per_device_train_batch_size, ranks)
+        rollouts = credit.gathered(ranks, batch, output, prefixes, self.demonstrations)
+        whole = credit.whole(ranks, batch, rollouts)
         if needs.further:
-            rollouts, cost = further.continued(
-                needs.further, batch, rollouts, output, ranks, self._sampled, self._parameters
-            )
-            self._log({"reward_continued": torch.nanmean(rollouts.continued)})
-        decided = credit.Credit.by(self.method, rollouts, entropies)
-        self._saved.remember(self.method.remember(self._saved.memory, rollouts))
+            whole, cost = further.continued(needs.further, batch, whole, output, ranks, self._sampled, self._parameters)
+            self._log({"reward_continued": torch.nanmean(whole.continued)})
+        decided = credit.Credit.by(self.method, rollouts, entropies, whole)
+        self._saved.remember(self.method.remember(self._saved.memory, whole))
         self._saved.spend(cost + ledger.cost_of(
-            rollouts, decided, batch.planned, output, ranks, self._parameters, self.num_iterations, needs.entropies
+            rollouts, decided, batch.planned, output, ranks, self._parameters, self.num_iterations, needs.entropies,
+            whole,
         ))  # fmt: skip
         self._log(ledger.prefix_metrics(rollouts, batch.planned, decided) if needs.prefixes else {})
         self._log(ledger.totals(self.method, self._saved.memory, self.cost), last=True)
-        own = ranks.own(len(batch.inputs))
-        output |= {**decided.keys(own, output, ranks), "prefix_mask": prefixes, "rewards": batch.rewards[own]}
+        own, width = ranks.own(len(batch.inputs)), prefixes.size(1)
+        output |= {**decided.keys(own, width), "prefix_mask": prefixes, "rewards": batch.rewards[own]}
+        output |= credit.only_moving(output, output["update_mask"], ranks)
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
         if self.rollouts_every and generation % self.rollouts_every == 0:
             ledger.save(self.args.output_dir, ledger.records(batch, output, self._tokenizer.decode), ranks)
@@ -201,17 +200,18 @@ class PrefixTrainer(GRPOTrainer):
         with self._open.holding(Forward(inputs) if "update_mask" in inputs else None):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if forward := self._open.get(Forward):
-                logps, entropies = forward.found
-                extra = self.method.extra_loss(credit.micro_batch(inputs, self._step_now()), logps, entropies)
-                terms = [] if extra is None else [extra]
+                extra = self.method.extra_loss(credit.micro_batch(inputs, self._step_now()), *forward.found)
                 if self.beta and self.kl_on == "all":
-                    budget, corrected = self.max_completion_length, self.args.use_bias_correction_kl
-                    terms.append(self.beta * credit.kl_on_context(inputs, logps, budget, corrected))
-                for term in terms:
-                    loss = loss + term / self.current_gradient_accumulation_steps
+                    kl = credit.kl_on_context(inputs, forward.found[0], self.args)
+                    extra = kl if extra is None else extra + kl
+                if extra is not None:
+                    loss = loss + extra / self.current_gradient_accumulation_steps
                 loss = loss * inputs.get(SHARE, 1.0)
                 if self.method.needs.prefixes:
-                    self._log(ledger.entropy_metrics(entropies.detach(), inputs, self._ranks))
+                    mask = inputs["completion_mask"].bool()
+                    self._log(
+                        ledger.entropy_metrics(forward.found[1].detach(), mask, inputs["prefix_mask"], self._ranks)
+                    )
         return loss
 
     # --- around these: the fast path, metrics, checkpoints ------------------------------------------------------------
