@@ -208,10 +208,8 @@ class PrefixTrainer(GRPOTrainer):
                     loss = loss + extra / self.current_gradient_accumulation_steps
                 loss = loss * inputs.get(SHARE, 1.0)
                 if self.method.needs.prefixes:
-                    mask = inputs["completion_mask"].bool()
-                    self._log(
-                        ledger.entropy_metrics(forward.found[1].detach(), mask, inputs["prefix_mask"], self._ranks)
-                    )
+                    told = forward.found[1].detach(), inputs["completion_mask"].bool(), inputs["prefix_mask"]
+                    self._log(ledger.entropy_metrics(*told, self._ranks))
         return loss
 
     # --- around these: the fast path, metrics, checkpoints ------------------------------------------------------------
