@@ -649,12 +649,12 @@ def test_a_policy_may_be_given_by_its_folder(tmp_path, scripted):
     summary, _ = scripted_run(tmp_path / "lab")
     summary, _ = scripted_run(tmp_path / "same", policy=summary["policy"], overrides=["model.name_or_path=/nowhere"])
     assert files(tmp_path / "same") == files(tmp_path / "lab")
-    with pytest.raises(DataError, match="could be loaded from /nowhere"):
+    with pytest.raises(DataError, match="there is no folder /nowhere"):
         scripted_run(tmp_path / "none", policy="/nowhere")
 
 
 def test_settings_that_make_no_sense_are_all_named_before_a_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "_load", None)
+    monkeypatch.setattr(collecting, "Policy", None)
     with pytest.raises(UserError) as error:
         collect(RECIPE, UNTRAINED, tmp_path / "s", k=0, max_pass_rate=2, batch_size=0, temperature=0.0)
     assert [p.split(" ")[0] for p in error.value.problems] == ["k", "max_pass_rate", "batch_size", "temperature"]
