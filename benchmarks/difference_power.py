@@ -1,4 +1,4 @@
-"""How often the ladder's paired test rejects a true null at 5 %, and how often it finds a difference, on simulated runs.
+"""How often the ladder's paired test rejects a true null at 5 %, and how often it finds a difference: simulated runs.
 
     python benchmarks/difference_power.py [simulations]
 
@@ -33,7 +33,7 @@ def arms(seeds: int, problems: int, spread: float, effect: float, generator: np.
 def before(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The p value of the former rule."""
     d = ours - theirs
-    seeds, problems = d.shape
+    seeds = len(d)
 
     def of_mean(means: np.ndarray) -> float:
         return float(means.var(ddof=1) / means.size)
@@ -65,8 +65,8 @@ def main(simulations: int) -> None:
                     found.append(100 * rejected / simulations)
                 (level, old_level), (five, _), (ten, old_ten) = found
                 print(
-                    f"| {seeds} | {problems} | {100 * spread:.0f} points | {level:.1f} % | {five:.0f} % | {ten:.0f} % | "
-                    f"{old_level:.1f} % | {old_ten:.0f} % |",
+                    f"| {seeds} | {problems} | {100 * spread:.0f} points | {level:.1f} % | {five:.0f} % | {ten:.0f} % "
+                    f"| {old_level:.1f} % | {old_ten:.0f} % |",
                     flush=True,
                 )
 
