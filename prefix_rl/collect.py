@@ -109,7 +109,7 @@ def collect(
     model = asked.load()
     about = {**_data_facts(asked, problems, prompts), **_model_facts(asked, model), "limits_sha256": _sha256(limits)}
     store = _open_or_create(Path(output), {**about, "settings": settings})
-    grader = recipe.reward.grader() if method.stages.needs_answers else None
+    grader = recipe.grader() if method.stages.needs_answers else None
     with store.writing():
         try:
             _sample(store, asked, model, problems, prompts, limits, grader, plan)
@@ -188,7 +188,7 @@ def import_file(
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     asked = _policy(recipe, Path(output))
     store = _open_or_create(Path(output), _data_facts(asked, problems, _prompts(asked, problems)))
-    grader = recipe.reward.grader() if recipe.method.stages.needs_answers else None
+    grader = recipe.grader() if recipe.method.stages.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
             done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance, asked.turn)

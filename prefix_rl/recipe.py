@@ -186,10 +186,20 @@ class Recipe:
         """The lab's settings."""
         return self.data.lab or World()
 
+    def grader(self) -> Grader:
+        """What grades completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
+        own = self.world.grader() if self.uses_lab else None
+        return own or self.reward.grader()
+
     @property
     def evaluation_length(self) -> int:
         """The most tokens that a completion may have in an evaluation."""
         return self.evaluation.max_completion_length or self.training_value("max_completion_length")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the ``training`` block sets of TRL's own."""
+        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS}
 
     @property
     def uses_lab(self) -> bool:
@@ -313,6 +323,11 @@ def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
+_BESIDE_TRLS = {"kl_on": Field(Literal["moving", "all"], "moving")}
+"""Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
+move or all of a completion."""
+
+
 def read_yaml(path: str | os.PathLike) -> dict:
     """The mapping in a YAML file.
 
@@ -323,9 +338,9 @@ def read_yaml(path: str | os.PathLike) -> dict:
 
 
 def training_fields() -> dict[str, Field]:
-    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
-    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
-    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig")
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it,
+    and ours beside them."""
+    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig") | _BESIDE_TRLS
 
 
 _SET_ELSEWHERE = {

@@ -172,6 +172,7 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
+        kl_on=recipe.training_value("kl_on"),
         **adapters,
     )
     if policy.date:
@@ -188,7 +189,7 @@ def _reward(recipe: Recipe) -> MathReward:
     preflight.quiet()
     from .rewards import MathReward
 
-    return MathReward(recipe.reward.grader())
+    return MathReward(recipe.grader())
 
 
 def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
             output_dir=recipe.output.dir,
             remove_unused_columns=False,
             model_init_kwargs=dict(loading or {}) or None,
-            **{**recipe.training, **changes},
+            **{**recipe.arguments, **changes},
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"TRL does not accept the training block: {error}") from error

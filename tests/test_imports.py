@@ -18,7 +18,7 @@ LAYERS = [
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},
-    {"data", "lab.world"},
+    {"data", "lab.world", "lab.parities"},
     {
         "recipe",
         "batches",

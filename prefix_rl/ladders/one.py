@@ -79,7 +79,7 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
 
     preflight.quiet()
     recipe = load_recipe(job.recipe, job.overrides)
-    grader = recipe.reward.grader()
+    grader = recipe.grader()
 
     def shares(target: Target, fraction: float, samples: int, limit: int | None = None) -> list[float]:
         """The share of right samples, by problem."""
