@@ -14,7 +14,7 @@ from prefix_rl.errors import RecipeError
 from prefix_rl.lab.base import base_policy, model, tokenizer, train_base
 from prefix_rl.lab.parities import ParityGrader, check, corpus, solution
 from prefix_rl.lab.world import World, held_out_problems, training_problems
-from prefix_rl.ladder import load_ladder
+from prefix_rl.ladders.plan import load_ladder
 from prefix_rl.prefixes import cut
 from prefix_rl.recipe import load_recipe
 from prefix_rl.rewards.grading import Outcome
