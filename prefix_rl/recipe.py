@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Interval
 
-from . import contradictions, methods, yaml12
+from . import adapters, contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
@@ -39,18 +39,8 @@ LAB = "lab"
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Train adapters instead of the model (peft's ``LoraConfig``)."""
-
-    r: Annotated[int, Ge(1)] = 16
-    lora_alpha: Annotated[float, Gt(0)] = 32
-    lora_dropout: Fraction = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-
-@dataclass(frozen=True)
 class Model:
-    """The policy to train."""
+    """The policy to train. The block also takes TRL's ``ModelConfig`` keys of adapters and quantization (use_peft)."""
 
     name_or_path: str
     """A folder, a name on the hub, or ``lab`` for the lab's base policy."""
@@ -62,8 +52,8 @@ class Model:
     """As transformers names it: sdpa, flash_attention_2, ..."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
-    lora: Lora | None = None
-    """Train LoRA adapters; null: all parameters."""
+    peft: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the block sets of ``ModelConfig``'s keys, by their own names (see :mod:`prefix_rl.adapters`)."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +166,7 @@ class Output:
 
 
 BLOCKS: dict[str, type | None] = {
-    "model": Model, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
+    "model": None, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
     "speed": Speed, "evaluation": Evaluation, "output": Output,
 }  # fmt: skip
 
@@ -198,9 +188,12 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out: a recipe again, and equal to this one when loaded."""
-        plain = {name: dataclasses.asdict(getattr(self, name)) for name, cls in BLOCKS.items() if cls}
+        plain = {
+            name: dataclasses.asdict(getattr(self, name)) for name, cls in BLOCKS.items() if cls or name == "model"
+        }
         plain["method"] = _as_given(self.method_name, self.method)
         plain["training"] = dict(self.training)
+        plain["model"] |= plain["model"].pop("peft")
         return {name: plain[name] for name in BLOCKS}
 
     def dump(self) -> str:
@@ -376,6 +369,8 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
             made[block] = cls(**values) if complete else None
         elif block == "method":
             made["method_name"], made[block], found = _method(given.get(block))
+        elif block == "model":
+            made[block], found = _model(given.get(block))
         else:
             made[block], found = _training(given.get(block))
         problems |= found
@@ -429,6 +424,20 @@ def _method(
     values, problems = check(where, own, fields, elsewhere)
     complete = all(field.default is not REQUIRED or key in values for key, field in fields.items())
     return name, cls(**values) if complete else None, problems | found
+
+
+def _model(given: object) -> tuple[Model | None, dict[str, str]]:
+    """The ``model`` block: keys of ours, and of TRL's ``ModelConfig`` what the recipe sets."""
+    ours = {key: field for key, field in fields_of(Model).items() if key != "peft"}
+    if (
+        isinstance(given, Mapping) and given.get("lora", ...) is None
+    ):  # as an earlier version wrote it, without adapters
+        given = {key: value for key, value in given.items() if key != "lora"}
+    values, found = check("model", given, ours | adapters.fields(), adapters.OTHER_KEYS)
+    if "name_or_path" not in values:
+        return None, found
+    peft = {key: values[key] for key in given if key in adapters.fields() and f"model.{key}" not in found}
+    return Model(**{key: values[key] for key in ours}, peft=peft), found
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:

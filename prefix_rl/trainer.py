@@ -38,9 +38,10 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 
+from .arguments import check_trainable, demonstrations_and_answers, tokenizer_of
 from .checkpoints import mark_whole
 from .costs import Cost, inference_flops, update_flops
-from .data.tokenizer import DemonstrationTable, continuation_start, load_tokenizer, opening_of
+from .data.tokenizer import DemonstrationTable, continuation_start, opening_of
 from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
@@ -104,13 +105,10 @@ class PrefixTrainer(GRPOTrainer):
         if problems:
             raise RecipeError("these settings contradict the method:", problems)
 
-        if processing_class is None and isinstance(model, str):
-            processing_class = load_tokenizer(model)
-        demonstrations = [[] for _ in range(len(train_dataset))]
+        processing_class = processing_class or tokenizer_of(model)
+        demonstrations, answers = demonstrations_and_answers(train_dataset)
         if "demonstrations" in train_dataset.column_names:
-            demonstrations = train_dataset["demonstrations"][:]
             train_dataset = train_dataset.remove_columns("demonstrations")
-        answers = train_dataset["answer"][:] if "answer" in train_dataset.column_names else [""] * len(demonstrations)
         train_dataset = train_dataset.add_column(_ROW, list(range(len(demonstrations))))
 
         self.speed = speed or Speed()
@@ -131,6 +129,7 @@ class PrefixTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        check_trainable(self.model)
         if self._is_vlm and begins:
             raise RecipeError("prefixes are token ids behind a text prompt; this model takes images too")
         self.method = method
