@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,32 @@ def between_blocks(recipe: Recipe) -> list[str]:
         faults.append("data.system_prompt needs data.prompt = chat")
     if recipe.model.chat_template and not Path(recipe.model.chat_template).is_file():
         faults.append(f"model.chat_template: there is no file {recipe.model.chat_template}")
+    if recipe.model.chat_template and recipe.data.prompt == "plain":
+        faults.append("model.chat_template needs data.prompt = chat: a plain prompt goes through no template")
+    if value("chat_template_kwargs") and recipe.data.prompt == "plain":
+        faults.append("training.chat_template_kwargs needs data.prompt = chat: a plain prompt goes through no template")
+    if recipe.model.date is not None and not _is_date(recipe.model.date):
+        faults.append(f"model.date = {recipe.model.date}: must be a date, as 2026-11-25")
+    if value("reward_weights") and len(value("reward_weights")) != 1:
+        faults.append(
+            f"training.reward_weights = {value('reward_weights')}: there is one reward, so give one weight, or none"
+        )
+    if value("save_only_model"):
+        faults.append(
+            "training.save_only_model = true: a checkpoint without optimizer cannot be continued from, and a run that "
+            "was cut off would go on with a fresh one; leave it out, and use training.save_total_limit to save space"
+        )
     if completion < 2:
         faults.append(f"training.max_completion_length = {completion}: must be at least 2")
     return faults
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:

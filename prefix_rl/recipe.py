@@ -52,6 +52,9 @@ class Model:
     """As transformers names it: sdpa, flash_attention_2, ..."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
+    date: str | None = None
+    """The date (2026-11-25) that a chat template with a date in it shows; null: that of the day on which the run, the
+    collection or the evaluation began."""
     peft: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the block sets of ``ModelConfig``'s keys, by their own names (see :mod:`prefix_rl.adapters`)."""
 
