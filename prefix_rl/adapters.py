@@ -1,33 +1,46 @@
-"""Adapters: TRL's keys for training them, and folders that hold them.
+"""Adapters: TRL's keys for training them, folders that hold them, and the whole model that they make.
 
-A folder of adapters is a policy wherever a folder of a model is one. It holds ``adapter_config.json``, which names the
-model that the adapters stand on, and the adapters' weights.
+A folder of adapters is a policy wherever a folder of a model is one (:func:`prefix_rl.policy.find`). It holds
+``adapter_config.json``, which names the model that the adapters stand on, and their weights.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .errors import CheckpointError, DataError, RecipeError
 from .fields import Field, fields_from_source
 
+if TYPE_CHECKING:
+    from .recipe import Model, Recipe
+
+CONFIG = "adapter_config.json"
+"""The file that makes a folder one of adapters."""
 _OURS = {"model_name_or_path", "model_revision", "dtype", "attn_implementation", "lora_task_type"}
-_NAMES = {
-    "r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "lora_target_modules",
+_SAVED = {  # the keys of a recipe, and what peft calls them in a folder of adapters
+    "lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters", "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora", "use_dora": "use_dora",
 }  # fmt: skip
+_QUANTIZED = ("load_in_8bit", "load_in_4bit")
 OTHER_KEYS = {
-    "lora": "is gone; TRL's own names stand in the model block: use_peft: true, and "
-    + ", ".join(f"{new} for {old}" if old != new else new for old, new in _NAMES.items()),
+    "lora": "is gone; TRL's own names stand in the model block: use_peft: true, and lora_r for r, lora_alpha, "
+    "lora_dropout, lora_target_modules for target_modules",
     "model_name_or_path": "is called name_or_path here",
     "model_revision": "is called revision here",
     "torch_dtype": "is called dtype here",
     "lora_task_type": "is always CAUSAL_LM; leave it out",
 }
 """What to say of keys of the model block that people write and that it does not take."""
-_LORA = ("lora_", "use_rslora", "use_dora")
-_QUANTIZED = ("load_in_8bit", "load_in_4bit")
+
+
+# --- the keys of a recipe ---------------------------------------------------------------------------------------------
 
 
 @cache
@@ -48,7 +61,7 @@ def faults(peft: Mapping[str, Any]) -> list[str]:
     value = {key: field.default for key, field in fields().items()} | dict(peft)
     found = []
     if not value["use_peft"]:
-        if idle := [key for key in peft if key.startswith(_LORA)]:
+        if idle := [key for key in peft if key in _SAVED]:
             names, verb = ", ".join(f"model.{key}" for key in idle), "do" if len(idle) > 1 else "does"
             found.append(f"{names} {verb} nothing without model.use_peft = true: all parameters would be trained")
         found += [
@@ -69,3 +82,149 @@ def faults(peft: Mapping[str, Any]) -> list[str]:
     if value["bnb_4bit_quant_type"] not in ("fp4", "nf4"):
         found.append(f"model.bnb_4bit_quant_type = {value['bnb_4bit_quant_type']}: must be fp4 or nf4")
     return found
+
+
+def quantized(peft: Mapping[str, Any]) -> bool:
+    """Whether the weights beside the adapters are loaded in 4 or 8 bits."""
+    return any(peft.get(key) for key in _QUANTIZED)
+
+
+def new(model: Model) -> dict[str, Any]:
+    """What a trainer of TRL is given to train new adapters (``peft_config``); nothing if all parameters are trained.
+
+    Raises:
+        RecipeError: if peft does not take the settings.
+    """
+    from trl import get_peft_config
+
+    try:
+        config = get_peft_config(_as_trl_has_it(model))
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"peft does not accept the model block: {error}") from error
+    if config is None:
+        return {}
+    config.revision = model.revision
+    return {"peft_config": config}
+
+
+def quantization(model: Model) -> dict[str, Any]:
+    """What ``from_pretrained`` is given to load the weights for training in 4 or 8 bits; nothing if they are not.
+
+    Raises:
+        RecipeError: if bitsandbytes is not there, or does not take the settings.
+    """
+    if not quantized(model.peft):
+        return {}
+    from trl import get_kbit_device_map, get_quantization_config
+
+    try:
+        return {
+            "quantization_config": get_quantization_config(_as_trl_has_it(model)),
+            "device_map": get_kbit_device_map(),
+        }
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"model.load_in_4bit, model.load_in_8bit: {error}") from error
+
+
+def _as_trl_has_it(model: Model):
+    from trl import ModelConfig
+
+    targets = model.peft.get("lora_target_modules")
+    peft = {**model.peft, **({"lora_target_modules": [targets]} if isinstance(targets, str) else {})}
+    return ModelConfig(model_name_or_path=model.name_or_path, dtype=model.dtype or "float32", **peft)
+
+
+# --- folders of adapters ----------------------------------------------------------------------------------------------
+
+
+def check_continues(folder: str | Path, peft: Mapping[str, Any]) -> None:
+    """Sees that adapters that are trained on are what a recipe asks for.
+
+    Raises:
+        RecipeError: naming each setting that was another one when they were made.
+    """
+    saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+    found = []
+    for key, name in _SAVED.items():
+        if key not in peft or peft[key] == "all-linear":  # peft saves the names of the layers instead
+            continue
+        old, asked = (_plain(value) for value in (saved.get(name), peft[key]))
+        if old != asked:
+            found.append(f"model.{key} = {json.dumps(peft[key])}: these adapters have {json.dumps(saved.get(name))}")
+    if found:
+        raise RecipeError(
+            f"{folder} holds adapters, which are trained on as they are. Leave these keys out, or start from the whole "
+            f"model that `prefix-rl merge {folder}` writes, with new adapters:",
+            found,
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A setting as it compares: names have no order, and nothing chosen is nothing."""
+    return sorted([value] if isinstance(value, str) else value) if isinstance(value, (str, list)) else value or None
+
+
+def why_not_in_vllm(folder: str | Path) -> str | None:
+    """Why vLLM cannot take these adapters beside their model, None if it can. Merged it takes them all."""
+    saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+    if saved.get("peft_type", "LORA") != "LORA":
+        return f"they are of the kind {saved['peft_type']}, not LORA"
+    if saved.get("use_dora"):
+        return "they have magnitudes (use_dora)"
+    if saved.get("modules_to_save"):
+        return f"they hold whole modules ({', '.join(saved['modules_to_save'])})"
+    return None
+
+
+def merge(target: str | Path, output: Path | None = None) -> Path:
+    """Writes the whole model that adapters and their model make, with its tokenizer; returns its folder.
+
+    The folder appears when it is whole. Weights have the type of the model's own.
+
+    Args:
+        target: a run's folder, a checkpoint inside one, or a folder of adapters.
+        output: ``merged`` in the run's folder unless given; for adapters of no run, beside them.
+
+    Raises:
+        DataError: if there are no adapters, or the model that they stand on is not there.
+        CheckpointError: if the folder is there, or cannot be written.
+    """
+    from . import preflight
+    from .policy import Policy, run_of
+
+    preflight.quiet()
+    policy = Policy(_bare_recipe(target))
+    if not policy.adapters:
+        raise DataError(f"{policy.path} is a whole model; there is nothing to merge")
+    if output is None:
+        run, folder = run_of(policy.adapters), Path(policy.adapters)
+        output = run / "merged" if run else folder.with_name(f"{folder.name}-merged")
+    if output.exists():
+        raise CheckpointError(f"{output} is there already; give another --output, or remove it")
+    beside = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    model = policy.load()
+    try:
+        beside.mkdir(parents=True)
+        model.save_pretrained(beside)
+        policy.tokenizer.save_pretrained(beside)
+        policy.generation_config.save_pretrained(beside)
+        beside.rename(output)
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written: {error.strerror or error}") from error
+    return output
+
+
+def _bare_recipe(target: str | Path) -> Recipe:
+    """A recipe for a policy that nothing is asked of."""
+    from .recipe import load_recipe
+
+    return load_recipe(
+        {
+            "model": {"name_or_path": str(target)},
+            "data": {"train": "(nothing)", "prompt": "plain"},
+            "method": {"name": "dr_grpo"},
+            "training": {"use_cpu": True},
+            "output": {"dir": "(nowhere)"},
+        }
+    )
