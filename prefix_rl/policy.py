@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import adapters
 from .checkpoints import FINAL, checkpoints, last_whole
 from .data.problems import Problem
 from .data.tokenizer import (
@@ -34,7 +35,7 @@ from .recipe import LAB, Recipe, prompt_of
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_ADAPTERS, _CONFIG = "adapter_config.json", "config.json"
+_CONFIG = "config.json"
 _PROBE = "What is 12 + 3?"
 
 
@@ -82,9 +83,9 @@ def find(name: str | Path, world: World | None = None, revision: str | None = No
             )
         return Place(str(name), str(name), revision)
     inside = _policy_in(folder)
-    if (inside / _ADAPTERS).is_file() and not (inside / _CONFIG).is_file():
+    if (inside / adapters.CONFIG).is_file() and not (inside / _CONFIG).is_file():
         return _adapted(inside)
-    return Place(str(inside), str(inside))
+    return Place(str(inside), str(inside), revision if inside == folder else None)
 
 
 def base_policy(world: World) -> str:
@@ -103,7 +104,7 @@ def run_of(folder: str | Path) -> Path | None:
 
 def _policy_in(folder: Path) -> Path:
     """The folder with the weights: itself, or of a run its policy."""
-    holds = [(folder / name).is_file() for name in (_CONFIG, _ADAPTERS)]
+    holds = [(folder / name).is_file() for name in (_CONFIG, adapters.CONFIG)]
     if any(holds):
         return folder
     if (folder / FINAL).is_dir():
@@ -115,25 +116,27 @@ def _policy_in(folder: Path) -> Path:
     there = [str(p) for p in checkpoints(folder)]
     hint = f"; it holds {', '.join(there)}: give one of these" if there else ""
     raise DataError(
-        f"no model could be loaded from {folder}: the folder has neither {_CONFIG} nor {_ADAPTERS}, and it is not the "
-        f"folder of a run{hint}"
+        f"no model could be loaded from {folder}: the folder has neither {_CONFIG} nor {adapters.CONFIG}, and it is not "
+        f"the folder of a run{hint}"
     )
 
 
 def _adapted(folder: Path) -> Place:
     """Adapters and the model that they belong to."""
     try:
-        given = json.loads((folder / _ADAPTERS).read_text(encoding="utf-8"))
+        given = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
         base, revision = given["base_model_name_or_path"], given.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / _ADAPTERS} does not say which model the adapters belong to: {error}") from error
+        raise DataError(
+            f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {error}"
+        ) from error
     if not isinstance(base, str) or not base:
         what = f"base_model_name_or_path = {base!r}; write its name or folder there"
-        raise DataError(f"{folder / _ADAPTERS} does not say which model the adapters belong to: {what}")
+        raise DataError(f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {what}")
     if not Path(base).is_dir() and looks_like_a_path(base):
         raise DataError(
             f"{folder} holds adapters of the model {base}, and there is no such folder (from {Path.cwd()}); bring it "
-            f"back, or set base_model_name_or_path in {folder / _ADAPTERS} to where it is now"
+            f"back, or set base_model_name_or_path in {folder / adapters.CONFIG} to where it is now"
         )
     if Path(base).is_dir():
         revision = None
@@ -199,6 +202,22 @@ class Policy:
         wanted = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": self.revision}
         return {name: value for name, value in wanted.items() if value is not None}
 
+    @property
+    def loading_to_train(self) -> dict[str, Any]:
+        """:attr:`loading`, with the quantization that the recipe asks for."""
+        return {**self.loading, **adapters.quantization(self.recipe.model)}
+
+    def new_adapters(self) -> dict[str, Any]:
+        """What a trainer of TRL is given to train adapters that are not there yet; nothing to train what is there.
+
+        Raises:
+            RecipeError: if there are adapters and the recipe asks for others, or for what peft does not take.
+        """
+        if self.adapters:
+            adapters.check_continues(self.adapters, self.recipe.model.peft)
+            return {}
+        return adapters.new(self.recipe.model)
+
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the adapters if they came with one, else that of the model."""
         source = self.path if not self.adapters or has_tokenizer(Path(self.adapters)) else self.base
@@ -244,8 +263,8 @@ class Policy:
         if not self.tokenizer.chat_template:
             raise RecipeError(
                 f"data.prompt = chat, but the tokenizer of {self.path} has no chat template. For a base model give "
-                "data.prompt = plain (the policy then sees the problem and data.instruction, nothing else), or a Jinja "
-                "file with model.chat_template = FILE"
+                "data.prompt=plain (the policy then sees the problem and data.instruction, nothing else), or a Jinja "
+                "file with model.chat_template=FILE"
             )
         try:
             self.template = self.tokenizer.get_chat_template()
@@ -394,36 +413,47 @@ class Policy:
             for name, ids in prompts.items() if len(ids) + length > positions
         ]  # fmt: skip
 
-    def check_context(self, prompts: Mapping[str, Sequence[int]], length: int, setting: str) -> None:
+    def check_context(
+        self, prompts: Mapping[str, Sequence[int]], length: int, setting: str, droppable: bool = False
+    ) -> None:
         """Sees that the model has positions for every prompt and its completion.
 
         Args:
             prompts: ids by the name of the problem, as where it was read.
             length: the most tokens of a completion.
             setting: the setting that says so, for the message.
+            droppable: whether the problems can be left out.
 
         Raises:
             RecipeError: naming the problems, and what would fit.
         """
-        if not (found := self.too_long(prompts, length)):
+        found = self.too_long(prompts, length)
+        if not found:
             return
         longest, positions = max(map(len, prompts.values())), self.positions
-        room = f"{setting} = {positions - longest} would fit for all" if positions > longest + 1 else (
-            "no completion fits behind the longest of them"
-        )  # fmt: skip
-        drop = max(positions - length, 0)
+        fits = max(positions - longest, 0)
+        remedies = [f"{setting} = {fits} fits for all" if fits > 1 else "no completion fits behind the longest of them"]
+        if droppable and positions > length:
+            remedies.append(
+                f"`prefix-rl prepare --tokenizer {self.path} --max-prompt-length {positions - length}` leaves these out"
+            )
         raise RecipeError(
-            f"{self.path} has positions for {positions} tokens, and {len(found)} of {len(prompts)} prompts with "
-            f"{setting} = {length} need more; {room}" + (
-                f", and `prefix-rl prepare --tokenizer {self.path} --max-prompt-length {drop}` drops these:" if drop
-                else ":"
-            ),
+            f"{self.path} has positions for {positions} tokens, and with {setting} = {length} {len(found)} prompt"
+            f"{'s need' if len(found) > 1 else ' needs'} more; {', and '.join(remedies)}:",
             at_most(found),
-        )  # fmt: skip
+        )
 
-    def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
-        """The ids of each problem's prompt, by the place where the problem was read, or else its id."""
-        return {problem.place or problem.id: self.prompt_ids(problem) for problem in problems}
+    def check_problems(self, problems: Sequence[Problem], length: int, setting: str) -> None:
+        """:meth:`check_context` for problems to train on. Only those that may be too long are rendered.
+
+        A token of usual tokenizers stands for at least half a byte of the text.
+        """
+        if self.positions is None:
+            return
+        room = (self.positions - length - len(self.example)) / 2
+        long = [p for p in problems if len(p.text.encode()) > room]
+        prompts = {problem.place or problem.id: self.prompt_ids(problem) for problem in long}
+        self.check_context(prompts, length, setting, droppable=True)
 
     # --- the weights --------------------------------------------------------------------------------------------------
 
@@ -439,7 +469,7 @@ class Policy:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
-        options = {"dtype": "float32" if trainable else "auto", **self.loading}
+        options = {"dtype": "float32", **self.loading_to_train} if trainable else {"dtype": "auto", **self.loading}
         try:
             model = AutoModelForCausalLM.from_pretrained(self.base, **options)
             if self.adapters:

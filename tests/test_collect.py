@@ -535,7 +535,7 @@ def scripted(monkeypatch):
     """Takes the place of sampling: ``script[problem id]`` are the numbers of the attempts that are right."""
     script, drawn = {"seeds": []}, {}
 
-    def sample(model, tokenizer, problems, prompts, grader, *, batch_size, seed, **options):
+    def sample(engine, tokenizer, turn, problems, prompts, grader, *, batch_size, seed, **options):
         assert len(problems) == batch_size
         script["seeds"].append(seed)
         made = []

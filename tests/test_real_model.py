@@ -18,11 +18,16 @@ from prefix_rl.reports.rollouts import read_rollouts
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 RECIPES = Path(__file__).parents[1] / "recipes" / "smollm2-135m"
 MODEL = real.folder("smollm2")
-WORDS = [  # problems in the manner of GSM8K, with its marks
-    ("A baker fills {a} trays with {b} rolls each and sells {c} of them. How many are left?", "a*b-c",
-     "He has {a} * {b} = <<{a}*{b}={p}>>{p} rolls.\nThen {p} - {c} = <<{p}-{c}={r}>>{r} are left.\n#### {r}"),
-]  # fmt: skip
-NUMBERS = [(3, 12, 7), (5, 9, 11), (4, 15, 23), (6, 8, 19), (7, 13, 30), (2, 26, 14), (9, 11, 45), (8, 14, 51)]
+NUMBERS = [  # of problems in the manner of GSM8K, with its marks
+    (3, 12, 7),
+    (5, 9, 11),
+    (4, 15, 23),
+    (6, 8, 19),
+    (7, 13, 30),
+    (2, 26, 14),
+    (9, 11, 45),
+    (8, 14, 51),
+]
 NAMES = ["baker", "gardener", "printer", "farmer", "potter", "tailor", "grocer", "miller", "weaver", "cooper"]
 TINY = [
     "training.use_cpu=true", "training.bf16=false", "training.max_steps=2", "training.save_strategy=no",
@@ -43,8 +48,7 @@ def rows(path, numbers, question):
         for (a, b, c), name in zip(numbers, NAMES, strict=False):
             p, r = a * b, a * b - c
             solution = (
-                f"There are {a} * {b} = <<{a}*{b}={p}>>{p} of them.\n"
-                f"{p} - {c} = <<{p}-{c}={r}>>{r} are left.\n#### {r}"
+                f"There are {a} * {b} = <<{a}*{b}={p}>>{p} of them.\n{p} - {c} = <<{p}-{c}={r}>>{r} are left.\n#### {r}"
             )
             asked = question.format(name=name, a=a, b=b, c=c)
             file.write(json.dumps({"question": asked, "answer": solution}) + "\n")
@@ -55,8 +59,14 @@ def rows(path, numbers, question):
 def data(tmp_path_factory):
     """Rows as `prefix-rl prepare` makes them of GSM8K's columns: (to train on, to evaluate on)."""
     folder = tmp_path_factory.mktemp("data")
-    train = rows(folder / "train.raw.jsonl", NUMBERS, "A {name} fills {a} trays with {b} pieces and sells {c}. What is left?")
-    test = rows(folder / "test.raw.jsonl", NUMBERS[:2], "In {a} rows stand {b} chairs each; {c} break. How many does the {name} keep?")
+    train = rows(
+        folder / "train.raw.jsonl", NUMBERS, "A {name} fills {a} trays with {b} pieces and sells {c}. What is left?"
+    )
+    test = rows(
+        folder / "test.raw.jsonl",
+        NUMBERS[:2],
+        "In {a} rows stand {b} chairs each; {c} break. How many does the {name} keep?",
+    )
     run("prepare", train, "--output", folder / "train.jsonl", "--against", test, "--no-near-duplicates",
         "--tokenizer", MODEL, "--max-completion-length", 60)  # fmt: skip
     run("prepare", test, "--output", folder / "test.jsonl")
@@ -92,7 +102,7 @@ def test_prepared_rows_have_the_solutions_without_their_marks(data):
     made = [json.loads(line) for line in data[0].read_text().splitlines()]
     assert len(made) == 8
     assert made[0]["answer"] == "29"  # 3 * 12 - 7
-    assert made[0]["demonstrations"][0]["text"] == "There are 3 * 12 = 36 of them.\n36 - 7 = 29 are left.\n#### 29"
+    assert made[0]["demonstrations"][0]["text"] == "There are 3 * 12 = 36 of them.\n36 - 7 = 29 are left.\n\\boxed{29}"
 
 
 @pytest.mark.parametrize("arm", METHODS)
@@ -121,7 +131,7 @@ def test_rollouts_start_from_the_demonstrations_as_the_method_says(arm, count, t
         start = "".join(s["text"] for s in rollout["segments"] if s["kind"] != "continuation")
         if start:
             assert any(text.startswith(start) for text in texts)
-            assert "####" not in start
+            assert "boxed" not in start
             starts.append(start)
     assert (len(found), len(starts)) == (4, count)
 
@@ -130,7 +140,17 @@ def test_evaluation_is_what_transformers_generates_by_itself(trained, data, tmp_
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     policy = trained / "prefix_rft"
-    run("evaluate", policy, "evaluation.temperature=0", "--on", data[1], "--max-completion-length", "24", "--output", tmp_path)
+    run(
+        "evaluate",
+        policy,
+        "evaluation.temperature=0",
+        "--on",
+        data[1],
+        "--max-completion-length",
+        "24",
+        "--output",
+        tmp_path,
+    )
     import pyarrow.parquet
 
     samples = sorted((tmp_path / "samples").rglob("*.parquet"))
@@ -140,7 +160,7 @@ def test_evaluation_is_what_transformers_generates_by_itself(trained, data, tmp_
     expected = []
     for line in data[1].read_text().splitlines():
         asked = json.loads(line)["problem"] + (
-            "\nPlease reason step by step, and write the final answer behind #### in a line of its own."
+            "\nPlease reason step by step, and put your final answer within \\boxed{}."
         )
         ids = tokenizer.apply_chat_template([{"role": "user", "content": asked}], add_generation_prompt=True,
                                             return_tensors="pt", return_dict=True)["input_ids"]  # fmt: skip
@@ -164,9 +184,14 @@ def test_runs_are_compared_and_reported(trained, data, tmp_path):
 
 
 def test_traces_are_collected_and_can_be_trained_on(data, tmp_path):
-    import pyarrow.parquet
 
-    run("collect", RECIPES / "upft.yaml", *settings(data, tmp_path / "run", "data.limit=2"), "--output", tmp_path / "traces")
+    run(
+        "collect",
+        RECIPES / "upft.yaml",
+        *settings(data, tmp_path / "run", "data.limit=2"),
+        "--output",
+        tmp_path / "traces",
+    )
     summary = json.loads((tmp_path / "traces" / "summary.json").read_text())
     assert "attempts" in json.dumps(summary)
     run("train", RECIPES / "upft.yaml", *[s for s in settings(data, tmp_path / "run", "data.limit=2") if "max_steps" not in s],

@@ -10,7 +10,6 @@ from functools import cache
 
 import pytest
 import real
-import torch
 from conftest import SHARED
 from tokenizers import Tokenizer
 
@@ -86,7 +85,9 @@ def policy_of(name):
 
 
 def table_of(policy, texts, answer="42", guard="mention"):
-    return DemonstrationTable([[text] for text in texts], [answer] * len(texts), policy.tokenizer, guard, turn=policy.turn)
+    return DemonstrationTable(
+        [[text] for text in texts], [answer] * len(texts), policy.tokenizer, guard, turn=policy.turn
+    )
 
 
 def in_context(name, prompt, text):
@@ -121,7 +122,9 @@ def test_loading_is_quick(name):
     policy_of(name)  # what is imported at the first time is not the tokenizer's
     began = time.process_time()
     load_tokenizer(str(real.folder(name)))
-    assert time.process_time() - began < 8  # 0.5 to 3 s on an idle machine; a call of get_vocab for every word took hours
+    assert (
+        time.process_time() - began < 8
+    )  # 0.5 to 3 s on an idle machine; a call of get_vocab for every word took hours
 
 
 # --- the prompt -------------------------------------------------------------------------------------------------------
@@ -143,7 +146,9 @@ def test_the_template_gets_its_variables():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_system_prompt_stands_where_the_template_puts_it(name):
-    recipe = recipe_of(name, data={"train": "(given)", "system_prompt": "Answer in one word.", "instruction": "\nBe brief."})
+    recipe = recipe_of(
+        name, data={"train": "(given)", "system_prompt": "Answer in one word.", "instruction": "\nBe brief."}
+    )
     shown = policy_of(name).tokenizer.decode(Policy(recipe).prompt_ids(PROBLEM), skip_special_tokens=False)
     before, _, after = shown.partition("Answer in one word.")
     assert before.count("What is 6 * 7?") == 0
@@ -181,7 +186,10 @@ def test_a_demonstration_has_the_ids_that_it_has_behind_the_prompt(name, index):
     assert demonstration.stop == ENDS[name]
     prompt = policy_of(name).prompt_ids(PROBLEM)
     decode = policy_of(name).tokenizer.decode
-    whole, before = decode([*prompt, *demonstration.ids], skip_special_tokens=False), decode(prompt, skip_special_tokens=False)
+    whole, before = (
+        decode([*prompt, *demonstration.ids], skip_special_tokens=False),
+        decode(prompt, skip_special_tokens=False),
+    )
     assert whole == before + normal(name, text)  # nothing stands between the two, and nothing is lost
 
 
@@ -203,7 +211,13 @@ def test_no_prefix_shows_the_answer_and_the_longest_shows_all_before_it(name, in
     assert (free.ids, free.safe_length) == (demonstration.ids, len(free.ids))
 
 
-OPENED = ["Okay, then.", "<think>\nOkay, then.", " <think>\nOkay, then.", "<think>\r\nOkay, then.", "<think>Okay, then."]
+OPENED = [
+    "Okay, then.",
+    "<think>\nOkay, then.",
+    " <think>\nOkay, then.",
+    "<think>\r\nOkay, then.",
+    "<think>Okay, then.",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -239,7 +253,11 @@ def test_the_policys_own_text_begins_behind_the_prefix(name):
 
 
 def shared_rows():
-    files = (("demonstrations-r1-sample.jsonl", 10), ("demonstrations-qwen2.5-math.jsonl", 40), ("gsm8k-train.jsonl.gz", 40))
+    files = (
+        ("demonstrations-r1-sample.jsonl", 10),
+        ("demonstrations-qwen2.5-math.jsonl", 40),
+        ("gsm8k-train.jsonl.gz", 40),
+    )
     for file, count in files:
         with (gzip.open if file.endswith(".gz") else open)(SHARED / file, "rt", encoding="utf-8") as lines:
             for line, _ in zip(lines, range(count), strict=False):

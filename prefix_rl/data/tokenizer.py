@@ -327,7 +327,8 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, behind: str = "") -> t
     """The ids of ``text`` without special tokens, and the offset in ``text`` at which each token ends.
 
     With ``behind`` they are the ids that it has behind this text: a tokenizer that puts a blank in front of the first
-    word (Llama 2, Mistral) puts none in the middle. Where the two would share a token, they are those behind a new line.
+    word (Llama 2, Mistral) puts none in the middle. Where the two would share a token, they are those behind a line
+    end.
     """
     for given in filter(None, (behind, behind and "\n")):
         whole, ends = _encode(given + text, tokenizer)
