@@ -116,8 +116,8 @@ def _policy_in(folder: Path) -> Path:
     there = [str(p) for p in checkpoints(folder)]
     hint = f"; it holds {', '.join(there)}: give one of these" if there else ""
     raise DataError(
-        f"no model could be loaded from {folder}: the folder has neither {_CONFIG} nor {adapters.CONFIG}, and it is not "
-        f"the folder of a run{hint}"
+        f"no model could be loaded from {folder}: the folder has neither {_CONFIG} nor {adapters.CONFIG}, and it is "
+        f"not the folder of a run{hint}"
     )
 
 

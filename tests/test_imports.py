@@ -18,6 +18,8 @@ LAYERS = [
     {"data", "lab.world"},
     {
         "recipe",
+        "adapters",
+        "arguments",
         "batches",
         "contradictions",
         "preflight",
