@@ -32,7 +32,7 @@ NAMES = ["baker", "gardener", "printer", "farmer", "potter", "tailor", "grocer",
 TINY = [
     "training.use_cpu=true", "training.bf16=false", "training.max_steps=2", "training.save_strategy=no",
     "training.num_generations=4", "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1",
-    "training.max_completion_length=40", "training.disable_tqdm=true", "output.rollouts_every=1",
+    "training.max_completion_length=32", "training.disable_tqdm=true", "output.rollouts_every=1",
     f"model.name_or_path={MODEL}",
 ]  # fmt: skip
 
@@ -151,10 +151,7 @@ def test_evaluation_is_what_transformers_generates_by_itself(trained, data, tmp_
         "--output",
         tmp_path,
     )
-    import pyarrow.parquet
-
-    samples = sorted((tmp_path / "samples").rglob("*.parquet"))
-    texts = [row["completion"] for file in samples for row in pyarrow.parquet.read_table(file).to_pylist()]
+    texts = texts_of(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(policy / "final", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(policy / "final")
     expected = []
@@ -215,4 +212,4 @@ def texts_of(folder):
     import pyarrow.parquet
 
     files = sorted((folder / "samples").rglob("*.parquet"))
-    return sorted(row["completion"] for file in files for row in pyarrow.parquet.read_table(file).to_pylist())
+    return sorted(row["text"] for file in files for row in pyarrow.parquet.read_table(file).to_pylist())
