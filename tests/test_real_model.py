@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from prefix_rl.cli import app
+from prefix_rl.data.traces import TraceStore
 from prefix_rl.reports.rollouts import read_rollouts
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -32,7 +33,7 @@ NAMES = ["baker", "gardener", "printer", "farmer", "potter", "tailor", "grocer",
 TINY = [
     "training.use_cpu=true", "training.bf16=false", "training.max_steps=2", "training.save_strategy=no",
     "training.num_generations=4", "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1",
-    "training.max_completion_length=32", "training.disable_tqdm=true", "output.rollouts_every=1",
+    "training.max_completion_length=40", "training.disable_tqdm=true", "output.rollouts_every=1",
     f"model.name_or_path={MODEL}",
 ]  # fmt: skip
 
@@ -181,6 +182,7 @@ def test_runs_are_compared_and_reported(trained, data, tmp_path):
 
 
 def test_traces_are_collected_and_can_be_trained_on(data, tmp_path):
+    from transformers import AutoTokenizer
 
     run(
         "collect",
@@ -189,8 +191,12 @@ def test_traces_are_collected_and_can_be_trained_on(data, tmp_path):
         "--output",
         tmp_path / "traces",
     )
-    summary = json.loads((tmp_path / "traces" / "summary.json").read_text())
-    assert "attempts" in json.dumps(summary)
+    traces = list(TraceStore.open(tmp_path / "traces"))
+    assert len(traces) == 2  # one for each problem
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    for trace in traces:
+        assert 0 < len(trace.ids) <= 40
+        assert tokenizer.decode(trace.ids, skip_special_tokens=True) == trace.text
     run("train", RECIPES / "upft.yaml", *[s for s in settings(data, tmp_path / "run", "data.limit=2") if "max_steps" not in s],
         f"data.traces={tmp_path / 'traces'}", "method.supervised.batch_size=2", "method.supervised.per_device_batch_size=2")  # fmt: skip
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()

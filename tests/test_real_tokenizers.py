@@ -11,12 +11,17 @@ from functools import cache
 import pytest
 import real
 from conftest import SHARED
+from datasets import Dataset
+from small import arguments, token_reward
+from test_trainer import generation
 from tokenizers import Tokenizer
 
+from prefix_rl import PrefixTrainer, methods
 from prefix_rl.data.problems import Problem
 from prefix_rl.data.tokenizer import DemonstrationTable, continuation_start, load_tokenizer
 from prefix_rl.policy import Policy
 from prefix_rl.recipe import load_recipe
+from prefix_rl.supervised import rows as lessons
 
 pytestmark = pytest.mark.real
 NAMES = list(real.TOKENIZERS)
@@ -247,6 +252,89 @@ def test_the_policys_own_text_begins_behind_the_prefix(name):
         assert start >= len(shown.rstrip())
         starts.append(start)
     assert starts == sorted(starts)
+
+
+# --- the rows of every method -----------------------------------------------------------------------------------------
+
+TEXTS = [f"{i} * 7 = {7 * i} because {i} * 5 = {5 * i} and {i} * 2 = {2 * i}; \\boxed{{{7 * i}}}" for i in (6, 8)]
+ANSWERS = ["42", "56"]
+ASKED = ["What is 6 * 7?", "What is 8 * 7?"]
+PREFIXED = {  # rollouts of two groups of four that start from a demonstration, at the middle of a run
+    "dr_grpo": {0}, "pppo": {0}, "sft_then_rl": {0}, "tempo": {0}, "relift": {0},  # which waits until questions have failed
+    "prefix_rft": {2}, "luffy": {2}, "sft_loss": {2}, "prefix_rl": {4, 8}, "adaptive": {4, 8}, "uft": {4, 8},
+}  # fmt: skip
+WHOLE = {"luffy", "sft_loss"}
+SETTINGS = {"pppo": {"progressive": False, "continuations": 1}}  # this trainer evaluates nothing
+SUPERVISED = {"sft", "rft", "upft"}
+
+
+@cache
+def model_of(name):
+    return policy_of(name).load(trainable=True)
+
+
+@pytest.fixture
+def batch_of(tmp_path):
+    def made(name, method):
+        rows = [
+            {"prompt": [{"role": "user", "content": asked}], "answer": answer, "demonstrations": [text]}
+            for asked, answer, text in zip(ASKED, ANSWERS, TEXTS, strict=True)
+        ]
+        trainer = PrefixTrainer(
+            model=model_of(name), reward_funcs=token_reward, args=arguments(tmp_path, max_completion_length=80),
+            train_dataset=Dataset.from_list(rows), processing_class=policy_of(name).tokenizer,
+            method=methods.find(method)(**SETTINGS.get(method, {})),
+        )  # fmt: skip
+        return generation(trainer)
+
+    return made
+
+
+def test_every_method_is_here():
+    assert PREFIXED.keys() | SUPERVISED == set(methods.names())
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*(("qwen3", m) for m in PREFIXED), *((n, m) for n in NAMES[1:] for m in ("prefix_rft", "prefix_rl", "luffy"))],
+)
+def test_a_row_is_the_prompt_and_what_the_method_takes_of_the_demonstration(name, method, batch_of):
+    batch = batch_of(name, method)
+    lengths = batch["prefix_mask"].sum(dim=1).tolist()
+    assert sum(n > 0 for n in lengths) in PREFIXED[method]
+    for row, length in enumerate(lengths):
+        asked = PROMPTS[name].replace(ASKED[0], ASKED[row // 4])
+        assert batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist() == ids_of(name, asked)
+        completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
+        learned = [*in_context(name, asked, TEXTS[row // 4]), ENDS[name]]
+        assert completion[:length] == learned[:length]
+        assert len(completion) <= 80
+        if method in WHOLE:
+            assert length in (0, len(learned))
+            assert completion[length:] == [] or length == 0
+        elif length:
+            shown = policy_of(name).tokenizer.decode(completion[:length])
+            assert ANSWERS[row // 4] not in shown
+            assert "boxed" not in shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", sorted(SUPERVISED))
+def test_a_lesson_is_the_prompt_the_demonstration_and_the_end_and_the_prompt_is_not_learned(name, method):
+    recipe = recipe_of(name, method=method)
+    problems = [
+        Problem(str(i), asked, answer, ({"text": text},))
+        for i, (asked, answer, text) in enumerate(zip(ASKED, ANSWERS, TEXTS, strict=True))
+    ]
+    found = lessons(Policy(recipe), problems)
+    assert len(found) == 2
+    for row, problem in zip(found, problems, strict=True):
+        excerpt = recipe.method.excerpt(problem.id, recipe.training_value("seed"))
+        asked = PROMPTS[name].replace(ASKED[0], problem.text + excerpt.instruction)
+        learned = [*in_context(name, asked, problem.demonstrations[0]["text"]), ENDS[name]][: excerpt.tokens]
+        assert row["input_ids"] == [*ids_of(name, asked), *learned]
+        assert row["labels"] == [-100] * len(ids_of(name, asked)) + learned
+        assert excerpt.tokens == (None if method != "upft" or len(learned) > 32 else 32)
 
 
 # --- real demonstrations ----------------------------------------------------------------------------------------------
