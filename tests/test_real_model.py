@@ -195,8 +195,8 @@ def test_traces_are_collected_and_can_be_trained_on(data, tmp_path):
     assert len(traces) == 2  # one for each problem
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     for trace in traces:
-        assert 0 < len(trace.ids) <= 40
-        assert tokenizer.decode(trace.ids, skip_special_tokens=True) == trace.text
+        assert 0 < len(trace.completion_ids) <= 40
+        assert tokenizer.decode(trace.completion_ids, skip_special_tokens=True) == trace.text
     run("train", RECIPES / "upft.yaml", *[s for s in settings(data, tmp_path / "run", "data.limit=2") if "max_steps" not in s],
         f"data.traces={tmp_path / 'traces'}", "method.supervised.batch_size=2", "method.supervised.per_device_batch_size=2")  # fmt: skip
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
