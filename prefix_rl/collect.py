@@ -21,14 +21,16 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import preflight
 from .costs import inference_flops
+from .data.attempts import MAY_GROW, Plan
+from .data.imports import import_traces
 from .data.problems import Problem
-from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
+from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, tokenizer_sha256
 from .errors import DataError, UserError
 from .policy import Policy
 from .progress import bar, say
@@ -38,88 +40,10 @@ from .rewards.workers import Grader
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MAY_GROW = ("k", "wanted", "cap")
 SUMMARY = "summary.json"
 """What a collection came to, in the store's folder."""
 HARD = "hard.jsonl"
 """The hard problems as training rows, in the store's folder: what PrefixRL trains on."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many attempts at which problems."""
-
-    k: int = 512
-    """Attempts at every problem."""
-    max_pass_rate: float = 0.0
-    """A problem is hard if at most this share of the ``k`` is right."""
-    wanted: int = 1
-    """Right traces wanted for a hard problem; truncated ones do not count."""
-    cap: int = 2500
-    """Attempts at one problem at most, ``k`` included."""
-
-    def problems_found(self) -> list[str]:
-        """What is wrong with these numbers."""
-        found = [f"{name} = {value}: must be at least 1" for name in _MAY_GROW if (value := getattr(self, name)) < 1]
-        if not 0 <= self.max_pass_rate <= 1:
-            found.append(f"max_pass_rate = {self.max_pass_rate:g}: a share, from 0 to 1")
-        if self.cap < self.k:
-            found.append(f"cap = {self.cap}: fewer than the k = {self.k} attempts that every problem gets")
-        return found
-
-    def is_hard(self, first: Tally) -> bool:
-        """Whether a problem is hard, from its first ``k`` attempts.
-
-        >>> Plan(k=4, max_pass_rate=0.25).is_hard(Tally(attempts=4, right=1))
-        True
-        """
-        return first.right / self.k <= self.max_pass_rate
-
-    def next_batch(self, first: Sequence[Tally], every: Sequence[Tally], size: int) -> list[int]:
-        """The problem of each attempt of the next batch; empty when all is done.
-
-        Stage 1 goes problem by problem. Stage 2 goes round the open problems, those with the fewest attempts first, and
-        fills the batch even if few are left: a batch costs about the same time however full it is.
-
-        Args:
-            first: the tally of each problem's first ``k`` attempts.
-            every: the tally of all of its attempts.
-            size: attempts in a batch.
-
-        >>> plan = Plan(k=2, wanted=1, cap=5)
-        >>> plan.next_batch([Tally(1), Tally(0)], [Tally(1), Tally(0)], size=8)
-        [0, 1, 1]
-        >>> never, often = Tally(attempts=2), Tally(attempts=2, right=2, usable=2)
-        >>> plan.next_batch([never, often, never], [Tally(3), often, never], size=4)
-        [2, 0, 2, 0]
-        """
-        batch = [i for i, tally in enumerate(every) for _ in range(min(self.k - tally.attempts, size))][:size]
-        if batch:
-            return batch
-        left = self._left(first, every)
-        order = sorted(left, key=lambda i: (every[i].attempts, i))
-        while len(batch) < size and (order := [i for i in order if left[i] > 0]):
-            for i in order:
-                batch.append(i)
-                left[i] -= 1
-        return batch[:size]
-
-    def remaining(self, first: Sequence[Tally], every: Sequence[Tally]) -> int:
-        """The attempts that are left in this stage; in stage 2 at most so many.
-
-        >>> Plan(k=2, cap=5).remaining([Tally(2), Tally(2, 2, 2)], [Tally(4), Tally(2, 2, 2)])
-        1
-        """
-        stage_1 = sum(max(self.k - tally.attempts, 0) for tally in every)
-        return stage_1 or sum(self._left(first, every).values())
-
-    def _left(self, first: Sequence[Tally], every: Sequence[Tally]) -> dict[int, int]:
-        """The attempts that each open problem may still get in stage 2."""
-        return {
-            i: self.cap - tally.attempts
-            for i, tally in enumerate(every)
-            if self.is_hard(first[i]) and tally.usable < self.wanted and tally.attempts < self.cap
-        }
 
 
 def collect(
@@ -252,7 +176,7 @@ def import_file(
     """Imports the traces of another model into the trace store ``output``; returns the store's summary.
 
     They are graded by the training reward and tokenized for the recipe's model; no model is loaded. What was imported
-    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.traces.import_traces`.
+    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.imports.import_traces`.
 
     Raises:
         UserError: for a recipe, data, a file or a store that cannot be used.
@@ -264,7 +188,7 @@ def import_file(
     grader = recipe.reward.grader() if recipe.method.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
-            done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance)
+            done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance, asked.turn)
             summary = {**summarize(store, problems), "last_import": {"from": str(given), **done}}
             store.write_json(SUMMARY, summary)
     finally:
@@ -335,9 +259,9 @@ def _open_or_create(folder: Path, facts: Mapping[str, Any]) -> TraceStore:
         what for name, what in _COMPARED.items() if name in then and name in facts and then[name] != facts[name]
     ]
     for name in old.keys() & new:
-        if name in _MAY_GROW and new[name] < old[name]:
+        if name in MAY_GROW and new[name] < old[name]:
             differences.append(f"{name} was {old[name]}, now {new[name]}; it may grow, not shrink")
-        elif name not in _MAY_GROW and new[name] != old[name]:
+        elif name not in MAY_GROW and new[name] != old[name]:
             differences.append(f"{name} was {old[name]}, now {new[name]}")
     if differences:
         raise DataError(

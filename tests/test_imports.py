@@ -13,7 +13,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "fields", "yaml12"},
+    {"errors", "progress", "fields", "yaml12", "parts", "options"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},
     {
@@ -24,6 +24,7 @@ LAYERS = [
         "contradictions",
         "preflight",
         "reports",
+        "evaluation.settings",
         "evaluation.metrics",
         "evaluation.engines",
         "evaluation.sampling",
@@ -35,6 +36,8 @@ LAYERS = [
     {
         "cli",
         "check",
+        "__main__",
+        "reference",
         "collect",
         "grade",
         "ladder",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -180,6 +182,25 @@ def end_of_turn(
     return None
 
 
+_DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXGuV"
+
+
+def dated(template: str, day: str) -> str:
+    """The template with ``strftime_now`` fixed to the beginning of a day (``2026-11-25``).
+
+    transformers fills in the moment of rendering, so that the same prompt would have other ids tomorrow. Templates see
+    plain values only; so the function is written in front of the template as a macro.
+
+    Raises:
+        ValueError: if ``day`` is no date.
+    """
+    then = date.fromisoformat(day)
+    shown = {f"%-{d}": str(int(then.strftime(f"%{d}"))) for d in "dmyHIMSj"}
+    shown |= {f"%{d}": then.strftime(f"%{d}") for d in _DIRECTIVES}
+    replaced = "".join(f"|replace({json.dumps(k)}, {json.dumps(v)})" for k, v in shown.items())
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"
+
+
 def encode_prompt(
     prompt: str | Sequence[Mapping[str, str]],
     tokenizer: PreTrainedTokenizerBase,
@@ -198,6 +219,12 @@ def encode_prompt(
     if isinstance(prompt, str):
         return list(tokenizer(text=prompt)["input_ids"])
     return list(_rendered(prompt, tokenizer, template, variables, tokenize=True, return_dict=True)["input_ids"])
+
+
+def prompt_length(problem: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens of a problem: as a user's turn through the tokenizer's chat template, or alone if there is none."""
+    chat = tokenizer.chat_template is not None
+    return len(encode_prompt([{"role": "user", "content": problem}] if chat else problem, tokenizer))
 
 
 def _rendered(
