@@ -314,6 +314,12 @@ def read_yaml(path: str | os.PathLike) -> dict:
     return yaml12.read(path, BLOCKS)
 
 
+def model_fields(docs: bool = False) -> dict[str, Field]:
+    """The keys that the ``model`` block may hold: ours, and those of TRL's ``ModelConfig`` for adapters."""
+    ours = {key: field for key, field in fields_of(Model, docs).items() if key != "peft"}
+    return ours | adapters.fields()
+
+
 def training_fields() -> dict[str, Field]:
     """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
     """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
@@ -415,16 +421,15 @@ def _method(
 
 def _model(given: object) -> tuple[Model | None, dict[str, str]]:
     """The ``model`` block: keys of ours, and of TRL's ``ModelConfig`` what the recipe sets."""
-    ours = {key: field for key, field in fields_of(Model).items() if key != "peft"}
     if (
         isinstance(given, Mapping) and given.get("lora", ...) is None
     ):  # as an earlier version wrote it, without adapters
         given = {key: value for key, value in given.items() if key != "lora"}
-    values, found = check("model", given, ours | adapters.fields(), adapters.OTHER_KEYS)
+    values, found = check("model", given, model_fields(), adapters.OTHER_KEYS)
     if "name_or_path" not in values:
         return None, found
     peft = {key: values[key] for key in given if key in adapters.fields() and f"model.{key}" not in found}
-    return Model(**{key: values[key] for key in ours}, peft=peft), found
+    return Model(**{key: value for key, value in values.items() if key not in adapters.fields()}, peft=peft), found
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:

@@ -17,7 +17,7 @@ from typer.main import get_command
 from . import methods
 from .fields import REQUIRED, Field, dataclass_in, describe, fields_of, said
 from .methods.base import Combined
-from .recipe import BLOCKS, training_fields
+from .recipe import BLOCKS, model_fields, training_fields
 
 OPTIONS_OF = ("prepare", "evaluate", "collect", "grade")
 """The commands that have more than a few options."""
@@ -37,8 +37,8 @@ def page() -> str:
         "bounds and defaults, for an editor that completes YAML.",
     ]
     for block, cls in BLOCKS.items():
-        if cls:
-            parts += [f"### `{block}`", *_tables(fields_of(cls, docs=True))]
+        if fields := model_fields(docs=True) if block == "model" else cls and fields_of(cls, docs=True):
+            parts += [f"### `{block}`", *_tables(fields)]
     parts += ["## Options of the commands", "`prefix-rl COMMAND --help` says the same."]
     for name in OPTIONS_OF:
         parts += [f"### `prefix-rl {name}`", _options(name)]
@@ -85,6 +85,7 @@ def schema() -> dict[str, Any]:
     """A JSON Schema (2020-12) of recipes, by which an editor completes and checks them while they are written."""
     blocks = {name: _block(fields_of(cls, docs=True)) for name, cls in BLOCKS.items() if cls}
     blocks["method"] = {"oneOf": [_method(name) for name in methods.names()]}
+    blocks["model"] = _block(model_fields(docs=True))
     blocks["training"] = _block(training_fields(), with_defaults=False)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
