@@ -4,8 +4,8 @@
 
 The plain loop knows no method, no reward and no trainer: for as many rollouts it encodes each prompt once, decodes as
 many tokens as the method had sampled, one at a time with a cache, then passes the rows forward and backward and takes a
-step of AdamW. CPU seconds are those of this process, so what else runs on the machine counts little. Prints, for each method,
-both, their ratio, and the FLOPs that the run counted; with ``--profile`` also where its own seconds went. Nothing here
+step of AdamW. CPU seconds are those of this process, so what else runs on the machine counts little. Prints, for each
+method, both, their ratio, and the FLOPs that the run counted; with ``--profile`` also where its own seconds went. Nothing here
 passes or fails.
 """
 
@@ -116,8 +116,8 @@ def main() -> None:
         trainer, ours = trained(method, given, profile)
         theirs = plain(given, trainer.cost.generated_tokens, trainer.cost.injected_tokens)
         sys.stdout = stdout
-        print(f"{method:12} {ours:6.1f} s, plain torch {theirs:6.1f} s, ratio {ours / theirs:.2f}; {trainer.cost.flops:.3g} FLOPs",
-              flush=True)  # fmt: skip
+        times = f"{ours:6.1f} s, plain torch {theirs:6.1f} s, ratio {ours / theirs:.2f}"
+        print(f"{method:12} {times}; {trainer.cost.flops:.3g} FLOPs", flush=True)
         if profile:
             pstats.Stats(profile, stream=stdout).sort_stats("tottime").print_stats(15)
         del trainer
