@@ -5,8 +5,8 @@
 The plain loop knows no method, no reward and no trainer: for as many rollouts it encodes each prompt once, decodes as
 many tokens as the method had sampled, one at a time with a cache, then passes the rows forward and backward and takes a
 step of AdamW. CPU seconds are those of this process, so what else runs on the machine counts little. Prints, for each
-method, both, their ratio, and the FLOPs that the run counted; with ``--profile`` also where its own seconds went. Nothing here
-passes or fails.
+method, both, their ratio, and the FLOPs that the run counted; with ``--profile`` also where its own seconds went.
+Nothing here passes or fails.
 """
 
 import argparse
