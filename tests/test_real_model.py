@@ -16,7 +16,7 @@ from prefix_rl.cli import app
 from prefix_rl.data.traces import TraceStore
 from prefix_rl.reports.rollouts import read_rollouts
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(3000)]
 RECIPES = Path(__file__).parents[1] / "recipes" / "smollm2-135m"
 MODEL = real.folder("smollm2")
 NUMBERS = [  # of problems in the manner of GSM8K, with its marks
@@ -92,11 +92,15 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """The folder of each method's run."""
+    """Trains with a method once, when first asked for, and gives the run's folder."""
     folder = tmp_path_factory.mktemp("runs")
-    for arm, more in METHODS.items():
-        run("train", RECIPES / f"{arm}.yaml", *settings(data, folder / arm, *more))
-    return folder
+
+    def run_of(arm):
+        if not (folder / arm).is_dir():
+            run("train", RECIPES / f"{arm}.yaml", *settings(data, folder / arm, *METHODS[arm]))
+        return folder / arm
+
+    return run_of
 
 
 def test_prepared_rows_have_the_solutions_without_their_marks(data):
@@ -114,9 +118,9 @@ def test_check_says_what_training_would_do(arm, data, tmp_path):
 
 @pytest.mark.parametrize("arm", METHODS)
 def test_training_moves_the_policy(arm, trained):
-    steps = [row for row in logged(trained / arm) if "loss" in row and "reward" in row]
+    steps = [row for row in logged(trained(arm)) if "loss" in row and "reward" in row]
     assert len(steps) == (1 if arm == "sft_then_rl" else 2)
-    weights = load_file(trained / arm / "final" / "model.safetensors")
+    weights = load_file(trained(arm) / "final" / "model.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
     before = load_file(MODEL / "model.safetensors")
     if arm != "dr_grpo":  # its groups may have no right answer, and then nothing moves
@@ -126,7 +130,7 @@ def test_training_moves_the_policy(arm, trained):
 @pytest.mark.parametrize(("arm", "count"), [("dr_grpo", 0), ("prefix_rft", 1), ("prefix_rl", 4), ("sft_then_rl", 0)])
 def test_rollouts_start_from_the_demonstrations_as_the_method_says(arm, count, trained, data):
     texts = [json.loads(line)["demonstrations"][0]["text"] for line in data[0].read_text().splitlines()]
-    found = read_rollouts(trained / arm)
+    found = read_rollouts(trained(arm))
     starts = []
     for rollout in found:
         start = "".join(s["text"] for s in rollout["segments"] if s["kind"] != "continuation")
@@ -140,7 +144,7 @@ def test_rollouts_start_from_the_demonstrations_as_the_method_says(arm, count, t
 def test_evaluation_is_what_transformers_generates_by_itself(trained, data, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    policy = trained / "prefix_rft"
+    policy = trained("prefix_rft")
     run(
         "evaluate",
         policy,
@@ -169,14 +173,14 @@ def test_evaluation_is_what_transformers_generates_by_itself(trained, data, tmp_
 
 def test_runs_are_compared_and_reported(trained, data, tmp_path):
     for arm in ("dr_grpo", "prefix_rl"):
-        run("evaluate", trained / arm, "--on", data[1], "--samples", "2", "--max-completion-length", "16",
+        run("evaluate", trained(arm), "--on", data[1], "--samples", "2", "--max-completion-length", "16",
             "--output", tmp_path / arm)  # fmt: skip
         card = json.loads((tmp_path / arm / "evaluation.json").read_text())
         (measured,) = card["benchmarks"].values()
         assert sum(measured["outcomes"].values()) == 4  # 2 problems x 2 samples
     shown = run("compare", tmp_path / "prefix_rl", tmp_path / "dr_grpo")
     assert "first:" in shown
-    run("report", *(trained / arm for arm in METHODS), "--output", tmp_path / "report")
+    run("report", *(trained(arm) for arm in METHODS), "--output", tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
     assert all(arm in page for arm in METHODS)
 
