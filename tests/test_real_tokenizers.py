@@ -264,7 +264,7 @@ PREFIXED = {  # rollouts of two groups of four that start from a demonstration, 
     "prefix_rft": {2}, "luffy": {2}, "sft_loss": {2}, "prefix_rl": {4, 8}, "adaptive": {4, 8}, "uft": {4, 8},
 }  # fmt: skip
 WHOLE = {"luffy", "sft_loss"}
-SETTINGS = {"pppo": {"progressive": False, "continuations": 1}}  # this trainer evaluates nothing
+SETTINGS = {"pppo": {"progressive": False, "continuations": 1}, "uft": {"horizon": 40}}  # nothing is evaluated here, and hints last
 SUPERVISED = {"sft", "rft", "upft"}
 
 
