@@ -18,6 +18,7 @@ from .errors import CheckpointError, DataError, RecipeError
 from .fields import Field, fields_from_source
 
 if TYPE_CHECKING:
+    from .policy import Policy
     from .recipe import Model, Recipe
 
 CONFIG = "adapter_config.json"
@@ -105,6 +106,18 @@ def new(model: Model) -> dict[str, Any]:
         return {}
     config.revision = model.revision
     return {"peft_config": config}
+
+
+def to_train(policy: Policy) -> dict[str, Any]:
+    """What a trainer of TRL is given to train a policy's adapters: new ones, or nothing where there are some.
+
+    Raises:
+        RecipeError: if there are adapters and the recipe asks for others, or for what peft does not take.
+    """
+    model = policy.recipe.model
+    if policy.adapters:
+        check_continues(policy.adapters, model.peft)
+    return {} if policy.adapters else new(model)
 
 
 def quantization(model: Model) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import preflight
+from .adapters import to_train
 from .errors import RecipeError, UnreachableError, UserError
 from .policy import Policy
 from .progress import say
@@ -65,7 +66,7 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
     found.recipe = policy.recipe
     found.notes += policy.notes
     try:
-        policy.new_adapters()
+        to_train(policy)
     except UserError as error:
         faults += [error.what, *(f"  {what}" for what in error.problems)]
     for problems, length, setting in (

@@ -215,17 +215,6 @@ class Policy:
         """:attr:`loading`, with the quantization that the recipe asks for."""
         return {**self.loading, **adapters.quantization(self.recipe.model)}
 
-    def new_adapters(self) -> dict[str, Any]:
-        """What a trainer of TRL is given to train adapters that are not there yet; nothing to train what is there.
-
-        Raises:
-            RecipeError: if there are adapters and the recipe asks for others, or for what peft does not take.
-        """
-        if self.adapters:
-            adapters.check_continues(self.adapters, self.recipe.model.peft)
-            return {}
-        return adapters.new(self.recipe.model)
-
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the adapters if they came with one, else that of the model."""
         source = self.path if not self.adapters or has_tokenizer(Path(self.adapters)) else self.base

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from .adapters import to_train
 from .batches import world_size
 from .checkpoints import FINAL, check_continues, facts_of, last_whole, mark_whole, set_aside_incomplete
 from .costs import Cost, update_flops
@@ -132,7 +133,7 @@ def fine_tune(
         train_dataset=dataset.select(places),
         processing_class=tokenizer,
         callbacks=[MarkWhole(), MetricsFile(folder)],
-        **policy.new_adapters(),
+        **to_train(policy),
     )
     generates = trainer.model.generation_config
     if set(policy.stops) != set(stop_ids(generates, tokenizer)):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import parts, preflight
+from .adapters import to_train
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
@@ -143,7 +144,7 @@ def build(
         problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     facts = _facts(recipe, problems)
     start, spent = _start(policy, problems, facts)
-    adapters = policy.new_adapters()
+    adapters = to_train(policy)
     if find(start).adapters:  # they are trained on: the policy's own, or those that the stage has made
         policy, adapters = policy if start == policy.path else Policy(recipe, start), {}
         model = policy.load(trainable=True)
