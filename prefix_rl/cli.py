@@ -325,6 +325,19 @@ def ladder(
     print(paths["ladder.md"].read_text(encoding="utf-8"))
 
 
+@app.command(epilog="Example: prefix-rl merge runs/lora --output models/merged")
+def merge(
+    target: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint, or a folder of adapters.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the whole model goes; the folder merged of the run unless given.")
+    ] = None,
+) -> None:
+    """Merge trained adapters into the model that they stand on: a whole model, for programs that take no adapters."""
+    from .merge import merge as run
+
+    say(f"wrote {run(target, output)}")
+
+
 @app.command(epilog="Example: prefix-rl tiny runs/tiny")
 def tiny(
     folder: Annotated[Path, typer.Argument(help="Where the model goes.")],

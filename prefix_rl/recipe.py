@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Interval
 
-from . import contradictions, methods, yaml12
+from . import adapters, contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
@@ -41,18 +41,8 @@ LAB = "lab"
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Train adapters instead of the model (peft's ``LoraConfig``)."""
-
-    r: Annotated[int, Ge(1)] = 16
-    lora_alpha: Annotated[float, Gt(0)] = 32
-    lora_dropout: Fraction = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-
-@dataclass(frozen=True)
 class Model:
-    """The policy to train."""
+    """The policy to train. The block also takes TRL's ``ModelConfig`` keys of adapters and quantization (use_peft)."""
 
     name_or_path: str
     """A folder, a name on the hub, or ``lab`` for the lab's base policy."""
@@ -67,8 +57,8 @@ class Model:
     date: str | None = None
     """The date (2026-11-25) that a chat template with a date in it shows; null: that of the day on which the run, the
     collection or the evaluation began."""
-    lora: Lora | None = None
-    """Train LoRA adapters; null: all parameters."""
+    peft: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the block sets of ``ModelConfig``'s keys, by their own names (see :mod:`prefix_rl.adapters`)."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +130,7 @@ class Output:
 
 
 BLOCKS: dict[str, type | None] = {
-    "model": Model, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
+    "model": None, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
     "speed": Speed, "evaluation": Evaluation, "output": Output,
 }  # fmt: skip
 
@@ -162,9 +152,12 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out: a recipe again, and equal to this one when loaded."""
-        plain = {name: dataclasses.asdict(getattr(self, name)) for name, cls in BLOCKS.items() if cls}
+        plain = {
+            name: dataclasses.asdict(getattr(self, name)) for name, cls in BLOCKS.items() if cls or name == "model"
+        }
         plain["method"] = _as_given(self.method_name, self.method)
         plain["training"] = dict(self.training)
+        plain["model"] |= plain["model"].pop("peft")
         return {name: plain[name] for name in BLOCKS}
 
     def dump(self) -> str:
@@ -337,6 +330,12 @@ def read_yaml(path: str | os.PathLike) -> dict:
     return yaml12.read(path, BLOCKS)
 
 
+def model_fields(docs: bool = False) -> dict[str, Field]:
+    """The keys that the ``model`` block may hold: ours, and those of TRL's ``ModelConfig`` for adapters."""
+    ours = {key: field for key, field in fields_of(Model, docs).items() if key != "peft"}
+    return ours | adapters.fields()
+
+
 def training_fields() -> dict[str, Field]:
     """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it,
     and ours beside them."""
@@ -379,6 +378,8 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
             made[block] = cls(**values) if complete else None
         elif block == "method":
             made["method_name"], made[block], found = _method(given.get(block))
+        elif block == "model":
+            made[block], found = _model(given.get(block))
         else:
             made[block], found = _training(given.get(block))
         problems |= found
@@ -432,6 +433,19 @@ def _method(
     values, problems = check(where, own, fields, elsewhere)
     complete = all(field.default is not REQUIRED or key in values for key, field in fields.items())
     return name, cls(**values) if complete else None, problems | found
+
+
+def _model(given: object) -> tuple[Model | None, dict[str, str]]:
+    """The ``model`` block: keys of ours, and of TRL's ``ModelConfig`` what the recipe sets."""
+    if (
+        isinstance(given, Mapping) and given.get("lora", ...) is None
+    ):  # as an earlier version wrote it, without adapters
+        given = {key: value for key, value in given.items() if key != "lora"}
+    values, found = check("model", given, model_fields(), adapters.OTHER_KEYS)
+    if "name_or_path" not in values:
+        return None, found
+    peft = {key: values[key] for key in given if key in adapters.fields() and f"model.{key}" not in found}
+    return Model(**{key: value for key, value in values.items() if key not in adapters.fields()}, peft=peft), found
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from .cli import app
 from .fields import REQUIRED, Field, dataclass_in, describe, fields_of, said
-from .recipe import BLOCKS
+from .recipe import BLOCKS, model_fields
 
 OPTIONS_OF = ("prepare", "evaluate", "collect", "grade")
 """The commands that have more than a few options."""
@@ -31,8 +31,8 @@ def page() -> str:
         "bounds and defaults, for an editor that completes YAML.",
     ]
     for block, cls in BLOCKS.items():
-        if cls:
-            parts += [f"### `{block}`", *_tables(fields_of(cls, docs=True))]
+        if fields := model_fields(docs=True) if block == "model" else cls and fields_of(cls, docs=True):
+            parts += [f"### `{block}`", *_tables(fields)]
     parts += ["## Options of the commands", "`prefix-rl COMMAND --help` says the same."]
     for name in OPTIONS_OF:
         parts += [f"### `prefix-rl {name}`", _options(name)]

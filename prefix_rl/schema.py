@@ -11,13 +11,14 @@ from pydantic import TypeAdapter
 from . import methods
 from .fields import REQUIRED, Field, dataclass_in, fields_of, said
 from .methods.combined import Combined
-from .recipe import BLOCKS, training_fields
+from .recipe import BLOCKS, model_fields, training_fields
 
 
 def schema() -> dict[str, Any]:
     """A JSON Schema (2020-12) of recipes, by which an editor completes and checks them while they are written."""
     blocks = {name: block_schema(fields_of(cls, docs=True)) for name, cls in BLOCKS.items() if cls}
     blocks["method"] = {"oneOf": [_method(name) for name in methods.names()]}
+    blocks["model"] = block_schema(model_fields(docs=True))
     blocks["training"] = block_schema(training_fields(), with_defaults=False)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -149,7 +149,7 @@ def valid(value, schema):
     """Whether a JSON value is what a schema wants: those words of JSON Schema that ours uses, and no others."""
     kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
     known = {"type", "properties", "additionalProperties", "required", "items", "prefixItems", "minItems", "maxItems", "enum", "const",
-             "anyOf", "oneOf", "minimum", "maximum", "exclusiveMinimum", "description", "default", "title", "$schema"}  # fmt: skip
+             "anyOf", "oneOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "description", "default", "title", "$schema"}  # fmt: skip
     assert schema.keys() <= known, schema.keys() - known
     kind, number = schema.get("type"), isinstance(value, int | float) and not isinstance(value, bool)
     if kind in kinds and not isinstance(value, kinds[kind]):
@@ -167,6 +167,7 @@ def valid(value, schema):
         value >= schema.get("minimum", value)
         and value <= schema.get("maximum", value)
         and value > schema.get("exclusiveMinimum", value - 1)
+        and value < schema.get("exclusiveMaximum", value + 1)
     ):
         return False
     if isinstance(value, list):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..arguments import demonstrations_and_answers
 from ..data.tokenizer import DemonstrationTable, continuation_start
 from ..errors import DataError, RecipeError
 from ..methods.base import Method
@@ -67,12 +68,14 @@ def begins(method: Method) -> bool:
 
 
 def taken_apart(dataset: Dataset) -> tuple[Dataset, list[list], list[str]]:
-    """The data set without its demonstrations; those, and the answer, of each row."""
-    count, columns = len(dataset), dataset.column_names
-    answers = dataset["answer"][:] if "answer" in columns else [""] * count
-    if "demonstrations" not in columns:
-        return dataset, [[] for _ in range(count)], answers
-    return dataset.remove_columns("demonstrations"), dataset["demonstrations"][:], answers
+    """The data set without its demonstrations; those, and the answer, of each row.
+
+    Raises:
+        DataError: if ``demonstrations`` holds something other than lists of texts.
+    """
+    demonstrations, answers = demonstrations_and_answers(dataset)
+    rest = [name for name in dataset.column_names if name != "demonstrations"]
+    return dataset.select_columns(rest), demonstrations, answers
 
 
 def usable_demonstrations(

@@ -26,8 +26,8 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from ..arguments import check_trainable, tokenizer_of
 from ..costs import Cost
-from ..data.tokenizer import load_tokenizer
 from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
@@ -69,8 +69,7 @@ class PrefixTrainer(GRPOTrainer):
         speed: Speed | None = None, kl_on: Literal["moving", "all"] = "moving", **kwargs,
     ):  # fmt: skip
         planning.check_settings(method, args, kl_on, kwargs)
-        if processing_class is None and isinstance(model, str):
-            processing_class = load_tokenizer(model)
+        processing_class = processing_class or tokenizer_of(model)
         train_dataset, demonstrations, answers = planning.taken_apart(train_dataset)
         self.method, self.speed, self.kl_on = method, speed or Speed(), kl_on
         self.rollouts_every, self.facts = rollouts_every, facts or {}
@@ -80,6 +79,7 @@ class PrefixTrainer(GRPOTrainer):
             model, reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processing_class, **kwargs,
         )  # fmt: skip
+        check_trainable(self.model)
         planning.check_text_only(method, self._is_vlm)
         prompts = train_dataset[:1]["prompt"]
         turn = turn_behind(self, self._tokenizer, prompts, self._tokenize_prompts(prompts)[0] if prompts else [])
