@@ -87,9 +87,20 @@ def judge(text: str, gold: str, rules: Rules | None = None, start: int = 0) -> V
     if found is None or (start and found.end <= start):
         return Verdict(Outcome.NO_ANSWER)
     right = equal(found.answer, gold, rules)
-    if not right and found.by == "last" and "," in found.answer:  # "so $n = T + 2$, and with $T = 17, n = 19$"
-        right = equal(split(found.answer.strip("$"), (",",))[-1], gold, rules)
+    if not right and found.by == "last":
+        right = any(equal(part, gold, rules) for part in _last_parts(found.answer))
     return Verdict(Outcome.RIGHT if right else Outcome.WRONG, found.answer, found.by)
+
+
+def _last_parts(formula: str) -> list[str]:
+    """What a formula that nobody marked ends in: ``so $n = T + 2$, and with $T = 17, n = 19$``, or a derivation."""
+    ends = []
+    if "," in formula:
+        ends.append(split(formula.strip("$"), (",",))[-1])
+    if "\\\\" in formula and r"\begin{" in formula:
+        lines = [line.replace("&", " ") for line in formula.split("\\\\") if any(c.isalnum() for c in line)]
+        ends.append(re.sub(r"\\end\{[^{}]*\}.*|^\s*(?:\\[A-Z][a-z]+arrow)", "", lines[-1], flags=re.DOTALL))
+    return ends
 
 
 @lru_cache(maxsize=65536)
