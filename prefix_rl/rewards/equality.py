@@ -34,6 +34,10 @@ class Rules:
 
     Attributes:
         fallback: ``last`` takes the last formula or number of a text that marks no answer; ``none`` wants a marker.
+        turns: ``own`` takes only the policy's own turn: what follows an end-of-turn mark or a line ``User:`` is none of
+            its answer; ``all`` takes any.
+        thought: ``closed`` finds no answer in a thought that was opened and cut off; ``required`` none in a completion
+            that closes no thought at all (for a chat template that opens it in the prompt); ``any`` takes it as text.
         boxes: ``joined`` takes boxes that only "and", "or" or a comma separate for one answer; ``last`` the last alone.
         tolerance: a decimal and another number are equal if they differ by at most ``tolerance * min(1, |value|)``;
             two numbers without a decimal point are equal only exactly.
@@ -41,16 +45,20 @@ class Rules:
         units: ``ignore`` drops a unit at the end; ``same`` wants the gold answer's.
         order: ``ignore`` takes 1, 2 for 2, 1; ``same`` does not. Tuples have an order in any case.
         intervals: ``either`` takes -2 < x < 7 for (-2, 7); ``same`` wants the gold answer's notation.
+        gold_list: a gold answer that is a list of texts (``["3", "5"]``) wants ``all`` of them, or ``any`` one of them.
         decimal_comma: whether 1,5 is 1.5 where the other answer is a decimal.
     """
 
     fallback: Literal["last", "none"] = "last"
+    turns: Literal["own", "all"] = "own"
+    thought: Literal["closed", "required", "any"] = "closed"
     boxes: Literal["joined", "last"] = "joined"
     tolerance: Annotated[float, Ge(0)] = 1e-5
     percent: Literal["either", "exact"] = "either"
     units: Literal["ignore", "same"] = "ignore"
     order: Literal["ignore", "same"] = "ignore"
     intervals: Literal["either", "same"] = "either"
+    gold_list: Literal["all", "any"] = "all"
     decimal_comma: bool = True
 
 

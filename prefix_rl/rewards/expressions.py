@@ -20,6 +20,7 @@ from .reading import MAX_DEPTH, Malformed, Tree, Unread, read
 if TYPE_CHECKING:
     from sympy import Expr
 
+
 def same(a: str, g: str, tolerance: float, across: bool = True) -> bool:
     """Whether two cleaned expressions are equal.
 

@@ -73,7 +73,7 @@ _SUBSCRIPT = re.compile(r"\s*_\s*(?:\{\s*([\w,\\ ]{1,20}?)\s*\}|(\w))")
 _FACE = re.compile(r"\\(?:math(?:bf|rm|it|sf|normal)|text|boldsymbol|bm)\s*\{\s*([A-Za-z])\s*\}")
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\{": r"\}"}
 _ENDS = frozenset({"", "+", "-", "*", "/", r"\cdot", r"\times", r"\div", *_CLOSING.values()})
-_NEVER = frozenset("+-*/^!.?@#&\")]}") | {r"\cdot", r"\times"}
+_NEVER = frozenset('+-*/^!.?@#&")]}') | {r"\cdot", r"\times"}
 """Tokens that begin no operand."""
 _APPLIED = frozenset("fghFGHPQST")
 """Letters that name a function rather than a factor where a bracket follows."""

@@ -93,8 +93,9 @@ def _parse(text: str, depth: int) -> Group:
         return Group("list", tuple(_case(r, depth + 1) for r in rows[:MAX_PARTS]), text=text)
     if len(parts := [p for p in split(text, (r"\cup",)) if p]) > 1:
         union = group("union", parts)
-        sets = all(part.kind == "list" for part in union.parts)
-        return Group("list", tuple(p for part in union.parts for p in part.parts), text=text) if sets else union
+        if all(part.kind == "list" or part.text.startswith(("{", r"\{")) for part in union.parts):
+            return Group("list", tuple(p for part in union.parts for p in part.parts or (part,)), text=text)
+        return union
     if (matrix := _MATRIX.fullmatch(text)) and r"\begin" not in matrix["body"]:
         rows = [r for r in split(matrix["body"], (r"\\",)) if r and r != r"\hline"]
         cells = (tuple(_parse(c, depth + 1) for c in split(r, ("&",))) for r in rows[:MAX_PARTS])
