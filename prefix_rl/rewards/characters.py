@@ -101,7 +101,8 @@ def _run(m: re.Match) -> str:
     if m["top"]:
         return rf"\frac{{{_plain(m['top'], _SUPER)}}}{{{_plain(m['bottom'], _SUB)}}}"
     if m["up"]:
-        return f"^{{{_plain(m['up'], _SUPER)}}}"
+        above = _plain(m["up"], _SUPER)
+        return f"^{above}" if len(above) == 1 and not m.string[m.end() : m.end() + 1].isdigit() else f"^{{{above}}}"
     if m["down"]:
         return f"_{{{_plain(m['down'], _SUB)}}}"
     above, _, below = _FRACTIONS[m["part"]].partition("\u2044")

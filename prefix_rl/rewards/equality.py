@@ -260,6 +260,9 @@ def _same_parts(a: Group, g: Group, rules: Rules) -> bool:
 def _same_text(a: str, g: str, rules: Rules) -> bool:
     if _key(a) == _key(g):
         return True
+    a, g = (
+        clean(text) if re.search(r"\\text|\\math|[\d}] ?[a-z]", text) else text for text in (a, g)
+    )  # a part has a unit too
     x, y = number(a), number(g)
     if x and y:
         return _same_number(x, y, rules)

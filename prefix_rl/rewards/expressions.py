@@ -69,8 +69,12 @@ def within(text: str, value: Fraction, distance: Fraction) -> bool:
 
 def same_relation(a: str, g: str) -> bool:
     """Whether two equations or inequalities have the same solutions."""
-    if values.proportional(*(_difference(side) for side in (a, g))):
-        return True
+    sides = [_difference(side) for side in (a, g)]
+    if all(sides):
+        if values.proportional(*sides):
+            return True
+        if all(map(values.polynomial, sides)):  # x = 0 and x^2 = 0 are two
+            return False
     ours, theirs = expression(a), expression(g)
     return ours is not None and theirs is not None and _verify(ours, theirs)
 

@@ -42,15 +42,21 @@ def _subscript(m: re.Match) -> str:
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 
 
+_SCALE = r"((?:hundred|thousand|million|billion|trillion)s?\b|dozen\b|[万亿])"
+
+
 def _scale(m: re.Match) -> str:
-    return r" \times 12" if m[1] == "dozen" else rf" \times 10^{{ {_SCALES[m[1].removesuffix('s')]} }}"
+    """``5 \\text{ million dollars}`` -> ``5 \\times 10^{ 6 } \\text{ dollars}``."""
+    name = (m[1] or m[3]).removesuffix("s")
+    factor = "12" if name == "dozen" else rf"10^{{ {_SCALES[name]} }}"
+    return rf" \times {factor}" + (rf" \text{{{m[2]}}}" if m[2] and m[2].strip() else "")
 
 
 def _operator(m: re.Match) -> str:
     """An operator in words, or the text as it is where the braces do not close with it."""
     if m[0].count("{") != m[0].count("}"):
         return m[0]
-    for name, sign in (("minus", "-"), ("plus", "+"), ("times", r" \times "), ("divided", "/")):
+    for name, sign in (("minus", "-"), ("plus", "+"), ("times", r" \times "), ("divided", "/"), ("over", "/")):
         if name in m[0]:
             return sign
     return m[0]
@@ -87,6 +93,7 @@ _RULES = tuple(
         (r"(?<=\d)(?:\s?\{\s*,\s*\}|,?\\!|,?\\,|\\[;: ]|~)\s*(?=\d{3}(?!\d))", ""),  # 10{,}000  15,\!000  1\,234
         (r"(?<=\d)'(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)\{\s*,\s*\}(?=\d)", "."),  # a decimal comma
+        (r"\\q?quad\s{0,9}(?=\\?[A-Za-z]{1,8}\s{0,9}=)", " , "),  # x = 1 \quad y = 2
         (r"(?<!\\)\\[,;:!> /]|~|" + _command("q?quad", "thinspace", "enspace", "enskip", "hfill", "nobreakspace"), " "),
         (_command(*_FACES), " "),
         (rf"{TEXT}(?=\{{[^{{}}]{{0,80}}\{{)", " "),  # a type face around a formula
@@ -128,27 +135,36 @@ _RULES = tuple(
         (r"(?<=[\w)\]}])\s*\*\*\s*(?=[\w(\-{\\])", "^"),  # a power as programs write it
         (r"\*\*|^\*{1,2}(?=\S)|\*$", ""),
         # delimiters and currencies, percent, and, degrees
+        (r"(?<![A-Za-z])(?:US|CA|AU|HK|NZ) ?\\?\$", " "),
         (r"\\?\$|[€£¥₹]|" + _command("pounds", "euro"), " "),
         (r"\\[()]|\\\[(?!\s*\d+(?:pt|em|ex))|\\\]|(?<!\\)[\"`]", " "),
         (rf"{TEXT}\{{\s*{_PERCENT}\.?\s*\}}|\\?%|(?<![A-Za-z\\]){_PERCENT}\b(?!\s*point)", r"\\% "),
         (rf"{TEXT}\{{\s*,?\s*(?:and|or)\s*\}}|{_word('and', 'or')}|{_command('lor', 'vee')}", " , "),
         (_DEGREE + "|" + _command("degrees?"), " "),
         # scales, ordinals, {x : x > 2}
-        (
-            rf"(?<=[\d}}])\s*(?:{TEXT}\{{\s*)?\s*((?:hundred|thousand|million|billion|trillion)s?\b|dozen\b|[万亿])\s*\}}?",
-            _scale,
-        ),
+        (rf"(?<=[\d}}])\s*(?:{TEXT}\{{\s*{_SCALE}([^{{}}]*)\}}|{_SCALE})", _scale),
         (rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\{{)?\s*(?:st|nd|rd|th)\b\s*\}}?\s*\}}?", ""),
         (r"\\\{\s*[A-Za-z]\s*(?:\\mid|\\colon|:|\|)\s*([^{}|:]*)\\\}", r"\1"),
         # operators in words
-        (rf"(?:{TEXT}\{{\s*)?(?<![A-Za-z\\])(?:minus|plus|times|divided by)(?![A-Za-z])(?:\s*\}})?", _operator),
+        (
+            rf"(?:{TEXT}\{{\s*)?(?<![A-Za-z\\])(?:minus|plus|times|divided by|over)(?![A-Za-z])(?:\s*\}})?(?=\s*[\w\\({{-])",
+            _operator,
+        ),
+        (r"(?:^|(?<=[,;(]))\s*negative\s+(?=[\d\\])", "-"),
+        (r"(?<=[\dA-Za-z)}]) (squared|cubed)$", lambda m: "^2" if m[1] == "squared" else "^3"),
+        (
+            rf"(?<=[A-Za-z)}}])\s{{0,9}}(?:{TEXT}\{{\s{{0,9}})?(?<![A-Za-z\\])(?:is|equals)(?![A-Za-z])\s{{0,9}}(?:\}}\s{{0,9}})?"
+            r"(?=-?\s?(?:[\d(]|\\(?:frac|sqrt|pi)(?![A-Za-z])))",
+            " = ",
+        ),
         # text: names in subscripts, bold numbers, a.m. and p.m.
         (r"_\s*\{?\s*\\([A-Za-z]+)(?![A-Za-z{])\s*\}?", r"_{\1}"),
         (rf"_\s*(?:\{{\s*{TEXT}\{{([^{{}}]*)\}}\s*\}}|{TEXT}\{{([^{{}}]*)\}})", _subscript),
         (r"\{\s*\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}", r"\\mathrm{\1}"),
         (rf"{TEXT}\{{([^{{}}]*\d[^{{}}]*)\}}", _digits_in_text),
+        (rf"{TEXT}\{{([^{{}}]*\s,\s[^{{}}]*)\}}", r"\1"),  # red and blue
         (rf"(?:{TEXT}\{{\s*|(?<=\d)\s*)([ap])\.?\s?m\.?\s*(?:\}}|$)", r" \1m"),
-        (r"^\s*(?:exactly|precisely|approximately|about|roughly|around|simply|a total of|in total)\s+(?=\S)", ""),
+        (r"(?:^|(?<=[,;(]))\s*(?:exactly|precisely|approximately|about|roughly|around|simply|a total of|in total)\s+(?=\S)", ""),
     )
 )
 
@@ -161,7 +177,13 @@ _POWER_OF_UNIT = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _PHRASE = r"\s+[A-Za-z]{2,20}\.?(?:\s+[A-Za-z/]{1,20}\.?){0,5}"
 _UNITS = (
     re.compile(rf"(?<=[\d)}}\]%a-zA-Z])\s*(?:{TEXT}\{{[^{{}}]*\}}{_POWER_OF_UNIT}\s*/?\s*){{1,4}}$"),
-    re.compile(rf"(?<=[\d)}}\]])(?:\s*(?:{_ABBREVIATIONS})|{_PHRASE}){_POWER_OF_UNIT}\s*$", re.IGNORECASE),
+    re.compile(
+        rf"(?<=[\d)}}])\s*\\frac\s*\{{\s*{TEXT}\{{[^{{}}]*\}}\s*\}}\s*\{{\s*{TEXT}\{{[^{{}}]*\}}{_POWER_OF_UNIT}\s*\}}\s*$"
+    ),
+    re.compile(
+        rf"(?:(?<=[\d)}}\]])|(?<=\\pi)|(?<=\\pi\s))(?:\s*(?:{_ABBREVIATIONS})|{_PHRASE}){_POWER_OF_UNIT}\s*$",
+        re.IGNORECASE,
+    ),
 )
 
 

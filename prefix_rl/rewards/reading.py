@@ -135,8 +135,10 @@ class _Reader:
         return total
 
     def signed(self) -> Tree:
-        sign = self.take("+", "-")
-        return self.product() if not sign else ("neg", self.product()) if sign == "-" else self.product()
+        negative = False
+        while sign := self.take("+", "-"):
+            negative ^= sign == "-"
+        return ("neg", self.product()) if negative else self.product()
 
     def product(self) -> Tree:
         value = self.beside()

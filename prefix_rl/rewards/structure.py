@@ -67,7 +67,7 @@ def parse(text: str) -> Group:
 
 def _choices(text: str) -> bool:
     """Whether words are several answers (``A, B``) and no sentence with a comma."""
-    parts = text.split(",")
+    parts = re.split("[,;]", text)
     return len(parts) > 1 and all(len((words(part) or "").split()) == 1 for part in parts)
 
 

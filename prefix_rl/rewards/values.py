@@ -298,10 +298,19 @@ def within(tree: Tree, value: Fraction, distance: Fraction) -> bool:
         return False
 
 
-def proportional(a: Tree | None, b: Tree | None) -> bool:
+def polynomial(tree: Tree) -> bool:
+    """Whether a tree is a polynomial in its letters."""
+    kind = tree[0]
+    if kind in ("n", "x"):
+        return True
+    if kind in ("^", "/"):
+        whole = tree[2][0] == "n" and (kind == "/" or (tree[2][1].denominator == 1 and 0 <= tree[2][1] < 20))
+        return whole and polynomial(tree[1])
+    return kind in ("+", "-", "*", "neg") and all(polynomial(part) for part in tree[1:])
+
+
+def proportional(a: Tree, b: Tree) -> bool:
     """Whether one tree is the other times a constant, so that both are zero at the same points."""
-    if a is None or b is None:
-        return False
     names: set = set()
     _survey(a, names, constants := set())
     _survey(b, names, constants)

@@ -89,6 +89,8 @@ def droppable(phrase: str, after_number: bool) -> bool:
     words = [w.lower() for w in _WORD.findall(untexted(phrase))]
     if not words:
         return "\\" not in phrase
+    if words == ["times"]:
+        return after_number
     if len(words) == 1 and not words[0].isascii():
         counts = words[0][0] in "万亿千百十" and words[0][1:2] not in ("克", "米", "瓦", "升", "卡")
         return after_number and not counts and not set(words[0]) & set("倍半不是或和")
@@ -105,12 +107,23 @@ def droppable(phrase: str, after_number: bool) -> bool:
     return len(words) <= 6
 
 
+_OPPOSITES = [
+    pair.split("/")
+    for pair in "left/right noon/midnight heads/tails clockwise/counterclockwise clockwise/anticlockwise inside/outside boys/girls "
+    "men/women early/late older/younger taller/shorter heavier/lighter faster/slower first/last front/back male/female "
+    "horizontal/vertical profit/loss gain/loss increase/decrease odd/even wins/losses inner/outer".split()
+]
+
+
 def conflict(ours: str, theirs: str) -> bool:
     """Whether two dropped phrases cannot be the same: two units of measure, or one noun of two kinds.
 
     >>> conflict("cm", "m"), conflict("even numbers", "odd numbers"), conflict("ways", "arrangements")
     (True, True, False)
     """
+    said = [{w.lower() for w in _WORD.findall(phrase)} for phrase in (ours, theirs)]
+    if any((a in said[0] and b in said[1]) or (b in said[0] and a in said[1]) for a, b in _OPPOSITES):
+        return True
     a, b = (_kinds(phrase) for phrase in (ours, theirs))
     if not a or not b or a == b:
         return False
