@@ -531,7 +531,7 @@ def _positive(draw: random.Random, depth: int) -> str:
     )  # fmt: skip
 
 
-_REWRITTEN = (r"({e})+0", r"1\cdot({e})", r"\frac{{2({e})}}{{2}}", r"({e})+7-7", r"-(-({e}))", r"\left({e}\right)", r"(({e})^{{2}})^{{1/2}}",
+_REWRITTEN = (r"({e})+0", r"1\cdot({e})", r"\frac{{2({e})}}{{2}}", r"({e})+7-7", r"-(-({e}))", r"\left({e}\right)", r"(({e})^{{3}})^{{1/3}}",
               r"\sqrt{{{e}}}\sqrt{{{e}}}", r"e^{{\ln({e})}}", r"\frac{{1}}{{({e})^{{-1}}}}", r"\frac{{\ln(({e})^2+1)({e})}}{{\ln(1+({e})^2)}}",
               r"2^{{100}}({e})\cdot 2^{{-100}}", r"\sqrt[3]{{({e})^3}}")  # fmt: skip
 _CHANGED = (

@@ -132,7 +132,7 @@ def _same(a: str, g: str, rules: Rules) -> bool:
         a, g = _point(a, g), _point(g, a)
     x, y = number(a), number(g)
     if x and y:
-        return _same_number(x, y, rules)
+        return same_number(x, y, rules)
     return _same_group(parse(a), parse(g), rules)
 
 
@@ -148,7 +148,8 @@ def _point(text: str, other: str) -> str:
     return text
 
 
-def _same_number(x: Number, y: Number, rules: Rules) -> bool:
+def same_number(x: Number, y: Number, rules: Rules) -> bool:
+    """Whether two rational numbers are equal by the rules of percent and tolerance."""
     if rules.percent == "either" and x.percent != y.percent:
         percent, plain = (x, y) if x.percent else (y, x)
         whole = Number(percent.value * 100, percent.decimal)
@@ -265,7 +266,7 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
     )  # a part has a unit too
     x, y = number(a), number(g)
     if x and y:
-        return _same_number(x, y, rules)
+        return same_number(x, y, rules)
     based = _BASE.fullmatch(a), _BASE.fullmatch(g)
     if all(based):
         return based[0].groups() == based[1].groups()

@@ -164,7 +164,10 @@ _RULES = tuple(
         (rf"{TEXT}\{{([^{{}}]*\d[^{{}}]*)\}}", _digits_in_text),
         (rf"{TEXT}\{{([^{{}}]*\s,\s[^{{}}]*)\}}", r"\1"),  # red and blue
         (rf"(?:{TEXT}\{{\s*|(?<=\d)\s*)([ap])\.?\s?m\.?\s*(?:\}}|$)", r" \1m"),
-        (r"(?:^|(?<=[,;(]))\s*(?:exactly|precisely|approximately|about|roughly|around|simply|a total of|in total)\s+(?=\S)", ""),
+        (
+            r"(?:^|(?<=[,;(]))\s*(?:exactly|precisely|approximately|about|roughly|around|simply|a total of|in total)\s+(?=\S)",
+            "",
+        ),
     )
 )
 

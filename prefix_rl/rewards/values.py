@@ -326,3 +326,14 @@ def proportional(a: Tree, b: Tree) -> bool:
         if len(ratios) == _ENOUGH:
             break
     return len(ratios) == _ENOUGH and all(abs(r - ratios[0]) <= abs(ratios[0]) * mpmath.mpf(2) ** -150 for r in ratios)
+
+
+def size(tree: Tree) -> int:
+    """The operations of a tree; a sign is none.
+
+    >>> size(("/", ("c", "pi"), ("n", Fraction(2), False)))
+    1
+    """
+    if tree[0] in ("n", "x", "c"):
+        return 0
+    return (tree[0] != "neg") + sum(size(part) for part in tree[1:] if isinstance(part, tuple))
