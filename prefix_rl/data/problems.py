@@ -174,7 +174,7 @@ def guarded(
         return guard == "none" or told or demonstration.get("readable_from") is not None
 
     samples = [(d["text"], p.answer, p.text) for p in problems for d in p.demonstrations if not known(d)]
-    found = iter(grader.readable(samples, progress))
+    found = iter(grader.readable(samples, progress, computed=guard == "computed"))
     return [
         replace(p, demonstrations=tuple(d if known(d) else {**d, "readable": next(found)} for d in p.demonstrations))
         if p.demonstrations

@@ -262,8 +262,8 @@ class DemonstrationTable(Sequence):
     Args:
         demonstrations: for each row, texts or ``{"text": ..., "readable_from": ..., "ids": ..., "ended": ...}``,
             where ``readable_from`` is the offset at which the answer becomes readable if that is known better than the
-            guard can tell, ``readable`` what the guard has told (:func:`~prefix_rl.rewards.guard.readable`), ``ids`` are the tokens as they were sampled, if they were, and ``ended`` is
-            False if they stopped short of an end.
+            guard can tell, ``readable`` what the guard has told (:func:`~prefix_rl.rewards.guard.readable`), ``ids``
+            are the tokens as they were sampled, if they were, and ``ended`` is False if they stopped short of an end.
         answers: the gold answer of each row.
         tokenizer: without special tokens it encodes a demonstration; its EOS ends one.
         guard: see :func:`~prefix_rl.rewards.guard.safe_cuts`.

@@ -215,6 +215,8 @@ class _Target:
         begins = r"(?<![^\W_])" if tokens[0].isalnum() else ""
         ends = r"(?![^\W_])" if self.bare.isalpha() or tokens[-1].isdigit() else ""
         pattern = begins + _TYPESETTING.join(map(_variants, tokens)) + ends
+        if clock := re.fullmatch(r"(\d{1,2}:\d\d) ([ap])m", self.bare):
+            pattern = rf"(?<!\d){clock[1]}{_TYPESETTING}{clock[2]}\.?\s?m"
         found = re.compile(pattern, re.IGNORECASE).search(text, 0, limit)
         if found and self.group.kind == "list" and self.group.parts and self.all_numbers:
             return limit  # at its last part, see there

@@ -30,7 +30,7 @@ from .equality import DEFAULT_RULES, Rules
 from .grading import Outcome, Verdict, judge
 from .guard import readable
 
-Sample = tuple[str, str, int | str]  # text, gold, start; or for the guard a demonstration, its answer, its problem
+Sample = tuple[str, str, int | tuple]  # text, gold, start; for the guard a text, its answer, (its problem, computed)
 Timed = tuple[Verdict | dict[str, int], float]  # what was decided, and the seconds that it took inside the worker
 
 _START_SECONDS = 120  # a worker that has not imported sympy by then never will
@@ -81,16 +81,19 @@ class Grader:
         return self._all([_checked(sample, place) for place, sample in enumerate(samples)], progress)
 
     def readable(
-        self, samples: Sequence[tuple[str, str, str]], progress: Callable[[int], object] | None = None
+        self,
+        samples: Sequence[tuple[str, str, str]],
+        progress: Callable[[int], object] | None = None,
+        computed: bool = False,
     ) -> list[dict[str, int]]:
         """For each ``(demonstration, answer, problem)`` what :func:`prefix_rl.rewards.guard.readable` finds.
 
         Where a worker did not come to an end, what the grammar alone can tell.
         """
-        found = self._all([(text, answer, str(problem)) for text, answer, problem in samples], progress)
+        asked = [(text, answer, (str(problem), computed)) for text, answer, problem in samples]
         return [
-            known if isinstance(known, dict) else readable(text, answer, problem)
-            for (known, _), (text, answer, problem) in zip(found, samples, strict=True)
+            known if isinstance(known, dict) else readable(text, answer, problem, computed=computed)
+            for (known, _), (text, answer, (problem, _)) in zip(self._all(asked, progress), asked, strict=True)
         ]
 
     def _all(self, samples: list[Sample], progress: Callable[[int], object] | None) -> list[Timed]:
@@ -277,8 +280,8 @@ def _serve(handle: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, 2 * deadline + 1)
             began = time.monotonic()
             try:
-                if isinstance(start, str):
-                    verdict = readable(text, gold, start, deep=True)
+                if isinstance(start, tuple):
+                    verdict = readable(text, gold, start[0], deep=True, computed=start[1])
                 else:
                     verdict = judge(text, gold, rules, start)
             except Exception:  # whatever it is, it is this sample's
