@@ -5,7 +5,7 @@
 A FILE is JSON Lines with ``problem``, ``answer`` and ``solution``. Prefixes end where the guard ends them at the latest,
 in characters, so that the figures hold for every tokenizer. The check of what a prefix shows is no part of the guard:
 it reads every number of the prefix in a plain way, and the problem's. Nothing here passes or fails.
-"""
+"""  # noqa: E501
 
 import argparse
 import gzip
@@ -42,7 +42,7 @@ def main() -> None:
     from prefix_rl.rewards.guard import readable
 
     for file in given.files:
-        opened = gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8")
+        opened = gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8")  # noqa: SIM115
         with opened as lines:
             rows = [json.loads(line) for line in lines]
         rows = [row for row in rows if row.get("solution")][: given.limit or None]

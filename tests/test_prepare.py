@@ -270,7 +270,8 @@ def guarded_alike(prepared, guards=("mention", "statement", "none")):
         answers = [p.answer for p in problems]
         texts = [p.text for p in problems]
         ours, plain = (
-            DemonstrationTable(d, answers, tokenizer, guard, usable=lambda d: True, problems=texts) for d in (given, bare)
+            DemonstrationTable(d, answers, tokenizer, guard, usable=lambda d: True, problems=texts)
+            for d in (given, bare)
         )
         for i, demonstrations in enumerate(given):
             assert ours[i] == plain[i]

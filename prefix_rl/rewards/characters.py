@@ -88,10 +88,10 @@ _AFTER = str.maketrans(
     | dict.fromkeys("≈≃≅∼≒", r"\approx ")
     | dict.fromkeys("∅⌀", r"\emptyset ")
     | dict.fromkeys("∆△Δ", r"\Delta ")
-    | {"°": r"^\circ ", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "¢": " cents"}
-    | _each("≠≡∝∞∪∩∈∉∖±∀∃∂∇⊂⊆∧∨→⇒⇔↔⌊⌋⌈⌉∠∥⊥", "ne equiv propto infty cup cap in notin setminus pm forall exists partial nabla "
+    | {"°": r"^\circ ", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "¢": " cents"}  # noqa: E501
+    | _each("≠≡∝∞∪∩∈∉∖±∀∃∂∇⊂⊆∧∨→⇒⇔↔⌊⌋⌈⌉∠∥⊥", "ne equiv propto infty cup cap in notin setminus pm forall exists partial nabla "  # noqa: E501
             "subset subseteq land lor to implies iff leftrightarrow lfloor rfloor lceil rceil angle parallel perp")
-    | _each("αβγδεζηθικλμνξπρστυφχψωϕϵϑς", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    | _each("αβγδεζηθικλμνξπρστυφχψωϕϵϑς", "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "  # noqa: E501
             "upsilon phi chi psi omega phi epsilon theta sigma")
     | _each("ΓΘΛΞΠΣΦΨΩ", "Gamma Theta Lambda Xi Pi Sigma Phi Psi Omega")
 )  # fmt: skip

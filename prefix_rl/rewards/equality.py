@@ -285,7 +285,7 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
         return _same_congruence(a, g, rules)
     (said, rest), (wanted, left) = spoken(a), spoken(g)
     if said or wanted:
-        return said == wanted and (rest == left or bool(rest and left) and _same(rest, left, rules))
+        return said == wanted and (rest == left or (bool(rest and left) and _same(rest, left, rules)))
     if ":" in a and ":" in g:  # times and ratios are as they are written
         return False
     return _same_expression(_member(a), _member(g), rules)

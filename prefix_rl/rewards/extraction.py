@@ -34,7 +34,7 @@ Thought = Literal["closed", "required", "any"]
 # Marks that a chat template sets. What a model writes after one of them is another turn, whoever's.
 _END_OF_TURN = re.compile(
     r"<\|end\|>(?!\s*<\|start\|>assistant)"
-    r"|<\|(?!(?:begin|end)_of_(?:thought|solution|box)\||channel\||message\||constrain\||start\||end\|)[\w ./-]{1,40}\|>"
+    r"|<\|(?!(?:begin|end)_of_(?:thought|solution|box)\||channel\||message\||constrain\||start\||end\|)[\w ./-]{1,40}\|>"  # noqa: E501
     r"|<｜[^｜\n]{1,40}｜>|</?s>|<(?:eos|bos|pad|EOT|end_of_turn|start_of_turn|turn\|)>|<\|turn>|<extra_id_\d{1,2}>|\[/?INST\]"
 )
 # The same where the marks were skipped in decoding, or were never learned.
@@ -93,7 +93,7 @@ _REMARKS = (
 )
 # What begins the next task, once an answer is given.
 _RUN_ON = re.compile(
-    r"\n[ \t*#\[]*(?:question|problem|exercise|task|example|instruction|input|prompt|assistant|student|teacher|q)\b[\]*]{0,4}"
+    r"\n[ \t*#\[]*(?:question|problem|exercise|task|example|instruction|input|prompt|assistant|student|teacher|q)\b[\]*]{0,4}"  # noqa: E501
     r"[ \t]*\d{0,4}[ \t]*[:：]|\n[ \t]{0,8}(?:assistant|system)[ \t]*\n",
     re.IGNORECASE,
 )
@@ -128,7 +128,7 @@ def find(
     (Found(answer='12', by='last', end=12), None)
     >>> find("\\boxed{5}\nUser: and then?\nIt is \\boxed{6}").answer
     '5'
-    """
+    """  # noqa: E501
     start, end = own_part(text, turns, thought)
     found = _marked(text, start, end, join)
     if found:
@@ -204,7 +204,7 @@ def _last_tags(text: str, start: int, end: int) -> tuple[int, int] | None:
 
 def _last_match(pattern: re.Pattern, text: str, start: int, end: int) -> re.Match | None:
     found = None
-    for found in pattern.finditer(text, start, end):  # noqa: B007  the last one is wanted
+    for found in pattern.finditer(text, start, end):  # noqa: B007
         pass
     return found
 

@@ -105,12 +105,12 @@ def _last_parts(formula: str) -> list[str]:
 
 
 _SENTINELS = frozenset(
-    "proof proofs prove proved proven proofneeded proofrequired proofproblem seeproof theproofisinthesolution qed "
+    "proof proofs prove proved proven proofneeded proofrequired proofproblem seeproof theproofisinthesolution qed "  # noqa: SIM905
     "notfound answernotfound noanswer noanswerfound noanswerprovided noanswergiven notavailable notprovided notgiven "
     "unavailable unknown null nan undefinedanswer missing missinganswer tbd todo seesolution seeabove seeexplanation "
     "seethesolution solution omitted placeholder error invalid".split()
 )
-"""What data sets write where they have no answer (NuminaMath: ``proof``, ``notfound``); letters alone, in lower case."""
+"""What data sets write where they have no answer (NuminaMath: ``proof``, ``notfound``); letters alone, in lower case."""  # noqa: E501
 
 
 @lru_cache(maxsize=65536)
@@ -124,10 +124,8 @@ def gold_fault(gold: str) -> str | None:
     if not bare:
         return "it cannot be parsed" if gold.strip() else "it is empty"
     said = re.sub(r"[^a-z]", "", untexted(bare[:200]).lower())
-    if (
-        said in _SENTINELS
-        and not re.search(r"[\d=]", bare)
-        or re.fullmatch(r"\W*n\s*[/.]\s*a\W*", untexted(bare[:200]).lower())
+    if (said in _SENTINELS and not re.search(r"[\d=]", bare)) or re.fullmatch(
+        r"\W*n\s*[/.]\s*a\W*", untexted(bare[:200]).lower()
     ):
         return f"{bare[:40]!r} stands where an answer is missing"
     return None

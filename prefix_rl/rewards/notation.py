@@ -65,14 +65,14 @@ def _operator(m: re.Match) -> str:
 _PERCENT = r"(?:percent(?:age)?|per cent|pct)"
 _FUNCTIONS = "sqrt|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi|infty"
 _DEGREE = r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?(?:\s*[CF]\b)?(?=\s*(?:$|[,;)\]}]))"
-_FACES = ("small", "medium", "[lL]arge", "LARGE", "[hH]uge", "tiny", "normalsize", "footnotesize", "bf", "rm", "it", "m?strut",
+_FACES = ("small", "medium", "[lL]arge", "LARGE", "[hH]uge", "tiny", "normalsize", "footnotesize", "bf", "rm", "it", "m?strut",  # noqa: E501
           "(?:script){1,2}style", "(?:no)?limits", "displaylimits", "hline", "no(?:number|tag|indent|break)", "cal",
           "bfseries", "itshape", "allowbreak", "newline", "linebreak", "centering", "relax", "protect")  # fmt: skip
-_WRAPPERS = ("boxed", "fbox", "framebox", "underline", "underbrace", "overbrace", "ensuremath", "smash", "mathlarger", "mathsmaller",
-             "math(?:op|rel|bin|ord|inner|close|open|punct|strut)", "bold", "uline", "uwave", "hl", "mark", "displaymath", "fbox")  # fmt: skip
-_COLOURS = r"\\(?:text|math)?color\s*(?:\[[^\[\]{}]{0,40}\])?\s*\{[^{}]{0,40}\}|\\colorbox\s*\{[^{}]{0,40}\}|\\fcolorbox\s*\{[^{}]{0,40}\}\s*\{[^{}]{0,40}\}"
-_ATTRIBUTES = r"\\(?:style|class|cssId|href|label|tag\*?|[hv]space\*?|[hv]?phantom|rule|kern|mspace|hyperref|id)\s*\{[^{}]{0,80}\}|\\bbox\s*\[[^\[\]]{0,60}\]|\\(?:[hm]?skip|kern)\s*-?[\d.]+\s*(?:pt|em|ex|mu)"
-_ENVIRONMENT = r"\\(?:begin|end)\{(?:align(?:ed|at)?\*?|gathered|gather\*?|equation\*?|split|multline\*?|center|math|displaymath)\}(?:\{\d\})?"
+_WRAPPERS = ("boxed", "fbox", "framebox", "underline", "underbrace", "overbrace", "ensuremath", "smash", "mathlarger", "mathsmaller",  # noqa: E501
+             "math(?:op|rel|bin|ord|inner|close|open|punct|strut)", "bold", "uline", "uwave", "hl", "mark", "displaymath", "fbox")  # fmt: skip  # noqa: E501
+_COLOURS = r"\\(?:text|math)?color\s*(?:\[[^\[\]{}]{0,40}\])?\s*\{[^{}]{0,40}\}|\\colorbox\s*\{[^{}]{0,40}\}|\\fcolorbox\s*\{[^{}]{0,40}\}\s*\{[^{}]{0,40}\}"  # noqa: E501
+_ATTRIBUTES = r"\\(?:style|class|cssId|href|label|tag\*?|[hv]space\*?|[hv]?phantom|rule|kern|mspace|hyperref|id)\s*\{[^{}]{0,80}\}|\\bbox\s*\[[^\[\]]{0,60}\]|\\(?:[hm]?skip|kern)\s*-?[\d.]+\s*(?:pt|em|ex|mu)"  # noqa: E501
+_ENVIRONMENT = r"\\(?:begin|end)\{(?:align(?:ed|at)?\*?|gathered|gather\*?|equation\*?|split|multline\*?|center|math|displaymath)\}(?:\{\d\})?"  # noqa: E501
 _SYSTEM = r"\\begin\{(?:array|align(?:ed)?\*?|matrix|gathered|split|cases)\}(?:\s*\{[lcr| ]{0,9}\})?"
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -147,7 +147,7 @@ _RULES = tuple(
         (r"\\\{\s*[A-Za-z]\s*(?:\\mid|\\colon|:|\|)\s*([^{}|:]*)\\\}", r"\1"),
         # operators in words
         (
-            rf"(?:{TEXT}\{{\s*)?(?<![A-Za-z\\])(?:minus|plus|times|divided by|over)(?![A-Za-z])(?:\s*\}})?(?=\s*[\w\\({{-])",
+            rf"(?:{TEXT}\{{\s*)?(?<![A-Za-z\\])(?:minus|plus|times|divided by|over)(?![A-Za-z])(?:\s*\}})?(?=\s*[\w\\({{-])",  # noqa: E501
             _operator,
         ),
         (r"(?:^|(?<=[,;(]))\s*negative\s+(?=[\d\\])", "-"),
@@ -165,7 +165,7 @@ _RULES = tuple(
         (rf"{TEXT}\{{([^{{}}]*\s,\s[^{{}}]*)\}}", r"\1"),  # red and blue
         (rf"(?:{TEXT}\{{\s*|(?<=\d)\s*)([ap])\.?\s?m\.?\s*(?:\}}|$)", r" \1m"),
         (
-            r"(?:^|(?<=[,;(]))\s*(?:exactly|precisely|approximately|about|roughly|around|simply|a total of|in total)\s+(?=\S)",
+            r"(?:^|(?<=[,;(]))\s*(?:exactly|precisely|approximately|about|roughly|around|simply|a total of|in total)\s+(?=\S)",  # noqa: E501
             "",
         ),
     )
@@ -222,7 +222,7 @@ def clean(answer: str) -> str:
 
 
 def _edges(text: str) -> str:
-    """Without full stops, line breaks and a lone backslash at the end, an equals sign at the start, and outer braces."""
+    """Without full stops, line breaks and a lone backslash at the end, an equals sign at the start, and outer braces."""  # noqa: E501
     text = text.strip()
     end = len(text)
     while end:

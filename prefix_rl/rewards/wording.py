@@ -3,7 +3,7 @@ r"""Words in answers: units of measure and counted nouns, which may be left out,
 ``5 cm``, ``6 different ways`` and ``12 more apples`` are 5, 6 and 12. ``5 hundred``, ``3 remainder 1``, ``n is even``,
 ``12 if x > 0`` and ``5 below zero`` are not: a word that counts, calculates, asserts or restricts stays, and two answers
 with such words are equal only if the words are.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TEXT = r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|sc)?|math(?:rm|bf|it|sf|tt|normal)
 """The commands that set text in a type face."""
 
 _UNITS = {
-    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre", "m": "m meter metre",
-    "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "mg": "mg milligram",
-    "g": "g gram", "kg": "kg kilogram kilo", "oz": "oz ounce", "lb": "lb pound", "l": "l liter litre", "ml": "ml milliliter millilitre",
-    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month", "year": "yr year",
-    "dollar": "dollar usd buck", "cent": "cent", "euro": "euro eur", "degree": "degree deg", "radian": "radian rad", "mph": "mph",
-    "kph": "kph kmh", "gallon": "gallon gal", "ton": "ton tonne", "n": "n newton", "j": "j joule", "w": "w watt", "v": "v volt",
-    "hz": "hz hertz", "pa": "pa pascal", "mol": "mol mole", "k": "k kelvin", "ev": "ev", "kj": "kj", "kw": "kw", "khz": "khz", "mhz": "mhz",
+    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre", "m": "m meter metre",  # noqa: E501
+    "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "mg": "mg milligram",  # noqa: E501
+    "g": "g gram", "kg": "kg kilogram kilo", "oz": "oz ounce", "lb": "lb pound", "l": "l liter litre", "ml": "ml milliliter millilitre",  # noqa: E501
+    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month", "year": "yr year",  # noqa: E501
+    "dollar": "dollar usd buck", "cent": "cent", "euro": "euro eur", "degree": "degree deg", "radian": "radian rad", "mph": "mph",  # noqa: E501
+    "kph": "kph kmh", "gallon": "gallon gal", "ton": "ton tonne", "n": "n newton", "j": "j joule", "w": "w watt", "v": "v volt",  # noqa: E501
+    "hz": "hz hertz", "pa": "pa pascal", "mol": "mol mole", "k": "k kelvin", "ev": "ev", "kj": "kj", "kw": "kw", "khz": "khz", "mhz": "mhz",  # noqa: E501
     "nm": "nm nanometer nanometre", "acre": "acre", "pint": "pint", "quart": "quart", "cup": "cup", "unit": "unit",
 }  # fmt: skip
 UNITS = {name: unit for unit, names in _UNITS.items() for name in names.split()}
@@ -27,36 +27,36 @@ UNITS = {name: unit for unit, names in _UNITS.items() for name in names.split()}
 
 _STAY = frozenset(
     # numbers
-    "zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred hundreds "
-    "thousand thousands million millions billion billions trillion dozen dozens half halves third thirds fourths quarter "
-    "quarters fifths sixths sevenths eighths ninths tenths hundredth hundredths thousandth thousandths infinity infinite "
+    "zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred hundreds "  # noqa: SIM905
+    "thousand thousands million millions billion billions trillion dozen dozens half halves third thirds fourths quarter "  # noqa: E501
+    "quarters fifths sixths sevenths eighths ninths tenths hundredth hundredths thousandth thousandths infinity infinite "  # noqa: E501
     "infinitely score lakh crore lakhs crores "
     # operations
     "plus minus times over mod modulo divided multiplied by squared cubed power root factorial base remainder raised "
     "choose negative positive percent percentage permille "
     # assertions and restrictions
-    "is are was were be been being isn aren not no nor none never neither nothing if when whenever where unless while for "
-    "all any every whose which that except excluding without but only than to between at least most up down below above "
+    "is are was were be been being isn aren not no nor none never neither nothing if when whenever where unless while for "  # noqa: E501
+    "all any every whose which that except excluding without but only than to between at least most up down below above "  # noqa: E501
     "under beyond before after until since ago or and either both approximately some does do cannot can exists exist "
     "undefined divides divisible multiple multiples equals equal congruent modulus north south east west northeast "
     "northwest southeast southwest bc ad less fewer greater fraction then am pm so because other others otherwise "
     "true false yes even odd prime composite rational irrational real imaginary complex undetermined impossible".split()
 )
 _ADJECTIVES = frozenset(
-    "even odd prime composite positive negative real rational irrational imaginary complex other".split()
+    "even odd prime composite positive negative real rational irrational imaginary complex other".split()  # noqa: SIM905
 )
 """Words of :data:`_STAY` that may stand before a counted noun: ``5 even numbers``."""
 _IDLE = frozenset(
-    "a an the of in different distinct possible total more extra additional left remaining altogether each per unique such "
+    "a an the of in different distinct possible total more extra additional left remaining altogether each per unique such "  # noqa: E501, SIM905
     "them there it its their his her whole full single sq square squared cubic cu us and approximately about".split()
 )
 """Words that do not tell two counted nouns apart."""
 _ADVERBS = frozenset(
-    "left remaining each total altogether apiece more extra away tall long wide high deep old together combined overall away "
+    "left remaining each total altogether apiece more extra away tall long wide high deep old together combined overall away "  # noqa: E501, SIM905
     "daily weekly monthly yearly hourly annually approximately exactly only".split()
 )
 MATHEMATICAL = frozenset(
-    "sin cos tan cot sec csc log exp lim max min gcd lcm mod det dim ker deg arg sup inf abs sgn sqrt".split()
+    "sin cos tan cot sec csc log exp lim max min gcd lcm mod det dim ker deg arg sup inf abs sgn sqrt".split()  # noqa: SIM905
 )
 
 _BARE = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}")
@@ -75,7 +75,7 @@ def _singular(word: str) -> str:
         return word[:-2]
     return (
         word[:-1]
-        if word.endswith("s") and not word.endswith("ss") and len(word) > 3 or word in ("hrs", "lbs")
+        if (word.endswith("s") and not word.endswith("ss") and len(word) > 3) or word in ("hrs", "lbs")
         else word
     )
 
@@ -98,18 +98,15 @@ def droppable(phrase: str, after_number: bool) -> bool:
         return all(_singular(w) in UNITS or w in ("square", "sq", "cubic", "cu", "per", "units") for w in words)
     for place, word in enumerate(words):
         if word in _STAY and not (word in _ADJECTIVES and place < len(words) - 1 and words[-1].endswith("s")):
-            return (
-                word == "only"
-                and len(words) == 1
-                or word in ("squared", "cubed", "approximately")
-                and _singular(words[place - 1]) in UNITS
+            return (word == "only" and len(words) == 1) or (
+                word in ("squared", "cubed", "approximately") and _singular(words[place - 1]) in UNITS
             )
     return len(words) <= 6
 
 
 _OPPOSITES = [
     pair.split("/")
-    for pair in "left/right noon/midnight heads/tails clockwise/counterclockwise clockwise/anticlockwise inside/outside boys/girls "
+    for pair in "left/right noon/midnight heads/tails clockwise/counterclockwise clockwise/anticlockwise inside/outside boys/girls "  # noqa: E501, SIM905
     "men/women early/late older/younger taller/shorter heavier/lighter faster/slower first/last front/back male/female "
     "horizontal/vertical profit/loss gain/loss increase/decrease odd/even wins/losses inner/outer".split()
 ]
@@ -144,7 +141,7 @@ def one_unit(phrase: str) -> str | None:
     return UNITS.get(kinds[0]) if len(kinds) == 1 else None
 
 
-_COPULAS = frozenset("is are be a an the of that".split())
+_COPULAS = frozenset("is are be a an the of that".split())  # noqa: SIM905
 
 
 def spoken(text: str) -> tuple[tuple[str, ...], str]:
@@ -175,7 +172,7 @@ def spoken(text: str) -> tuple[tuple[str, ...], str]:
 
 
 _SAID = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}|(?<![A-Za-z_{{])\\[A-Za-z]+|(?<![\\A-Za-z_])[^\W\d_]{{2,}}(?![\w{{(])")
-_SHORT = frozenset("is are if not all any odd even for the and prime real".split())
+_SHORT = frozenset("is are if not all any odd even for the and prime real".split())  # noqa: SIM905
 
 
 def _is_word(run: str) -> bool:

@@ -190,7 +190,7 @@ class _Worker:
         self.ready = self.gone = False
         self.connection, theirs = Pipe()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads would fill up and block
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from prefix_rl.rewards.workers import _serve; _serve({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
