@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-PLAIN = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(\d+(?:(?:,|\{,\}|\\,|,\\!)\d{3})*(?:\.\d+)?)")
+PLAIN = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}|(?<![\d.])(\d+(?:(?:,|\{,\}|\\,|,\\!)\d{3})*(?:\.\d+)?|\.\d+)")
 
 
 def numbers(text: str) -> set[Fraction]:
@@ -58,7 +58,10 @@ def main() -> None:
                 cut = min(int(given.fraction * len(text)), place.get(guard, len(text)))
                 kept += cut / len(text)
                 value = numbers(row["answer"])
-                if re.fullmatch(r"[\s$\\]*-?[\d,.]+|\\[dt]?frac\{-?\d+\}\{\d+\}", row["answer"]) and len(value) == 1:
+                if (
+                    re.fullmatch(r"[\s$\\]*-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)|\\[dt]?frac\{-?\d+\}\{\d+\}", row["answer"])
+                    and len(value) == 1
+                ):
                     own = value & numbers(row["problem"])
                     secret += not own
                     shows += not own and bool(value & numbers(text[:cut]))
