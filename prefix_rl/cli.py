@@ -134,6 +134,7 @@ def schedule(
 ) -> None:
     """Show the prefix lengths, in tokens, that a recipe will draw on its data."""
     from . import preflight
+    from .data.problems import guarded
     from .data.tokenizer import DemonstrationTable
     from .policy import Policy
     from .recipe import load_run
@@ -144,9 +145,11 @@ def schedule(
     having = [p for p in train_problems if p.demonstrations]
     chosen = having[:problems] if problems else having
     policy = Policy(found)
+    with bar("looking where the answers stand", sum(len(p.demonstrations) for p in chosen)) as advance:
+        chosen = guarded(chosen, found.data.answer_guard, found.reward.grader(), advance)
     table = DemonstrationTable(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
-        found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn,
+        found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn, problems=[p.text for p in chosen],
     )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")

@@ -22,7 +22,7 @@ from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
 from .data.prepare import is_verified
-from .data.problems import Problem, verify
+from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy, find
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from .rewards import MathReward
+    from .rewards.workers import Grader
     from .seam.trainer import PrefixTrainer
 
 _PARTIAL = f"{FINAL}.partial"
@@ -152,6 +153,7 @@ def build(
         arguments(recipe, policy.loading_to_train)
         reward = _reward(recipe)
         problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
+        problems = _guarded(recipe, problems, reward.grader)
     facts = _facts(recipe, problems)
     start, spent = _start(policy, problems, facts)
     adapters = to_train(policy)
@@ -288,6 +290,21 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     if recipe.uses_demonstrations and not any(p.demonstrations for p in kept):
         raise DataError(f"no demonstration of {recipe.data.train} earns the training reward; nothing was trained")
     return kept
+
+
+def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> list[Problem]:
+    """The problems with demonstrations that know where they show their answer, decided once for all ranks."""
+    from accelerate.utils import broadcast_object_list
+
+    if not recipe.uses_demonstrations or recipe.data.answer_guard == "none":
+        return list(problems)
+    decided: list[Any] = [None]
+    if is_main():
+        trusted = recipe.data.train == LAB or is_verified(recipe.data.train)
+        with bar("looking where the answers stand", sum(len(p.demonstrations) for p in problems)) as advance:
+            decided = [guarded(problems, recipe.data.answer_guard, grader, advance, trusted)]
+    broadcast_object_list(decided)
+    return decided[0]
 
 
 def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -> list[Problem]:
