@@ -16,7 +16,10 @@ from ..data.tokenizer import load_tokenizer
 from ..errors import DataError, RecipeError
 from ..recipe import LAB, Recipe, load_recipe
 from .card import checkpoint_facts
-from .engines import Engine, Sampling, TransformersEngine, VllmEngine, require_vllm, stop_ids
+from ..engines.base import Engine, Sampling, stop_ids
+from ..engines.settings import EngineSettings
+from ..engines.transformers import TransformersEngine
+from ..engines.vllm import VllmEngine, require_vllm
 
 if TYPE_CHECKING:
     from .sampling import Job

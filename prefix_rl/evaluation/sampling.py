@@ -13,7 +13,8 @@ from ..data.tokenizer import DemonstrationTable, encode_prompt
 from ..prefixes import AnswerGuard, cut, join
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from .engines import Engine, Sampling, TransformersEngine, seed_of
+from ..engines.base import Engine, Sampling, seed_of
+from ..engines.transformers import TransformersEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
