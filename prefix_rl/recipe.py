@@ -15,13 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Interval
 
-from . import methods
-from .data import contamination
+from . import contradictions, methods, yaml12
+from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
 from .errors import DataError, RecipeError, at_most, nearest
@@ -62,6 +62,9 @@ class Model:
     """As transformers names it: sdpa, flash_attention_2, ..."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
+    date: str | None = None
+    """The date (2026-11-25) that a chat template with a date in it shows; null: that of the day on which the run, the
+    collection or the evaluation began."""
     lora: Lora | None = None
     """Train LoRA adapters; null: all parameters."""
 
@@ -227,6 +230,16 @@ class Recipe:
         """The most tokens that a completion may have in an evaluation."""
         return self.evaluation.max_completion_length or self.training_value("max_completion_length")
 
+    @property
+    def uses_lab(self) -> bool:
+        """Whether the policy or the problems are the lab's."""
+        return LAB in (self.model.name_or_path, self.data.train)
+
+    @property
+    def whole_training(self) -> dict[str, Any]:
+        """The ``training`` block with TRL's defaults."""
+        return {name: field.default for name, field in _training_fields().items()} | dict(self.training)
+
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
         return self.training[name] if name in self.training else _training_fields()[name].default
@@ -261,8 +274,8 @@ def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Re
             except DataError as error:
                 problems += [f"{name}: {error.what}", *error.problems]
         if train:
-            problems += _problems_with_data(recipe, train)
-            problems += _overlap(recipe, train, held_out)
+            problems += contradictions.with_data(recipe, train)
+            problems += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
     _raise_if(path, problems)
     return recipe, train, held_out
 
@@ -292,6 +305,19 @@ def evaluation_data(recipe: Recipe) -> list[Problem]:
     return data_problems.load(evaluation.data, evaluation.split, evaluation.limit)
 
 
+def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]:
+    """The problems to evaluate on, from a file also if that is done later only; none where an overlap is allowed."""
+    evaluation = recipe.evaluation
+    if evaluation.allow_overlap or evaluation.data is None:
+        return []
+    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
+        try:
+            return evaluation_data(recipe)
+        except DataError:
+            return []  # whoever evaluates on it is told
+    return held_out
+
+
 def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list[dict[str, str]]:
     """What the policy is asked: chat messages, or the text itself. ``instruction`` stands behind that of the data."""
     text = problem.text + data.instruction + instruction
@@ -301,39 +327,16 @@ def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list
     return [*system, {"role": "user", "content": text}]
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How rollouts, updates and steps relate, over all ranks."""
-
-    rollouts: int  # of one generation batch
-    prompts: int  # distinct ones in it
-    steps: float  # optimizer steps that one generation batch serves
-
-
-def batches(recipe: Recipe, world_size: int) -> Batches:
-    """The batch arithmetic of TRL, from the ``training`` block."""
-    value = recipe.training_value
-    accumulation = value("gradient_accumulation_steps")
-    per_micro_step = value("per_device_train_batch_size") * world_size
-    generation = value("generation_batch_size")
-    micro_steps = value("steps_per_generation") or (generation // per_micro_step if generation else accumulation)
-    rollouts = generation or per_micro_step * micro_steps
-    return Batches(
-        rollouts=rollouts,
-        prompts=rollouts // value("num_generations"),
-        steps=micro_steps * value("num_iterations") / accumulation,
-    )
-
-
-def world_size() -> int:
-    """How many processes train together, as ``accelerate launch`` says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 # --- reading and checking ---------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """The mapping in a YAML file.
+
+    Raises:
+        RecipeError: if there is no such file, it is no UTF-8, no YAML, empty, or something other than a mapping.
+    """
+    return yaml12.read(path, BLOCKS)
 
 
 def _training_fields() -> dict[str, Field]:
@@ -364,7 +367,7 @@ _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
     """The recipe, and the problems found. Wrong values stand at their defaults in it, so that more can be found."""
     given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
-    misplaced = _apply(given, overrides)
+    misplaced = yaml12.apply(overrides, given, BLOCKS)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
         misplaced.append(f"{block}: no such block{nearest(block, BLOCKS)}; there are {', '.join(BLOCKS)}")
     made: dict[str, Any] = {}
@@ -384,7 +387,8 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
         return None, listed
     recipe = Recipe(**made)
     doubtful = _doubtful(problems)
-    return recipe, listed + [p for p in _contradictions(recipe) if not any(name in p for name in doubtful)]
+    contradicting = contradictions.between_blocks(recipe)
+    return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
 
 
 def _doubtful(problems: Mapping[str, str]) -> set[str]:
@@ -448,188 +452,8 @@ def _training(given: object) -> tuple[dict | None, dict[str, str]]:
     return {key: values[key] for key in rest if key in values} | _FIXED, problems | found
 
 
-def _contradictions(recipe: Recipe) -> list[str]:
-    """What cannot be together in the blocks, though each is well-formed."""
-    value, problems = recipe.training_value, []
-    group_size, completion = value("num_generations"), value("max_completion_length")
-    if group_size < 2:
-        problems.append(f"training.num_generations = {group_size}: credit is relative to a group, so at least 2")
-    if value("generation_batch_size") and value("steps_per_generation"):
-        problems.append("training.generation_batch_size and training.steps_per_generation: give only one of them")
-    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations")
-    for name in sizes:
-        if value(name) < 1:
-            problems.append(f"training.{name} = {value(name)}: must be an integer of at least 1")
-    if problems:
-        return problems
-    found = batches(recipe, world_size())
-    if found.rollouts % group_size or found.rollouts < group_size:
-        problems.append(
-            f"one generation batch has {found.rollouts} rollouts (training.per_device_train_batch_size x processes x "
-            f"steps), which is not a multiple of training.num_generations = {group_size}"
-        )
-    save_steps = value("save_steps")
-    if value("save_strategy") == "steps" and save_steps >= 1 and save_steps % max(found.steps, 1):
-        problems.append(
-            f"training.save_steps = {save_steps} is not a multiple of the {found.steps:g} steps that one generation "
-            "batch serves; a checkpoint inside that window could not be resumed exactly"
-        )
-    training = {name: f.default for name, f in _training_fields().items()} | dict(recipe.training)
-    problems += recipe.method.problems(training)
-    problems += recipe.world.problems_found()
-    if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
-        problems.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
-    if recipe.evaluation.temperature == 0 and (recipe.evaluation.samples or 1) > 1:
-        problems.append(
-            f"evaluation.samples = {recipe.evaluation.samples} with evaluation.temperature = 0: greedy decoding gives "
-            "the same completion every time; set evaluation.samples = 1, or a temperature"
-        )
-    if (recipe.model.name_or_path == LAB or recipe.data.train == LAB) and recipe.data.prompt != "plain":
-        problems.append("data.prompt = chat: the lab's policy knows no chat template; set data.prompt = plain")
-    if recipe.data.prompt == "plain" and recipe.data.system_prompt is not None:
-        problems.append("data.system_prompt needs data.prompt = chat")
-    if recipe.model.chat_template and not Path(recipe.model.chat_template).is_file():
-        problems.append(f"model.chat_template: there is no file {recipe.model.chat_template}")
-    if completion < 2:
-        problems.append(f"training.max_completion_length = {completion}: must be at least 2")
-    return problems
-
-
-def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
-    problems = []
-    prompts = batches(recipe, world_size()).prompts
-    demonstrated = [bool(p.demonstrations) for p in train]
-    rows = sum(recipe.method.copies(demonstrated))
-    if recipe.method.reinforces and rows < prompts:
-        copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
-        problems.append(
-            f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
-            "training would end before its first step"
-        )
-    if recipe.method.own_traces and recipe.data.traces is None:
-        problems.append(
-            f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
-            "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"
-        )
-    elif recipe.uses_demonstrations and not any(demonstrated):
-        problems.append(
-            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
-            "demonstrations or solution, or data.traces)"
-        )
-    return problems
-
-
-def _overlap(recipe: Recipe, train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
-    """What is wrong with evaluating on these problems. A file is looked at even if it is evaluated on later only."""
-    evaluation = recipe.evaluation
-    if evaluation.allow_overlap or evaluation.data is None:
-        return []
-    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
-        try:
-            held_out = evaluation_data(recipe)
-        except DataError:
-            return []  # whoever evaluates on it is told
-    found = contamination.overlap([p.text for p in train], [p.text for p in held_out])
-    if not found:
-        return []
-    shown = found[0] if len(found[0]) <= 60 else found[0][:57] + "..."
-    return [
-        f"evaluation.data: {len(found)} of its {len(held_out)} problems stand in data.train, for example {shown!r}. "
-        f"Take them out (prefix-rl prepare --against {evaluation.data}), or set evaluation.allow_overlap = true"
-    ]
-
-
 def _raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:
     if problems:
         name = "the settings given" if isinstance(path, Mapping) else os.fspath(path)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise RecipeError(f"{name}: {count}, nothing was started", at_most(problems, 40))
-
-
-def _apply(recipe: dict, overrides: Sequence[str]) -> list[str]:
-    """Applies ``block.key=value`` to the recipe in place; the problems of those that are not of this form."""
-    problems = []
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        *blocks, key = path.strip().removeprefix("--").split(".")
-        if not equals or not (blocks or key in BLOCKS):
-            problems.append(f"{override!r}: an override is block.key=value, for example training.learning_rate=1e-6")
-            continue
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            problems.append(f"{override!r}: the value is not YAML ({_first_line(error)})")
-            continue
-        target = recipe
-        for block in blocks:
-            if not isinstance(target.get(block), dict):
-                target[block] = {}
-            target = target[block]
-        target[key] = value
-    return problems
-
-
-# --- YAML -------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, in which 1e-6 is a number and ``off`` a word, and in which no key stands twice."""
-
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if keys.count(key) > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-
-for _tag, _pattern, _starts in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-     "-+0123456789."),
-    ("merge", "<<", "<"),
-):  # fmt: skip
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _starts]
-    )
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(node.value, 0 if node.value.startswith(("0o", "0x")) else 10)
-)
-
-
-def read_yaml(path: str | os.PathLike) -> dict:
-    """A YAML file that holds one mapping.
-
-    Raises:
-        RecipeError: if there is no such file, it is no UTF-8, no YAML, empty, or something other than a mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {os.fspath(path)}: {error}") from error
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        tab = next((n for n, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)), None)
-        hint = f"\n  Line {tab} is indented with a tab; YAML wants blanks." if tab else ""
-        raise RecipeError(f"{os.fspath(path)} is not YAML: {_first_line(error)}{hint}") from error
-    if content is None:
-        raise RecipeError(f"{os.fspath(path)} is empty; a recipe has the blocks {', '.join(BLOCKS)}")
-    if not isinstance(content, dict):
-        blocks = ", ".join(BLOCKS)
-        raise RecipeError(
-            f"{os.fspath(path)} holds a {type(content).__name__}; a recipe is a mapping with the blocks {blocks}"
-        )
-    return content
-
-
-def _first_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{getattr(error, 'problem', None) or error}{place}"
