@@ -79,7 +79,7 @@ class Engine(ABC):
     def facts(self) -> dict[str, Any]:
         """Name, version, dtype and whatever else completions may depend on."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every engine holds something
         """Frees what it holds."""
 
     def generate(

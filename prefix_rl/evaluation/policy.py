@@ -13,13 +13,12 @@ from .. import preflight
 from ..checkpoints import last_whole
 from ..data import benchmarks
 from ..data.tokenizer import load_tokenizer
+from ..engines.base import Engine, Sampling, stop_ids
+from ..engines.transformers import TransformersEngine
+from ..engines.vllm import VllmEngine, require_vllm
 from ..errors import DataError, RecipeError
 from ..recipe import LAB, Recipe, load_recipe
 from .card import checkpoint_facts
-from ..engines.base import Engine, Sampling, stop_ids
-from ..engines.settings import EngineSettings
-from ..engines.transformers import TransformersEngine
-from ..engines.vllm import VllmEngine, require_vllm
 
 if TYPE_CHECKING:
     from .sampling import Job

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..data.problems import Problem
 from ..data.tokenizer import DemonstrationTable, encode_prompt
+from ..engines.base import Engine, Sampling, seed_of
+from ..engines.transformers import TransformersEngine
 from ..prefixes import AnswerGuard, cut, join
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from ..engines.base import Engine, Sampling, seed_of
-from ..engines.transformers import TransformersEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
