@@ -42,7 +42,7 @@ def between_blocks(recipe: Recipe) -> list[str]:
             "batch serves; a checkpoint inside that window could not be resumed exactly"
         )
     faults += recipe.method.problems(recipe.whole_training)
-    faults += recipe.world.problems_found()
+    faults += recipe.world.problems_found() + recipe.engine.problems_found() + _vllm(recipe)
     if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
         faults.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
     if recipe.evaluation.temperature == 0 and (recipe.evaluation.samples or 1) > 1:
@@ -74,6 +74,43 @@ def between_blocks(recipe: Recipe) -> list[str]:
     if completion < 2:
         faults.append(f"training.max_completion_length = {completion}: must be at least 2")
     return faults
+
+
+_EACH_ROWS_OWN = {
+    "seed": "all rollouts of a group would be the same; each has a seed of its own, from training.seed",
+    "max_tokens": "each rollout may have training.max_completion_length tokens, its prefix included",
+    "n": "each rollout is a request of its own; set training.num_generations",
+    "logprobs": "the trainer asks for those of the sampled tokens",
+}
+
+
+def _vllm(recipe: Recipe) -> list[str]:
+    """Faults of generating with vLLM while training."""
+    value, faults = recipe.training_value, []
+    if not value("use_vllm"):
+        return faults
+    given = value("generation_kwargs")
+    for name in _EACH_ROWS_OWN.keys() & given.keys() if isinstance(given, dict) else ():
+        faults.append(f"training.generation_kwargs.{name} = {given[name]}: {_EACH_ROWS_OWN[name]}; leave it out")
+    length, completion = value("vllm_max_model_length"), value("max_completion_length")
+    if length is not None and length <= completion:
+        faults.append(
+            f"training.vllm_max_model_length = {length} leaves no room for a prompt and "
+            f"training.max_completion_length = {completion} tokens; raise it to the longest prompt and that"
+        )
+    return sorted(faults)
+
+
+def vllm_context(recipe: Recipe, longest_prompt: int) -> list[str]:
+    """Faults of generating with vLLM behind prompts of up to ``longest_prompt`` tokens."""
+    length = recipe.training_value("vllm_max_model_length")
+    needed = longest_prompt + recipe.training_value("max_completion_length")
+    if not recipe.training_value("use_vllm") or length is None or needed <= length:
+        return []
+    return [
+        f"training.vllm_max_model_length = {length}, but the longest prompt has {longest_prompt} tokens and a "
+        f"completion may have {needed - longest_prompt}: set it to {needed} or more"
+    ]
 
 
 def _is_date(text: str) -> bool:

@@ -1,7 +1,7 @@
 """Recipes: one YAML file for one run.
 
 A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``budget``, ``speed``,
-``evaluation`` and ``output``. The
+``engine``, ``evaluation`` and ``output``. The
 ``method`` block holds the fields of the method that it names; the ``training`` block holds TRL's ``GRPOConfig`` fields,
 by their own names. Whatever is wrong with a recipe is found here, all of it at once, before a model is touched.
 """
@@ -24,6 +24,7 @@ from . import contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
+from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, at_most, nearest
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
@@ -137,8 +138,6 @@ class Evaluation:
     """Completions for each problem; null: the benchmark's own number (32 for AIME and AMC, 1 elsewhere)."""
     k: tuple[Annotated[int, Ge(1)], ...] = ()
     """Of pass@k and maj@k; empty: the number of samples."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What generates."""
     temperature: Annotated[float, Ge(0)] = 1.0
     """0: greedy."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
@@ -146,15 +145,11 @@ class Evaluation:
     max_completion_length: Annotated[int, Ge(2)] | None = None
     """Tokens; null: training.max_completion_length."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Completions generated and saved together; null: 64, with vLLM 1,024."""
+    """Completions in the making at a time in one process; null: 64, with vLLM 1,024. (Servers have
+    engine.max_in_flight.)"""
     prefix_fractions: tuple[Fraction, ...] = ()
     """Also the accuracy from these fractions of a demonstration."""
     seed: int = 0
-
-    @property
-    def at_once(self) -> int:
-        """Completions generated together."""
-        return self.batch_size or (64 if self.engine == "transformers" else 1024)
 
 
 @dataclass(frozen=True)
@@ -180,7 +175,7 @@ class Output:
 
 BLOCKS: dict[str, type | None] = {
     "model": Model, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
-    "speed": Speed, "evaluation": Evaluation, "output": Output,
+    "speed": Speed, "engine": EngineSettings, "evaluation": Evaluation, "output": Output,
 }  # fmt: skip
 
 
@@ -196,6 +191,7 @@ class Recipe:
     training: Mapping[str, Any]
     budget: Budget
     speed: Speed
+    engine: EngineSettings
     evaluation: Evaluation
     output: Output
 
@@ -224,6 +220,11 @@ class Recipe:
     def world(self) -> World:
         """The lab's settings."""
         return self.data.lab or World()
+
+    @property
+    def at_once(self) -> int:
+        """Completions in the making at a time, in one process."""
+        return self.evaluation.batch_size or (1024 if self.engine.name == "vllm" else 64)
 
     @property
     def evaluation_length(self) -> int:
@@ -368,6 +369,7 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
     """The recipe, and the problems found. Wrong values stand at their defaults in it, so that more can be found."""
     given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
     misplaced = yaml12.apply(overrides, given, BLOCKS)
+    _move_engine(given)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
         misplaced.append(f"{block}: no such block{nearest(block, BLOCKS)}; there are {', '.join(BLOCKS)}")
     made: dict[str, Any] = {}
@@ -389,6 +391,13 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
     doubtful = _doubtful(problems)
     contradicting = contradictions.between_blocks(recipe)
     return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
+
+
+def _move_engine(given: dict[str, Any]) -> None:
+    """``evaluation.engine`` became ``engine.name``; the recipes of older runs still have it there."""
+    evaluation, engine = given.get("evaluation"), given.get("engine") or {}
+    if isinstance(evaluation, dict) and "engine" in evaluation and isinstance(engine, dict) and "name" not in engine:
+        given["engine"] = {"name": evaluation.pop("engine"), **engine}
 
 
 def _doubtful(problems: Mapping[str, str]) -> set[str]:
