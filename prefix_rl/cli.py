@@ -147,19 +147,19 @@ def schedule(
 ) -> None:
     """Show the prefix lengths, in tokens, that a recipe will draw on its data."""
     from . import preflight
-    from .data.tokenizer import DemonstrationTable, load_tokenizer
+    from .data.tokenizer import DemonstrationTable
+    from .policy import Policy
     from .recipe import load_run
     from .reports import schedule as reports
-    from .train import model_path
 
     preflight.quiet()
     found, train_problems, _ = load_run(recipe, overrides or [])
     having = [p for p in train_problems if p.demonstrations]
     chosen = having[:problems] if problems else having
-    tokenizer = load_tokenizer(model_path(found))
+    policy = Policy(found)
     table = DemonstrationTable(
-        [p.demonstrations for p in chosen], [p.answer for p in chosen], tokenizer,
-        found.data.answer_guard, usable=found.method.usable,
+        [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
+        found.data.answer_guard, usable=found.method.usable, turn=policy.turn,
     )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
@@ -395,18 +395,40 @@ def tiny(
 
 @app.command(epilog="Example: prefix-rl check recipes/qwen2.5-math-7b/prefix_rft.yaml")
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Check a recipe, its data and the installed packages without training. Prints the resolved recipe."""
-    from . import preflight
-    from .recipe import load_run
+    """Check a recipe, its data, its policy and the installed packages without training. Prints the resolved recipe.
 
-    found, train_problems, held_out = load_run(recipe, overrides or [])
-    preflight.check(found)
-    print(found.dump(), end="")
-    say(f"good: {len(train_problems)} problems to train on, {len(held_out)} to evaluate on")
+    What only this machine lacks (a GPU, vLLM, the hub) is listed apart, and is no fault of the recipe.
+    """
+    from .check import check as run
+
+    found = run(recipe, overrides or [])
+    print(found.recipe.dump(), end="")
+    for note in found.notes:
+        say(f"note: {note}")
+    if found.missing:
+        say("\n".join(["this machine cannot train it as it is:", *(f"  - {what}" for what in found.missing)]))
+    say(f"good: {found.problems} problems to train on, {found.held_out} to evaluate on")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        print(f"prefix-rl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Post-train a language model with reinforcement learning and demonstrations."""
 
 
 def main() -> None:
     """The console script."""
-    from .train import run_or_explain
+    from .progress import run_or_explain
 
     sys.exit(run_or_explain(lambda: app(standalone_mode=True)))

@@ -28,16 +28,15 @@ from typing import TYPE_CHECKING, Any
 from . import preflight
 from .costs import inference_flops
 from .data.problems import Problem
-from .data.tokenizer import encode_prompt
 from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
 from .errors import DataError, UserError
+from .policy import Policy
 from .progress import bar, say
-from .recipe import Recipe, load_recipe, prompt_of, training_data
+from .recipe import Recipe, load_recipe, training_data
 from .rewards.workers import Grader
-from .train import policy_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _MAY_GROW = ("k", "wanted", "cap")
 SUMMARY = "summary.json"
@@ -185,22 +184,28 @@ def collect(
     if wrong:
         raise UserError("nothing can be collected with these settings:", wrong)
 
-    path, tokenizer = policy_of(recipe)
-    prompts = _prompts(recipe, problems)
+    asked = _policy(recipe, Path(output))
+    prompts = _prompts(asked, problems)
+    asked.check_context(
+        {p.place or p.id: ids for p, ids in zip(problems, prompts, strict=True)},
+        settings["max_completion_length"], "training.max_completion_length", droppable=True,
+    )  # fmt: skip
+    for note in asked.notes:
+        say(f"note: {note}")
     limits = _limits(recipe, problems)
-    model = _load(path, recipe)
+    model = asked.load()
     about = {
-        "model": path,
+        "model": asked.path,
         "model_sha256": _weights_sha256(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "limits_sha256": _sha256(limits),
         "settings": settings,
     }
-    store = _open_or_create(Path(output), {**_data_facts(recipe, problems, prompts, tokenizer), **about})
+    store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
     grader = recipe.reward.grader() if method.needs_answers else None
     with store.writing():
         try:
-            _sample(store, model, tokenizer, problems, prompts, limits, grader, plan)
+            _sample(store, asked, model, problems, prompts, limits, grader, plan)
         except KeyboardInterrupt:
             say(f"stopped; what was sampled is in {store.folder}. The same command goes on from there.")
             raise
@@ -214,10 +219,18 @@ def collect(
     return summary
 
 
-def _prompts(recipe: Recipe, problems: Sequence[Problem]) -> list[str | list[dict[str, str]]]:
-    """What the policy is asked, each problem as its trace will be learned."""
-    seed = recipe.training_value("seed")
-    return [prompt_of(p, recipe.data, recipe.method.excerpt(p.id, seed).instruction) for p in problems]
+def _policy(recipe: Recipe, store: Path) -> Policy:
+    """The policy; its prompts show the date of the store that is gone on with, if they show one."""
+    if recipe.model.date is None and (store / "store.json").is_file():
+        day = TraceStore.open(store).facts.get("date")
+        recipe = replace(recipe, model=replace(recipe.model, date=day))
+    return Policy(recipe)
+
+
+def _prompts(policy: Policy, problems: Sequence[Problem]) -> list[list[int]]:
+    """The ids of what the policy is asked, each problem as its trace will be learned."""
+    method, seed = policy.recipe.method, policy.recipe.training_value("seed")
+    return [policy.prompt_ids(p, method.excerpt(p.id, seed).instruction) for p in problems]
 
 
 def _limits(recipe: Recipe, problems: Sequence[Problem]) -> list[int | None]:
@@ -246,13 +259,12 @@ def import_file(
     """
     preflight.quiet()
     recipe, problems = _recipe_and_problems(config, overrides, policy)
-    _, tokenizer = policy_of(recipe)
-    prompts = _prompts(recipe, problems)
-    store = _open_or_create(Path(output), _data_facts(recipe, problems, prompts, tokenizer))
+    asked = _policy(recipe, Path(output))
+    store = _open_or_create(Path(output), _data_facts(asked, problems, _prompts(asked, problems)))
     grader = recipe.reward.grader() if recipe.method.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
-            done = import_traces(given, store, tokenizer, grader, problems, source, advance)
+            done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance)
             summary = {**summarize(store, problems), "last_import": {"from": str(given), **done}}
             store.write_json(SUMMARY, summary)
     finally:
@@ -271,35 +283,16 @@ def _recipe_and_problems(
     return recipe, training_data(recipe)
 
 
-def _load(path: str, recipe: Recipe) -> PreTrainedModel:
-    """The policy, on the GPU if there is one that the recipe does not forgo."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    options = {"revision": recipe.model.revision, "attn_implementation": recipe.model.attn_implementation}
-    options = {name: value for name, value in options.items() if value is not None}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype or "auto", **options)
-    except (OSError, ValueError) as error:
-        raise DataError(f"no model could be loaded from {path}: {error}") from error
-    cuda = torch.cuda.is_available() and not recipe.training_value("use_cpu")
-    return model.to("cuda" if cuda else "cpu").eval()
-
-
 # --- what a store belongs to ------------------------------------------------------------------------------------------
 
 
-def _data_facts(
-    recipe: Recipe,
-    problems: Sequence[Problem],
-    prompts: Sequence[str | list[dict[str, str]]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, Any]:
+def _data_facts(policy: Policy, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {
-        "tokenizer_sha256": tokenizer_sha256(tokenizer),
-        "data": recipe.data.train,
+        "tokenizer_sha256": tokenizer_sha256(policy.tokenizer),
+        "data": policy.recipe.data.train,
         "problems_sha256": _sha256([(p.id, p.text, p.answer) for p in problems]),
-        "prompts_sha256": _sha256([encode_prompt(prompt, tokenizer) for prompt in prompts]),
+        "prompts_sha256": _sha256(prompts),
+        **({"date": policy.date} if policy.date else {}),
     }
 
 
@@ -362,20 +355,21 @@ def _open_or_create(folder: Path, facts: Mapping[str, Any]) -> TraceStore:
 
 def _sample(
     store: TraceStore,
+    policy: Policy,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
-    prompts: Sequence[str | list[dict[str, str]]],
+    prompts: Sequence[Sequence[int]],
     limits: Sequence[int | None],
     grader: Grader | None,
     plan: Plan,
 ) -> None:
     """Samples and stores batches until the plan is done."""
+    from .evaluation.engines import TransformersEngine
     from .evaluation.sampling import sample
 
-    facts = store.facts
+    facts, engine = store.facts, TransformersEngine(model, policy.tokenizer, policy.stops)
     settings, parameters = facts["settings"], facts["parameters"]
-    lengths = [len(encode_prompt(prompt, tokenizer)) for prompt in prompts]
+    lengths = [len(prompt) for prompt in prompts]
     counted = store.attempts(plan.k), store.attempts()
     first, every = ([tallies.get(p.id, Tally()) for p in problems] for tallies in counted)
     with _attempts_bar(sum(tally.attempts for tally in every), settings["graded"]) as show:
@@ -383,8 +377,9 @@ def _sample(
         while batch := plan.next_batch(first, every, settings["batch_size"]):
             done = sum(tally.attempts for tally in every)
             samples = sample(
-                model,
-                tokenizer,
+                engine,
+                policy.tokenizer,
+                policy.turn,
                 [problems[i] for i in batch],
                 [prompts[i] for i in batch],
                 grader,

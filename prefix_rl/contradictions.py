@@ -66,6 +66,11 @@ def between_blocks(recipe: Recipe) -> list[str]:
         faults.append(
             f"training.reward_weights = {value('reward_weights')}: there is one reward, so give one weight, or none"
         )
+    if value("push_to_hub"):
+        faults.append(
+            "training.push_to_hub = true would publish the whole folder of the run: optimizers, and rollouts with the "
+            f"gold answers. Publish the policy alone when it is trained: hf upload NAME {recipe.output.dir}/final"
+        )
     if value("save_only_model"):
         faults.append(
             "training.save_only_model = true: a checkpoint without optimizer cannot be continued from, and a run that "

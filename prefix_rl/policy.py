@@ -394,36 +394,47 @@ class Policy:
             for name, ids in prompts.items() if len(ids) + length > positions
         ]  # fmt: skip
 
-    def check_context(self, prompts: Mapping[str, Sequence[int]], length: int, setting: str) -> None:
+    def check_context(
+        self, prompts: Mapping[str, Sequence[int]], length: int, setting: str, droppable: bool = False
+    ) -> None:
         """Sees that the model has positions for every prompt and its completion.
 
         Args:
             prompts: ids by the name of the problem, as where it was read.
             length: the most tokens of a completion.
             setting: the setting that says so, for the message.
+            droppable: whether the problems can be left out.
 
         Raises:
             RecipeError: naming the problems, and what would fit.
         """
-        if not (found := self.too_long(prompts, length)):
+        found = self.too_long(prompts, length)
+        if not found:
             return
         longest, positions = max(map(len, prompts.values())), self.positions
-        room = f"{setting} = {positions - longest} would fit for all" if positions > longest + 1 else (
-            "no completion fits behind the longest of them"
-        )  # fmt: skip
-        drop = max(positions - length, 0)
+        fits = max(positions - longest, 0)
+        remedies = [f"{setting} = {fits} fits for all" if fits > 1 else "no completion fits behind the longest of them"]
+        if droppable and positions > length:
+            remedies.append(
+                f"`prefix-rl prepare --tokenizer {self.path} --max-prompt-length {positions - length}` leaves these out"
+            )
         raise RecipeError(
-            f"{self.path} has positions for {positions} tokens, and {len(found)} of {len(prompts)} prompts with "
-            f"{setting} = {length} need more; {room}" + (
-                f", and `prefix-rl prepare --tokenizer {self.path} --max-prompt-length {drop}` drops these:" if drop
-                else ":"
-            ),
+            f"{self.path} has positions for {positions} tokens, and with {setting} = {length} {len(found)} prompt"
+            f"{'s need' if len(found) > 1 else ' needs'} more; {', and '.join(remedies)}:",
             at_most(found),
-        )  # fmt: skip
+        )
 
-    def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
-        """The ids of each problem's prompt, by the place where the problem was read, or else its id."""
-        return {problem.place or problem.id: self.prompt_ids(problem) for problem in problems}
+    def check_problems(self, problems: Sequence[Problem], length: int, setting: str) -> None:
+        """:meth:`check_context` for problems to train on. Only those that may be too long are rendered.
+
+        A token of usual tokenizers stands for at least half a byte of the text.
+        """
+        if self.positions is None:
+            return
+        room = (self.positions - length - len(self.example)) / 2
+        long = [p for p in problems if len(p.text.encode()) > room]
+        prompts = {problem.place or problem.id: self.prompt_ids(problem) for problem in long}
+        self.check_context(prompts, length, setting, droppable=True)
 
     # --- the weights --------------------------------------------------------------------------------------------------
 

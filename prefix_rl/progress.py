@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .errors import UserError
+
 
 def say(message: str) -> None:
     """A line for the person, apart from results on standard output."""
@@ -20,3 +22,21 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
 
     with tqdm(desc=what, total=total, disable=int(os.environ.get("RANK", "0")) > 0, leave=False, delay=1) as shown:
         yield shown.update
+
+
+def is_main() -> bool:
+    """Whether this process writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_or_explain(command: Callable[[], object]) -> int:
+    """Runs a command; prints what a person can mend instead of a traceback. Returns the exit status."""
+    try:
+        command()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        say(f"error: {error}" if is_main() else f"error on rank {rank}: {error.what}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

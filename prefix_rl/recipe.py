@@ -25,7 +25,7 @@ from .batches import batches, world_size  # noqa: F401  callers have them from h
 from .data import problems as data_problems
 from .data.problems import Problem
 from .engines.settings import EngineSettings
-from .errors import DataError, RecipeError, at_most, nearest
+from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Combined, Method
@@ -253,8 +253,42 @@ def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence
         RecipeError: with every problem that can be found without reading the data.
     """
     recipe, problems = _read(path, overrides)
-    _raise_if(path, problems)
+    raise_if(path, problems)
     return recipe
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A recipe with its data, and what is wrong with them."""
+
+    recipe: Recipe | None
+    """None if no recipe can be made of what is written."""
+    train: list[Problem]
+    held_out: list[Problem]
+    faults: list[str]
+    missing: list[str]
+    """What could not be looked at from here: data sets of a hub that does not answer."""
+
+
+def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
+    """The recipe, the problems to train on, those to evaluate on while training, and every fault of all three."""
+    recipe, faults = _read(path, overrides)
+    train, held_out, missing = [], [], []
+    if recipe:
+        sources = [("data.train", train, training_data)]
+        if recipe.training_value("eval_strategy") not in ("no", None):
+            sources.append(("evaluation.data", held_out, evaluation_data))
+        for name, into, load in sources:
+            try:
+                into += load(recipe)
+            except UnreachableError as error:
+                missing.append(f"{name}: {error}")
+            except DataError as error:
+                faults += [f"{name}: {error.what}", *error.problems]
+        if train:
+            faults += contradictions.with_data(recipe, train)
+            faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
+    return Reading(recipe, train, held_out, faults, missing)
 
 
 def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem], list[Problem]]:
@@ -263,22 +297,9 @@ def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Re
     Raises:
         RecipeError: with every problem of the recipe and of the data.
     """
-    recipe, problems = _read(path, overrides)
-    train, held_out = [], []
-    if recipe:
-        sources = [("data.train", train, training_data)]
-        if recipe.training_value("eval_strategy") not in ("no", None):
-            sources.append(("evaluation.data", held_out, evaluation_data))
-        for name, into, load in sources:
-            try:
-                into += load(recipe)
-            except DataError as error:
-                problems += [f"{name}: {error.what}", *error.problems]
-        if train:
-            problems += contradictions.with_data(recipe, train)
-            problems += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
-    _raise_if(path, problems)
-    return recipe, train, held_out
+    found = read_run(path, overrides)
+    raise_if(path, [*found.faults, *found.missing])
+    return found.recipe, found.train, found.held_out
 
 
 def training_data(recipe: Recipe) -> list[Problem]:
@@ -461,7 +482,8 @@ def _training(given: object) -> tuple[dict | None, dict[str, str]]:
     return {key: values[key] for key in rest if key in values} | _FIXED, problems | found
 
 
-def _raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:
+def raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:
+    """Raises a RecipeError that lists the problems, if there are any."""
     if problems:
         name = "the settings given" if isinstance(path, Mapping) else os.fspath(path)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

@@ -7,10 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+from typing import Any
 
 SAVE_EVERY = 5.0  # seconds that a finished completion may wait for others to be saved with
 
@@ -142,13 +139,6 @@ def seed_of(*key: int | str) -> int:
     True
     """
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:6], "big")
-
-
-def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a completion: the model's and the tokenizer's."""
-    declared = config.eos_token_id
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    return [i for i in dict.fromkeys([*declared, tokenizer.eos_token_id]) if i is not None]
 
 
 def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:

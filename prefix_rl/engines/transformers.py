@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.tokenizer import stop_ids
 from ..errors import DataError
-from .base import Engine, Request, Sampling, stop_ids, until_stop
+from .base import Engine, Request, Sampling, until_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,13 +22,20 @@ class TransformersEngine(Engine):
     probability exceeds ``u_t``. So the seed of a row says everything, whatever else is in the batch.
 
     Args:
+        stops: the ids that end a completion; None: those that the model and the tokenizer declare.
         batch_size: the rows of a batch.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stops: Sequence[int] | None = None,
+        batch_size: int = 64,
+    ):
         super().__init__()
         self.model, self.at_once = model, batch_size
-        self.stops = stop_ids(model.generation_config, tokenizer)
+        self.stops = stop_ids(model.generation_config, tokenizer) if stops is None else list(stops)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
         self._waiting: list[Request] = []
 

@@ -179,6 +179,12 @@ def opened(folder: Path) -> Iterator[None]:
         raise DataError(f"the folder {folder} cannot be written: {error.strerror}") from error
 
 
+def date_of(folder: Path) -> str | None:
+    """The date that the prompts of the samples in the folder show, None if they show none or there are none."""
+    path = folder / SAMPLES / SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")).get("date") if path.is_file() else None
+
+
 def continue_with(folder: Path, settings: Mapping[str, Any]) -> None:
     """Sees that the samples in the folder were drawn with these settings; others are set aside, with their card."""
     path = folder / SAMPLES / SETTINGS

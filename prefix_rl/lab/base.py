@@ -28,6 +28,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PREFIX_RL_CACHE") or Path.home() / ".cache" / "prefix_rl")
 
 
+def base_folder(world: World) -> Path:
+    """Where the base policy of these settings is, once it is trained."""
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "base.py"))
+    key = hashlib.sha256(json.dumps(_settings(world), sort_keys=True).encode() + sources).hexdigest()[:12]
+    return cache_folder() / f"lab-base-{key}"
+
+
+def _settings(world: World) -> dict[str, float]:
+    return {name: getattr(world, name) for name in _OF_THE_BASE}
+
+
 def base_policy(world: World, progress: Callable[[int], object] | None = None) -> Path:
     """The folder of the trained base policy and its tokenizer; trains it first if the cache does not hold it.
 
@@ -36,17 +47,14 @@ def base_policy(world: World, progress: Callable[[int], object] | None = None) -
     """
     from filelock import FileLock
 
-    settings = {name: getattr(world, name) for name in _OF_THE_BASE}
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "base.py"))
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + sources).hexdigest()[:12]
-    folder = cache_folder() / f"lab-base-{key}"
+    folder = base_folder(world)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # other ranks wait here, and then find it
         if not folder.is_dir():
             partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
             train_base(world, progress).save_pretrained(partial)
             tokenizer(world).save_pretrained(partial)
-            (partial / "world.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            (partial / "world.json").write_text(json.dumps(_settings(world), indent=2) + "\n", encoding="utf-8")
             partial.rename(folder)
     return folder
 

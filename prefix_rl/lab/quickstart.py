@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import RecipeError, UserError
+from ..policy import find
 from ..progress import say
-from ..recipe import load_recipe
-from ..train import model_path
+from ..recipe import LAB, load_recipe
 
 ARMS = ("dr_grpo", "prefix_rft", "prefix_rl", "sft_then_rl")
 
@@ -40,7 +40,7 @@ def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None)
     overrides += [f"training.max_steps={steps}"] if steps else []
     loaded = {arm: load_recipe(recipes / f"{arm}.yaml", overrides) for arm in ARMS}
     folders = {arm: output / arm for arm in ARMS}
-    base = model_path(loaded["prefix_rft"])
+    base = find(LAB, loaded["prefix_rft"].world).path
     say(f"the base policy is in {base}; training {', '.join(ARMS)}")
 
     trains = {
