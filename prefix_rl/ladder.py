@@ -674,7 +674,7 @@ def curve_of(run: Path) -> list[dict[str, float]]:
 def measure(job: Job, run: Path) -> dict[str, Any]:
     """Accuracy of the final policy on every level, and of every checkpoint from parts of a demonstration."""
     from .checkpoints import checkpoints
-    from .evaluation.engines import TransformersEngine
+    from .engines.transformers import TransformersEngine
     from .evaluation.sampling import by_problem, sample
     from .policy import Policy
     from .recipe import evaluation_data
@@ -686,7 +686,7 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
     def shares(policy: Path, of: Recipe, fraction: float, samples: int, limit: int | None = None) -> list[float]:
         problems, asked = evaluation_data(of)[:limit], Policy(of, policy)
         made = sample(
-            TransformersEngine(asked.load(), asked.tokenizer, asked.stops),
+            TransformersEngine(asked.load(), asked.tokenizer, asked.stops, of.at_once),
             asked.tokenizer,
             asked.turn,
             problems,
@@ -696,7 +696,7 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
             max_completion_length=of.evaluation_length,
             temperature=of.evaluation.temperature,
             top_p=of.evaluation.top_p,
-            batch_size=of.evaluation.at_once,
+            batch_size=of.at_once,
             seed=of.evaluation.seed,
             prefix_fraction=fraction,
             guard=of.data.answer_guard,

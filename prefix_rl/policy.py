@@ -436,6 +436,14 @@ class Policy:
         prompts = {problem.place or problem.id: self.prompt_ids(problem) for problem in long}
         self.check_context(prompts, length, setting, droppable=True)
 
+    def parameters(self) -> int:
+        """The number of the model's parameters, adapters left out. No weights are loaded."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            return sum(p.numel() for p in AutoModelForCausalLM.from_config(self.config).parameters())
+
     # --- the weights --------------------------------------------------------------------------------------------------
 
     def load(self, trainable: bool = False) -> PreTrainedModel:

@@ -38,7 +38,7 @@ UNGRADED = "ungraded"
 """The outcome of a trace that nobody was to grade."""
 CUT = "cut"
 """The outcome of a trace that was stopped on purpose, as the method learns no more of it. It is not graded either."""
-_FACTS, _PARTIAL, _LOCK = "store.json", ".partial", ".lock"
+_FACTS, _PARTIAL, _LOCK, _ADDING = "store.json", ".partial", ".lock", ".adding.lock"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _TEXT_COLUMNS = ("text", "completion", "solution")
 _IMPORTED_AT_ONCE = 512  # traces of one part of an import
@@ -128,6 +128,8 @@ class TraceStore:
 
         self.folder, self._facts = folder, dict(facts)
         self._lock = FileLock(folder / _LOCK, timeout=0)
+        self._adding = FileLock(folder / _ADDING)
+        self._joined = False
 
     @classmethod
     def create(cls, folder: Path | str, facts: Mapping[str, Any]) -> TraceStore:
@@ -232,6 +234,9 @@ class TraceStore:
         """
         from filelock import Timeout
 
+        if self._joined:
+            yield self
+            return
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -239,11 +244,21 @@ class TraceStore:
         except OSError as error:
             raise DataError(f"{self.folder} cannot be written: {error.strerror or error}") from error
         try:
-            for leftover in self.folder.glob(f"*{_PARTIAL}"):
-                leftover.unlink(missing_ok=True)
+            if self._lock.lock_counter == 1:  # later, processes that joined may be writing
+                for leftover in self.folder.glob(f"*{_PARTIAL}"):
+                    leftover.unlink(missing_ok=True)
             yield self
         finally:
             self._lock.release()
+
+    @contextmanager
+    def joined(self) -> Iterator[TraceStore]:
+        """Adds to what another process of the same launch is :meth:`writing`."""
+        self._joined = True
+        try:
+            yield self
+        finally:
+            self._joined = False
 
     def append(self, traces: Sequence[Trace]) -> None:
         """Adds traces as one part, which is on the disk when this returns.
@@ -258,7 +273,7 @@ class TraceStore:
             return
         rows = [{**vars(t), "completion_tokens": len(t.completion_ids), "reward": t.reward} for t in traces]
         table = pyarrow.Table.from_pylist(rows, schema=_schema())
-        with self.writing():
+        with self.writing(), self._adding:  # one number for each part, whoever adds it
             self._write(
                 self.folder / f"part-{len(self._parts()):06}.parquet",
                 lambda file: pyarrow.parquet.write_table(table, file, compression="zstd", write_page_checksum=True),
@@ -314,6 +329,11 @@ class TraceStore:
                 ended = compute.invert(batch["truncated"])
                 batch = batch.filter(compute.and_(compute.equal(batch["outcome"], str(Outcome.RIGHT)), ended))
             yield from (Trace(**row) for row in batch.to_pylist())
+
+    def outcomes(self) -> Iterator[dict[str, Any]]:
+        """``problem_id``, ``attempt``, ``outcome`` and ``truncated`` of all that was sampled here."""
+        for batch in self._batches(["problem_id", "attempt", "outcome", "truncated", "imported"]):
+            yield from (row for row in batch.to_pylist() if not row["imported"])
 
     def attempts(self, first: int | None = None) -> dict[str, Tally]:
         """The tally of every problem, over what was sampled here: imported traces are not attempts of the policy.

@@ -100,15 +100,15 @@ def completions(
         engine: is given the next request whenever it has room.
         requests: may depend on what has come back so far: None says that there is no request before more has. It is
             asked again each time.
-        at_once: completions of one list at most; None: as many as the engine takes.
+        at_once: completions in the making at a time, and of one list; None: as many as the engine takes.
         seconds: a completion that is done waits no longer than this for others.
     """
-    source, room, running, more = iter(requests), at_once or engine.at_once, 0, True
+    source, room, running, more = iter(requests), min(at_once or engine.at_once, engine.at_once), 0, True
     done: list[tuple[Request, list[int]]] = []
     handed_over = time.monotonic()
     while more or running:
         waits = False
-        while more and not waits and running < engine.at_once:
+        while more and not waits and running < room:
             request = next(source, _END)
             more, waits = request is not _END, request is None
             if isinstance(request, Request) and request.limit < 1:

@@ -149,8 +149,13 @@ def _adapters(folder: str | None) -> tuple[Any, dict[str, Any]]:
 
     from vllm.lora.request import LoRARequest
 
-    rank = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))["r"]
-    return LoRARequest("policy", 1, folder), {"enable_lora": True, "max_lora_rank": rank}
+    given = json.loads(Path(folder, "adapter_config.json").read_text(encoding="utf-8"))
+    rank = max([given["r"], *(given.get("rank_pattern") or {}).values()])
+    room = next((known for known in _RANKS if known >= rank), rank)
+    return LoRARequest("policy", 1, folder), {"enable_lora": True, "max_lora_rank": room}
+
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room
 
 
 def _first_line(error: Exception) -> str:

@@ -12,18 +12,24 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..engines.base import Counts
 from ..errors import DataError
 from ..progress import say
 from ..rewards.grading import VERSION
 from ..rewards.workers import Grader
 from .sampling import Job, Sample
 
-SAMPLES, SETTINGS, CARD, CARD_TEXT, PROBLEMS = (
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+SAMPLES, SETTINGS, ENGINE, CARD, CARD_TEXT, PROBLEMS = (
     "samples",
     "settings.json",
+    "engine.json",
     "evaluation.json",
     "evaluation.md",
     "problems.jsonl",
@@ -76,9 +82,17 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         DataError: if it cannot be written; the files before stay whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    there = parts(folder)
-    number = int(there[-1].stem) + 1 if there else 0
-    _write(folder / f"{number:05d}.parquet", rows)
+    with _alone(folder):
+        there = parts(folder)
+        number = int(there[-1].stem) + 1 if there else 0
+        _write(folder / f"{number:05d}.parquet", rows)
+
+
+def _alone(folder: Path) -> FileLock:
+    """Of several processes that sample into a folder, one at a time adds to it."""
+    from filelock import FileLock
+
+    return FileLock(folder / ".append.lock")
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -177,6 +191,20 @@ def opened(folder: Path) -> Iterator[None]:
         ) from error
     except PermissionError as error:
         raise DataError(f"the folder {folder} cannot be written: {error.strerror}") from error
+
+
+def note_engine(folder: Path, facts: Mapping[str, Any], counts: Counts) -> None:
+    """Notes what generated samples of the folder, and adds what it did to what was done before."""
+    with _alone(folder / SAMPLES):
+        before = engine_of(folder)
+        done = {name: before.get(name, 0) + number for name, number in asdict(counts).items()}
+        write_text(folder / SAMPLES / ENGINE, json.dumps({**facts, **done}, indent=2) + "\n")
+
+
+def engine_of(folder: Path) -> dict[str, Any]:
+    """What generated the samples, as it said itself, and what it did in tokens; empty if nothing has yet."""
+    path = folder / SAMPLES / ENGINE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def date_of(folder: Path) -> str | None:

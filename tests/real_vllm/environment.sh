@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes a virtual environment in which vLLM runs on a CPU, for the tests marked `vllm`:
-#   tests/vllm/environment.sh .venv-vllm && PATH="$PWD/.venv-vllm/bin:$PATH" python -m pytest -m vllm tests/vllm
+#   tests/real_vllm/environment.sh .venv-vllm && PATH="$PWD/.venv-vllm/bin:$PATH" python -m pytest -m vllm tests/real_vllm
 # It takes about 6 minutes and 3 GB.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-folder=${1:?usage: tests/vllm/environment.sh FOLDER}
+folder=${1:?usage: tests/real_vllm/environment.sh FOLDER}
 version=0.30.0
 ${PYTHON:-python3} -m venv "$folder"
 pip() { "$folder/bin/python" -m pip "$@"; }
