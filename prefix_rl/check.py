@@ -1,4 +1,4 @@
-"""Checking: all that training builds, short of weights. Every fault at once, and apart from them what this machine lacks."""
+"""Checking all that training builds, short of weights: every fault at once, and apart what this machine lacks."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ says how often each problem is sampled, and there is no stage 2. Of a trace no m
 :meth:`~prefix_rl.methods.base.Method.excerpt`, with the prompt that it will be learned behind; but where answers are
 needed the trace is sampled to its end, or it could not be graded. Where none are needed nothing is graded.
 
-What is sampled follows from what the store holds (:mod:`prefix_rl.attempts`), and the random numbers of an attempt from
+What is sampled follows from what the store holds (:mod:`prefix_rl.data.attempts`), and the random numbers of an attempt from
 the seed, the problem and the attempt's number. So a collection that was cut off goes on as if nothing had happened, and
 any number of processes and endpoints end with the same traces.
 """
@@ -27,11 +27,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import attempts, preflight
-from .attempts import MAY_GROW, Collection, Plan
+from . import preflight
 from .costs import inference_flops
+from .data import attempts
+from .data.attempts import MAY_GROW, Collection, Plan
+from .data.imports import import_traces
 from .data.problems import Problem
-from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
+from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, tokenizer_sha256
 from .engines.base import SAVE_EVERY, Sampling, completions, seed_of
 from .engines.choice import engine_for, known_of, require
 from .errors import DataError, UserError
@@ -41,7 +43,6 @@ from .policy import Policy
 from .processes import Processes, take_own_gpus
 from .progress import Speedometer, bar, run_or_explain, say
 from .recipe import Recipe, load_recipe, training_data
-from .rewards.workers import Grader
 
 SUMMARY = "summary.json"
 """What a collection came to, in the store's folder."""
@@ -181,7 +182,7 @@ def import_file(
     """Imports the traces of another model into the trace store ``output``; returns the store's summary.
 
     They are graded by the training reward and tokenized for the recipe's model; no model is loaded. What was imported
-    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.traces.import_traces`.
+    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.imports.import_traces`.
 
     Raises:
         UserError: for a recipe, data, a file or a store that cannot be used.

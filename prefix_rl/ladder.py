@@ -33,7 +33,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from . import preflight
+from . import parts, preflight
 from .errors import RecipeError, UserError, nearest
 from .fields import check, fields_of
 from .progress import say
@@ -611,7 +611,7 @@ def _run(job: Job, command: str, stop: threading.Event) -> str | None:
 
 def main(arguments: Sequence[str]) -> int:
     """``python -m prefix_rl.ladder run|collect JOB``: what the ladder starts."""
-    from .train import run_or_explain
+    from .progress import run_or_explain
 
     command, described = arguments
     given = json.loads(described)
@@ -631,9 +631,7 @@ def collect_one(job: Job) -> None:
 
 def run_one(job: Job) -> None:
     """Trains, measures, and leaves ``result.json``. Waits for a process that an earlier ladder may have left behind."""
-    from filelock import FileLock
-
-    with FileLock(job.folder / ".lock"):
+    with parts.Lock(job.folder / ".lock").held(lambda who: say(f"waiting for another process{who} to end {job.name}")):
         if job.result() is None:
             _train_and_measure(job)
 
@@ -655,9 +653,7 @@ def _train_and_measure(job: Job) -> None:
         "git_commit": preflight.git_commit(),
         "versions": preflight.versions(),
     }
-    beside = run / f"{RESULT}.partial"
-    beside.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    beside.replace(run / RESULT)
+    parts.write_text(run / RESULT, json.dumps(found) + "\n")
 
 
 def curve_of(run: Path) -> list[dict[str, float]]:

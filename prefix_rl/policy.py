@@ -24,6 +24,7 @@ from .data.tokenizer import (
     has_tokenizer,
     load_tokenizer,
     looks_like_a_path,
+    prompt_length,
     turn_of,
 )
 from .errors import DataError, RecipeError, UserError, at_most, nearest, unavailable
@@ -84,7 +85,7 @@ def find(name: str | Path, world: World | None = None, revision: str | None = No
     inside = _policy_in(folder)
     if (inside / _ADAPTERS).is_file() and not (inside / _CONFIG).is_file():
         return _adapted(inside)
-    return Place(str(inside), str(inside))
+    return Place(str(inside), str(inside), revision if inside == folder else None)
 
 
 def base_policy(world: World) -> str:
@@ -244,8 +245,8 @@ class Policy:
         if not self.tokenizer.chat_template:
             raise RecipeError(
                 f"data.prompt = chat, but the tokenizer of {self.path} has no chat template. For a base model give "
-                "data.prompt = plain (the policy then sees the problem and data.instruction, nothing else), or a Jinja "
-                "file with model.chat_template = FILE"
+                "data.prompt=plain (the policy then sees the problem and data.instruction, nothing else), or a Jinja "
+                "file with model.chat_template=FILE"
             )
         try:
             self.template = self.tokenizer.get_chat_template()
@@ -414,10 +415,10 @@ class Policy:
         longest, positions = max(map(len, prompts.values())), self.positions
         fits = max(positions - longest, 0)
         remedies = [f"{setting} = {fits} fits for all" if fits > 1 else "no completion fits behind the longest of them"]
-        if droppable and positions > length:
-            remedies.append(
-                f"`prefix-rl prepare --tokenizer {self.path} --max-prompt-length {positions - length}` leaves these out"
-            )
+        # prepare knows the problems alone, neither the system prompt nor the instruction
+        room = positions - length - (len(self.example) - prompt_length(_PROBE, self.tokenizer))
+        if droppable and room > 0:
+            remedies.append(f"`prefix-rl prepare --tokenizer {self.path} --max-prompt-length {room}` leaves these out")
         raise RecipeError(
             f"{self.path} has positions for {positions} tokens, and with {setting} = {length} {len(found)} prompt"
             f"{'s need' if len(found) > 1 else ' needs'} more; {', and '.join(remedies)}:",

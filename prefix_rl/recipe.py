@@ -26,6 +26,7 @@ from .data import problems as data_problems
 from .data.problems import Problem
 from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
+from .evaluation.settings import Evaluation
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Combined, Method
@@ -118,41 +119,6 @@ class Reward(Rules):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What it is evaluated on, and how; never with a prefix, except at ``prefix_fractions``."""
-
-    data: str | None = None
-    """A file of problems, a data set on the hub, or ``lab``: for accuracy while training, and for `prefix-rl evaluate`
-    unless ``on`` is given. null: none."""
-    split: str = "test"
-    limit: Annotated[int, Ge(1)] | None = None
-    """The first problems only (of each benchmark)."""
-    allow_overlap: bool = False
-    """Train although problems of ``data`` stand among the training problems."""
-    on: tuple[str, ...] = ()
-    """What `prefix-rl evaluate` measures on: names of benchmarks (math500), name=FILE, files of problems."""
-    benchmarks: str | None = None
-    """A folder with local files of the named benchmarks (math500.jsonl); null: $PREFIX_RL_BENCHMARKS, or else the
-    hub."""
-    samples: Annotated[int, Ge(1)] | None = None
-    """Completions for each problem; null: the benchmark's own number (32 for AIME and AMC, 1 elsewhere)."""
-    k: tuple[Annotated[int, Ge(1)], ...] = ()
-    """Of pass@k and maj@k; empty: the number of samples."""
-    temperature: Annotated[float, Ge(0)] = 1.0
-    """0: greedy."""
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Sample from the most likely tokens that together have this probability."""
-    max_completion_length: Annotated[int, Ge(2)] | None = None
-    """Tokens; null: training.max_completion_length."""
-    batch_size: Annotated[int, Ge(1)] | None = None
-    """Completions in the making at a time in one process; null: 64, with vLLM 1,024. (Servers have
-    engine.max_in_flight.)"""
-    prefix_fractions: tuple[Fraction, ...] = ()
-    """Also the accuracy from these fractions of a demonstration."""
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Budget:
     """What a run may spend, everything included: collected traces, supervised stage, rollouts, updates."""
 
@@ -239,11 +205,11 @@ class Recipe:
     @property
     def whole_training(self) -> dict[str, Any]:
         """The ``training`` block with TRL's defaults."""
-        return {name: field.default for name, field in _training_fields().items()} | dict(self.training)
+        return {name: field.default for name, field in training_fields().items()} | dict(self.training)
 
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
-        return self.training[name] if name in self.training else _training_fields()[name].default
+        return self.training[name] if name in self.training else training_fields()[name].default
 
 
 def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -310,10 +276,11 @@ def training_data(recipe: Recipe) -> list[Problem]:
     else:
         found = data_problems.load(data.train, data.split, data.limit, recipe.method.needs_answers)
     if data.traces is not None:
-        from .data import traces
+        from .data.attach import attach
+        from .data.traces import TraceStore
 
-        store = traces.TraceStore.open(Path(data.traces))
-        found = traces.attach(found, store, method=recipe.method, seed=recipe.training_value("seed"))
+        store = TraceStore.open(Path(data.traces))
+        found = attach(found, store, method=recipe.method, seed=recipe.training_value("seed"))
     return data_problems.with_demonstrations_for(found, data.demonstration_share, recipe.training_value("seed"))
 
 
@@ -361,7 +328,9 @@ def read_yaml(path: str | os.PathLike) -> dict:
     return yaml12.read(path, BLOCKS)
 
 
-def _training_fields() -> dict[str, Field]:
+def training_fields() -> dict[str, Field]:
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
     return fields_from_source("trl.trainer.grpo_config", "GRPOConfig")
 
 
@@ -377,7 +346,7 @@ _SET_ELSEWHERE = {
 _OLD_KEYS = {
     "torch_dtype": "is now model.dtype",
     "dtype": "belongs to the model block: model.dtype",
-    "max_prompt_length": "is gone: TRL no longer cuts prompts. Filter the data with `prefix-rl prepare`",
+    "max_prompt_length": "is gone: TRL no longer cuts prompts. Filter the data with `prefix-rl prepare --max-prompt-length`",
     "evaluation_strategy": "is now called eval_strategy",
     "overwrite_output_dir": "is gone: a run's folder is continued or refused, see output.resume",
     "vllm_device": "is gone: see vllm_mode and vllm_gpu_memory_utilization",
@@ -478,7 +447,7 @@ def _training(given: object) -> tuple[dict | None, dict[str, str]]:
             )
     problems |= {f"training.{key}": _SET_ELSEWHERE[key] for key in given if key in _SET_ELSEWHERE}
     rest = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
-    values, found = check("training", rest, _training_fields(), _OLD_KEYS)
+    values, found = check("training", rest, training_fields(), _OLD_KEYS)
     return {key: values[key] for key in rest if key in values} | _FIXED, problems | found
 
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import preflight
+from . import parts, preflight
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
@@ -106,9 +106,7 @@ def _final_from(checkpoint: Path, run: Path) -> None:
 def _put_in_place(run: Path) -> None:
     """The policy under its name, once it is whole; one of fewer steps makes room."""
     try:
-        if (run / FINAL).is_dir():
-            shutil.rmtree(run / FINAL)
-        (run / _PARTIAL).rename(run / FINAL)
+        parts.settle(run / _PARTIAL, run / FINAL)
     except OSError as error:
         raise CheckpointError(
             f"the policy is in {run / _PARTIAL} and could not be renamed to {FINAL}: {error.strerror or error}"
@@ -380,7 +378,7 @@ def _ended(reached: dict[str, Any], max_steps: int, budget: float | None) -> str
 
 def _record(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
     """The resolved recipe and what it ran on, beside the results."""
-    (run / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    parts.write_text(run / "recipe.yaml", recipe.dump())
     started = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -391,12 +389,12 @@ def _record(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
         "data_sha256": facts["data"],
         "date": recipe.model.date,
     }
-    (run / "run.json").write_text(json.dumps(started, indent=2) + "\n", encoding="utf-8")
+    parts.write_text(run / "run.json", json.dumps(started, indent=2) + "\n")
 
 
 def _announce(recipe: Recipe, trainer: PrefixTrainer) -> None:
     found, args = batches(recipe, world_size()), trainer.args
-    (Path(args.output_dir) / "training_arguments.json").write_text(args.to_json_string() + "\n", encoding="utf-8")
+    parts.write_text(Path(args.output_dir) / "training_arguments.json", args.to_json_string() + "\n")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     say(
         f"{recipe.method_name}: {length} on {len(trainer.train_dataset)} problems; a generation batch has "
@@ -406,7 +404,7 @@ def _announce(recipe: Recipe, trainer: PrefixTrainer) -> None:
 
 
 def _record_cost(run: Path, cost: Cost) -> None:
-    (run / "cost.json").write_text(json.dumps(asdict(cost), indent=2) + "\n", encoding="utf-8")
+    parts.write_text(run / "cost.json", json.dumps(asdict(cost), indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

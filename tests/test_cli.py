@@ -25,6 +25,7 @@ COMMANDS = [
     "collect",
     "ladder",
     "grade",
+    "schema",
 ]
 
 

@@ -13,7 +13,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "fields", "yaml12"},
+    {"errors", "progress", "fields", "yaml12", "parts", "options"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},
     {
@@ -22,14 +22,28 @@ LAYERS = [
         "contradictions",
         "preflight",
         "reports",
+        "evaluation.settings",
         "evaluation.metrics",
         "evaluation.engines",
         "evaluation.sampling",
         "lab",
     },
+    {"policy"},
     {"trainer", "supervised"},
     {"train", "evaluation"},
-    {"cli", "collect", "grade", "ladder", "lab.quickstart", "reports.schedule", "reports.report", "reports.ladder"},
+    {
+        "cli",
+        "check",
+        "__main__",
+        "reference",
+        "collect",
+        "grade",
+        "ladder",
+        "lab.quickstart",
+        "reports.schedule",
+        "reports.report",
+        "reports.ladder",
+    },
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip

@@ -10,9 +10,10 @@ from small import byte_level_bpe, with_chat_template, write
 from test_collect import fails, files
 
 from prefix_rl.collect import collect, collect_main_table, import_file
+from prefix_rl.data.attach import attach
 from prefix_rl.data.difficulty import load_pass_rates
 from prefix_rl.data.problems import Problem, load
-from prefix_rl.data.traces import CUT, UNGRADED, Account, Trace, TraceStore, attach, tokenizer_sha256
+from prefix_rl.data.traces import CUT, UNGRADED, Account, Trace, TraceStore, tokenizer_sha256
 from prefix_rl.errors import DataError, RecipeError, UserError
 from prefix_rl.methods.base import Excerpt, Method
 from prefix_rl.methods.rft import RFT

@@ -332,8 +332,8 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_chunks(tmp_path, grade
         ("characters", 1000, 50),
         ("again", 1000, 10**6),
     ):
-        monkeypatch.setattr(module, "_ROWS_AT_ONCE", rows)
-        monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", characters)
+        monkeypatch.setattr(module.Chunks, "rows_at_once", rows)
+        monkeypatch.setattr(module.Chunks, "characters_at_once", characters)
         (tmp_path / name).mkdir()
         entered.clear()
         prepare(raw, tmp_path / name / "out.jsonl", settings, grader=grader)
@@ -357,7 +357,7 @@ def test_the_demonstrations_of_many_copies_are_not_in_memory_together(tmp_path, 
         for row in plain
         for k in range(3)
     ]
-    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 4000)
+    monkeypatch.setattr(module.Chunks, "characters_at_once", 4000)
     sizes = []
     put = module.Chunks.put
 
@@ -375,7 +375,7 @@ PROGRAM = """
 import sys
 from prefix_rl.data import prepare as module
 from prefix_rl.rewards.workers import Grader
-module._ROWS_AT_ONCE = 40
+module.Chunks.rows_at_once = 40
 print("started", flush=True)
 module.prepare(sys.argv[1], sys.argv[2], module.Settings(demonstration_share=0.5), grader=Grader(1))
 """
@@ -406,7 +406,7 @@ def test_killed_work_goes_on_and_ends_in_the_same_bytes(tmp_path, stage, monkeyp
     monkeypatch.setattr(
         module.Chunks, "put", lambda self, s, n, *rest: (written.append((s, n)), put(self, s, n, *rest))
     )
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(module.Chunks, "rows_at_once", 40)
     prepare(raw, out, Settings(demonstration_share=0.5), grader=Grader(1))
     assert not {(stage, n) for n in range(4)} & set(written)  # what was done is not done again
     prepare(raw, whole, Settings(demonstration_share=0.5), grader=Grader(1))
@@ -434,7 +434,7 @@ def test_unfinished_work_of_another_command_is_not_continued(tmp_path, grader):
 
 def test_a_full_disk_keeps_what_is_done(tmp_path, grader, monkeypatch):
     raw, out = write(tmp_path / "raw.jsonl", addition(30)), tmp_path / "out.jsonl"
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(module.Chunks, "rows_at_once", 10)
     put = module.Chunks.put
 
     def full(self, stage, number, *rest):

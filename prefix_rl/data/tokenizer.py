@@ -200,6 +200,12 @@ def encode_prompt(
     return list(_rendered(prompt, tokenizer, template, variables, tokenize=True, return_dict=True)["input_ids"])
 
 
+def prompt_length(problem: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens of a problem as a user's turn through the tokenizer's chat template, of the text alone if it has none."""
+    chat = tokenizer.chat_template is not None
+    return len(encode_prompt([{"role": "user", "content": problem}] if chat else problem, tokenizer))
+
+
 def _rendered(
     messages: Sequence[Mapping[str, str]],
     tokenizer: PreTrainedTokenizerBase,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import preflight
+from .. import parts, preflight
 from ..data import benchmarks, contamination
 from ..data.benchmarks import Task
 from ..engines.base import completions
@@ -103,7 +103,7 @@ def _conclude(
     problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": p.answer} for t in tasks
                 for p in t.problems]  # fmt: skip
     lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems)
-    samples.write_text(folder / samples.PROBLEMS, lines)
+    parts.write_text(folder / samples.PROBLEMS, lines)
     _write_card(folder, card)
     return card
 
@@ -383,8 +383,8 @@ def _grader_facts(grader: Grader) -> dict[str, Any]:
 
 
 def _write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    samples.write_text(folder / samples.CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    samples.write_text(folder / samples.CARD_TEXT, markdown(card))
+    parts.write_text(folder / samples.CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    parts.write_text(folder / samples.CARD_TEXT, markdown(card))
 
 
 def _now() -> str:

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..parts import Lock, settle
+from ..progress import say
 from .world import Chains, World, chains
 
 if TYPE_CHECKING:
@@ -45,18 +47,20 @@ def base_policy(world: World, progress: Callable[[int], object] | None = None) -
     The same settings give the same parameters on the same machine; other settings, or other code of the lab, another
     folder. ``progress(n)`` is called after every n steps.
     """
-    from filelock import FileLock
-
     folder = base_folder(world)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # other ranks wait here, and then find it
+    with Lock(f"{folder}.lock").held(_waiting):  # other ranks wait here, and then find it
         if not folder.is_dir():
             partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
             train_base(world, progress).save_pretrained(partial)
             tokenizer(world).save_pretrained(partial)
             (partial / "world.json").write_text(json.dumps(_settings(world), indent=2) + "\n", encoding="utf-8")
-            partial.rename(folder)
+            settle(partial, folder)
     return folder
+
+
+def _waiting(who: str) -> None:
+    say(f"waiting for another process{who}, which trains the lab's base policy")
 
 
 def tokenizer(world: World) -> PreTrainedTokenizerBase:

@@ -11,6 +11,7 @@ from statistics import fmean
 import yaml
 
 from ..errors import DataError
+from ..parts import write_text
 from .page import page
 from .plots import COLORS, figure, save
 
@@ -66,11 +67,11 @@ def report(folders: Sequence[Path], output: Path) -> dict[str, Path]:
     paths = {name: output / name for name in ("report.md", "report.html", "curves.png", "results.json")}
     curves(runs, paths["curves.png"])
     rows = [row(run) for run in runs]
-    paths["results.json"].write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    paths["report.md"].write_text(f"# Runs\n\n{markdown(rows)}\n\n![curves](curves.png)\n", encoding="utf-8")
+    write_text(paths["results.json"], json.dumps(rows, indent=2) + "\n")
+    write_text(paths["report.md"], f"# Runs\n\n{markdown(rows)}\n\n![curves](curves.png)\n")
     titles = [title for title, _ in _COLUMNS.values()]
     made = page([(run.name, run.folder) for run in runs], titles, [_cells(r) for r in rows], paths["curves.png"])
-    paths["report.html"].write_text(made, encoding="utf-8")
+    write_text(paths["report.html"], made)
     return paths
 
 

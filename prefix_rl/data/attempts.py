@@ -1,4 +1,4 @@
-"""Which attempts at which problems a collection makes: a rule that knows no order, no batch and no engine.
+"""Which attempts at which problems ``prefix-rl collect`` makes: a rule that knows no order, no batch and no engine.
 
 Stage 1 makes ``k`` attempts at every problem. Stage 2 makes rounds of further ones at each hard problem that has not
 enough right traces yet. What is sampled follows from the problem's own attempts alone; so a collection may run in any
@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .data.traces import Tally
-from .errors import DataError
+from ..errors import DataError
+from .traces import Tally
 
 MAY_GROW = ("k", "wanted", "cap")
+"""What may be larger when a collection goes on."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Plan:
     """How many attempts at which problems."""
 
     k: int = 512
-    """Attempts at every problem."""
+    """Attempts at every problem; for a method of own traces as many as it learns from (upft 1, rft 16)."""
     max_pass_rate: float = 0.0
     """A problem is hard if at most this share of the ``k`` is right."""
     wanted: int = 1
     """Right traces wanted for a hard problem; truncated ones do not count."""
     cap: int = 2500
-    """Attempts at one problem at most, ``k`` included."""
+    """Attempts at one problem at most, ``k`` included; for a method of own traces ``k``."""
 
     def problems_found(self) -> list[str]:
         """What is wrong with these numbers."""
