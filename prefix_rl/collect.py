@@ -306,7 +306,8 @@ def _sample(
             at and request_of(replace(jobs[at[0]], index=at[1]), problems, sampling, length, seed)
             for at in collection.ahead()
         )
-        with _attempts_bar(collection, settings["graded"]) as show, _saved(store) as save:
+        seconds = 0.0 if policy.recipe.engine.name == "transformers" else SAVE_EVERY  # what it hands over is a batch
+        with _attempts_bar(collection, settings["graded"]) as show, _saved(store, seconds) as save:
             for done in completions(engine, requests):
                 made = graded(done, engine.stops, policy.tokenizer, grader, problems)
                 traces = [
@@ -345,15 +346,16 @@ def _trace(made: Sample, job: Job, problem: Problem, facts: Mapping[str, Any]) -
 
 
 @contextmanager
-def _saved(store: TraceStore) -> Iterator[Callable[[Sequence[Trace]], None]]:
-    """Yields what to call with traces that are done. They come in ones and twos; a part takes those of some seconds."""
+def _saved(store: TraceStore, seconds: float) -> Iterator[Callable[[Sequence[Trace]], None]]:
+    """Yields what to call with traces that are done. They may come in ones and twos; a part takes those of some
+    ``seconds``."""
     waiting: list[Trace] = []
     last = time.monotonic()
 
     def save(traces: Sequence[Trace]) -> None:
         nonlocal last, waiting
         waiting += traces
-        if time.monotonic() - last >= SAVE_EVERY or len(waiting) >= _PART:
+        if time.monotonic() - last >= seconds or len(waiting) >= _PART:
             part, waiting, last = waiting, [], time.monotonic()  # whatever interrupts it, nothing is added twice
             store.append(part)
 
