@@ -19,12 +19,12 @@ from transformers import GenerationConfig, TopPLogitsWarper
 
 from prefix_rl.data.problems import Problem
 from prefix_rl.data.tokenizer import encode_prompt, turn_of
-from prefix_rl.errors import DataError, RecipeError, StackError
-from prefix_rl.evaluation import samples
 from prefix_rl.engines.base import Engine, Sampling, seed_of, until_stop
 from prefix_rl.engines.settings import EngineSettings
 from prefix_rl.engines.transformers import TransformersEngine, draw
 from prefix_rl.engines.vllm import VllmEngine
+from prefix_rl.errors import DataError, RecipeError, StackError
+from prefix_rl.evaluation import samples
 from prefix_rl.evaluation.evaluate import evaluate, grade_again
 from prefix_rl.evaluation.sampling import by_problem, sample
 from prefix_rl.evaluation.target import Target, find_target
@@ -348,7 +348,7 @@ class Scripted(Engine):
 
     def said(self, request):
         if request.seed % 5 == 0:
-            return self.tokenizer("\\boxed{1}" + "?" * (request.limit - 8))["input_ids"][: request.limit]  # wrong, no end
+            return self.tokenizer("\\boxed{1}")["input_ids"]  # wrong, and without an end
         number = int(self.tokenizer.decode(request.prompt).split("user\n")[1].split(" ")[0])
         said = ["so \\boxed{%d}", "Let me see. I cannot tell.", "\\boxed{%d.0}"][request.seed % 3] % (
             (2 * number,) if request.seed % 3 != 1 else ()

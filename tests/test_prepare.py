@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from small import byte_level_bpe, write
+from small import byte_level_bpe, with_chat_template, write
 
 from prefix_rl.data import prepare as module
 from prefix_rl.data.prepare import PRESETS, Settings, dropped_path, is_verified, manifest_path, prepare
 from prefix_rl.data.problems import load, with_demonstrations_for
-from prefix_rl.data.tokenizer import DemonstrationTable
+from prefix_rl.data.tokenizer import DemonstrationTable, prompt_length
 from prefix_rl.errors import DataError
 from prefix_rl.rewards.workers import Grader
 
@@ -520,3 +520,24 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         peaks.append(int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout))
     # 18,000 rows of 232 bytes of hashes, of which a column of 8 is in memory at a time, are 1 MB or so; as rows 180 MB
     assert peaks[1] - peaks[0] < 30, peaks
+
+
+def test_problems_with_too_long_a_prompt_are_dropped_and_counted(tmp_path, grader):
+    tokenizer = with_chat_template()
+    rows = [
+        {"problem": f"{'1 + ' * n}1 = ?", "answer": str(n + 1), "solution": f"\\boxed{{{n + 1}}}"} for n in (1, 2, 30)
+    ]
+    raw = write(tmp_path / "raw.jsonl", rows)
+    longest = prompt_length(rows[1]["problem"], tokenizer)
+    # the turn of the user around it: <|user|>, <|end|>, and <|assistant|>
+    assert longest == len(tokenizer(rows[1]["problem"])["input_ids"]) + 3
+    for most, kept in ((longest, 2), (longest - 1, 1)):
+        out = tmp_path / f"{most}.jsonl"
+        manifest = prepare(
+            raw, out, Settings(max_prompt_length=most, similarity=None), tokenizer=tokenizer, grader=grader
+        )
+        assert [p.text for p in load(str(out))] == [row["problem"] for row in rows[:kept]]
+        reason = f"its prompt is longer than max_prompt_length = {most} tokens"
+        assert step(manifest, "budget")["dropped"]["rows"] == {reason: 3 - kept}
+    with pytest.raises(DataError, match="max_prompt_length needs a tokenizer"):
+        prepare(raw, tmp_path / "none.jsonl", Settings(max_prompt_length=5), grader=grader)

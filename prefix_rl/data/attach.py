@@ -57,14 +57,14 @@ def attach(
     found: dict[str, list[Trace]] = {}
     differing: dict[str, str] = {}
     too_short: dict[str, str] = {}
-    for trace in store.usable(list(given), right=method.needs_answers):
-        for field in ("answer", "problem") if method.needs_answers else ("problem",):
+    for trace in store.usable(list(given), right=method.stages.needs_answers):
+        for field in ("answer", "problem") if method.stages.needs_answers else ("problem",):
             theirs = getattr(trace, field)
             ours = given[trace.problem_id].text if field == "problem" else given[trace.problem_id].answer
             if theirs != ours:
                 told = f"the {field} is {short(theirs)} in the store, {short(ours)} in the data"
                 differing[trace.problem_id] = f"{trace.problem_id}: {told}"
-        wanted = method.excerpt(trace.problem_id, seed).tokens
+        wanted = method.stages.excerpt(trace.problem_id, seed).tokens
         if trace.outcome == CUT and (wanted is None or wanted > len(trace.completion_ids)):
             told = f"cut after {len(trace.completion_ids)} tokens, wanted {'whole' if wanted is None else wanted}"
             too_short[trace.problem_id] = f"{trace.problem_id}: {told}"

@@ -45,7 +45,7 @@ class Settings:
     pass_rate: tuple[Fraction, Fraction] | None = None
     """Keep problems with a pass rate from LOW to HIGH, both included."""
     max_prompt_length: Annotated[int, Ge(1)] | None = None
-    """Drop problems that are longer, in tokens, as a user's turn through the tokenizer's chat template, if it has one."""
+    """Drop longer problems, in tokens of a user's turn through the tokenizer's chat template, if it has one."""
     max_completion_length: Annotated[int, Ge(2)] | None = None
     """Drop longer demonstrations, in tokens with EOS."""
     demonstrations: Annotated[int, Ge(0)] | None = None

@@ -201,7 +201,7 @@ def encode_prompt(
 
 
 def prompt_length(problem: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokens of a problem as a user's turn through the tokenizer's chat template, of the text alone if it has none."""
+    """The tokens of a problem: as a user's turn through the tokenizer's chat template, or alone if there is none."""
     chat = tokenizer.chat_template is not None
     return len(encode_prompt([{"role": "user", "content": problem}] if chat else problem, tokenizer))
 

@@ -5,21 +5,24 @@ seed, or none, so that no rollout can be made again. Here each row is a request 
 the budget, none at all behind a demonstration that is complete, and a seed that follows from the run's seed, the step
 and the row.
 
-TRL's own ``VLLMGeneration.generate`` is called as it is; what it calls (the engine in this process, or the client of the
-server) is given by a stand-in that hands each row its own parameters.
+TRL's own ``VLLMGeneration.generate`` is called as it is. What it calls, the engine in this process or the client of the
+server, has a stand-in meanwhile that hands each row its own parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from ..engines.base import seed_of
+from ..prefixes import Prefix
+from ..speed.generation import shared_prefill
 from .ranks import Ranks
 
 IN_FLIGHT = 64  # requests at a time; the connections that TRL's client keeps
@@ -34,31 +37,52 @@ class Rows:
     seeds: Sequence[int]
 
 
+def generating(trainer: Any, ranks: Ranks) -> Callable[[Sequence[Prefix] | None, int], AbstractContextManager]:
+    """What goes around a call of TRL's generation, given the prefixes of this rank's rows (None: none is injected) and
+    their number: with vLLM each row's own limit and seed, with transformers each prompt encoded once."""
+    if trainer.use_vllm:
+        return EachRow(trainer, ranks)
+    if trainer.use_transformers_continuous_batching or not trainer.speed.shared_prefill:
+        return lambda plan, count: nullcontext()
+    return lambda plan, count: shared_prefill(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+
+
+class EachRow:
+    """The limits and seeds of the rows of each call. All ranks make the same calls."""
+
+    def __init__(self, trainer: Any, ranks: Ranks):
+        self._trainer, self._ranks = trainer, ranks
+        self._call = (-1, False, 0)  # step, whether it trains, calls of this kind in this step before
+
+    def __call__(self, plan: Sequence[Prefix] | None, count: int) -> AbstractContextManager:
+        trainer, budget = self._trainer, self._trainer.max_completion_length
+        now = (trainer.state.global_step, trainer.model.training)
+        self._call = (*now, self._call[2] + 1 if self._call[:2] == now else 0)
+        left = [budget] * count if plan is None else [0 if p.complete else budget - len(p.ids) for p in plan]
+        first = self._ranks.own(count).start
+        seeds = [seed_of("rollout", trainer.args.seed, *map(int, self._call), first + i) for i in range(count)]
+        return each_row(trainer.vllm_generation, Rows(left, seeds), self._ranks)
+
+
 @contextmanager
 def each_row(generation: Any, rows: Rows, ranks: Ranks) -> Iterator[None]:
     """While it lasts, ``generation.generate`` (TRL's ``VLLMGeneration``) gives each row of this rank its own limit and
     seed. All ranks enter it together."""
+    name, stand_in = "llm", None
     if getattr(generation, "llm", None) is not None:
-        whole, generation.llm = generation.llm, _Colocated(generation.llm, rows, getattr(generation, "tp_group", None))
-        try:
-            yield
-        finally:
-            generation.llm = whole
+        stand_in = _Colocated(generation.llm, rows, getattr(generation, "tp_group", None))
     elif generation.mode == "server":
-        everyone = Rows(
-            [limit for rank in ranks.objects(list(rows.limits)) for limit in rank],
-            [seed for rank in ranks.objects(list(rows.seeds)) for seed in rank],
-        )
-        client = getattr(generation, "vllm_client", None)  # the main process has one
-        if client is not None:
-            generation.vllm_client = _Client(client, everyone)
-        try:
-            yield
-        finally:
-            if client is not None:
-                generation.vllm_client = client
-    else:
+        everyone = Rows(ranks.objects(rows.limits), ranks.objects(rows.seeds))
+        if client := getattr(generation, "vllm_client", None):  # the main process has one
+            name, stand_in = "vllm_client", _Client(client, everyone)
+    whole = getattr(generation, name, None)
+    try:
+        if stand_in is not None:
+            setattr(generation, name, stand_in)
         yield
+    finally:
+        if stand_in is not None:
+            setattr(generation, name, whole)
 
 
 class _StandIn:
@@ -127,24 +151,21 @@ class _Client(_StandIn):
                 ("prompt_ids", "completion_ids", "logprobs", "logprob_token_ids")}  # fmt: skip
 
 
-def difference(
-    sampled: torch.Tensor, trained: torch.Tensor, mask: torch.Tensor, prefixed: torch.Tensor
-) -> dict[str, tuple[float, int]]:
-    """How far the sampler's and the trainer's log-probabilities lie apart, ``(B, T)``, ``(B, T)``, ``(B, T)``, ``(B,)``.
+def difference(output: Mapping[str, torch.Tensor], prefixes: torch.Tensor, ranks: Ranks) -> dict[str, float]:
+    """How far the trainer's log-probabilities lie from the sampler's: the mean absolute difference, in nats, over the
+    sampled tokens of the rollouts that start with a prefix, and of those that do not. Empty where they are not known.
 
-    Returns:
-        The sum of the absolute differences in nats over the tokens of ``mask``, and their number, for the rows that
-        start ``with_prefix`` and for those ``without_prefix``. Tokens that nobody sampled (NaN) are left out.
-
-    >>> sampled = torch.tensor([[float("nan"), -1.0], [-2.0, -3.0]])
-    >>> trained = torch.tensor([[-5.0, -1.5], [-2.0, -2.75]])
-    >>> difference(sampled, trained, torch.ones(2, 2, dtype=torch.bool), torch.tensor([True, False]))
-    {'with_prefix': (0.5, 1), 'without_prefix': (0.25, 2)}
+    Args:
+        output: TRL's batch of this rank.
+        prefixes: bool ``(B, T)``, which tokens nobody sampled.
     """
+    sampled, trained = output.get("sampling_per_token_logps"), output.get("old_per_token_logps")
+    if sampled is None or trained is None:
+        return {}
     apart = (trained - sampled).abs()
-    counts = mask & ~apart.isnan()
-    found = {}
-    for name, rows in (("with_prefix", prefixed), ("without_prefix", ~prefixed)):
-        chosen = counts & rows.unsqueeze(1)
-        found[name] = (float(apart[chosen].sum()), int(chosen.sum()))
-    return found
+    counts = output["completion_mask"].bool() & ~prefixes & ~apart.isnan()
+    prefixed = prefixes.any(dim=1, keepdim=True)
+    parts = [counts & prefixed, counts & ~prefixed]
+    sums = ranks.sums(torch.stack([x for p in parts for x in (apart.masked_fill(~p, 0.0).sum(), p.sum().to(apart))]))
+    names = ("sampler/difference_with_prefix", "sampler/difference_without_prefix")
+    return {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names) if sums[2 * i + 1]}
