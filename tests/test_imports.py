@@ -30,7 +30,7 @@ LAYERS = [
         "evaluation.sampling",
         "lab",
     },
-    {"policy"},
+    {"policy", "engines.choice"},
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},
     {"seam.batch"},

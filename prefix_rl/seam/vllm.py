@@ -88,8 +88,8 @@ def each_row(generation: Any, rows: Rows, ranks: Ranks) -> Iterator[None]:
 class _StandIn:
     """Everything of the thing that it stands for."""
 
-    def __init__(self, whole: Any, rows: Rows):
-        self._whole, self._rows = whole, rows
+    def __init__(self, whole: Any, rows: Rows, group: Any = None):
+        self._whole, self._rows, self._group = whole, rows, group
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
@@ -97,10 +97,6 @@ class _StandIn:
 
 class _Colocated(_StandIn):
     """``vllm.LLM`` in this process."""
-
-    def __init__(self, llm: Any, rows: Rows, group: Any):
-        super().__init__(llm, rows)
-        self._group = group
 
     def generate(self, prompts: Sequence[Mapping[str, Any]], sampling_params: Any, **kwargs: Any) -> list[Any]:
         """One output for each prompt; one without tokens where the row's limit is 0."""
