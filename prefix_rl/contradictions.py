@@ -13,6 +13,7 @@ from .data.problems import Problem
 from .methods.stage import ROLLOUTS
 
 if TYPE_CHECKING:
+    from .policy import Policy
     from .recipe import Recipe
 
 
@@ -107,15 +108,17 @@ def _vllm(recipe: Recipe) -> list[str]:
     return sorted(faults)
 
 
-def vllm_context(recipe: Recipe, longest_prompt: int) -> list[str]:
-    """Faults of generating with vLLM behind prompts of up to ``longest_prompt`` tokens."""
-    length = recipe.training_value("vllm_max_model_length")
-    needed = longest_prompt + recipe.training_value("max_completion_length")
-    if not recipe.training_value("use_vllm") or length is None or needed <= length:
+def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) -> list[str]:
+    """Faults of generating with vLLM behind these problems' prompts."""
+    length, completion = recipe.training_value("vllm_max_model_length"), recipe.training_value("max_completion_length")
+    if not recipe.training_value("use_vllm") or length is None or length <= completion:
+        return []
+    longest = policy.longest_prompt(problems, length - completion)
+    if longest + completion <= length:
         return []
     return [
-        f"training.vllm_max_model_length = {length}, but the longest prompt has {longest_prompt} tokens and a "
-        f"completion may have {needed - longest_prompt}: set it to {needed} or more"
+        f"training.vllm_max_model_length = {length}, but the longest prompt has {longest} tokens and a completion may "
+        f"have {completion}: set it to {longest + completion} or more"
     ]
 
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import parts, preflight
+from . import contradictions, parts, preflight
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
@@ -26,7 +26,7 @@ from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy
 from .progress import bar, is_main, run_or_explain, say
-from .recipe import LAB, Recipe, load_run, prompt_of
+from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,6 +51,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
     policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
+    raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = _reward(recipe)
     arguments(
         recipe, policy.loading

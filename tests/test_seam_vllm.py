@@ -8,9 +8,14 @@ import torch
 from test_trainer import TOKENIZER, FakeEngine, generation, trainer
 from trl.trainer import grpo_trainer
 
+from prefix_rl.contradictions import vllm_context
+from prefix_rl.data.problems import Problem
+from prefix_rl.errors import RecipeError
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
+from prefix_rl.policy import Policy
 from prefix_rl.prefixes import Prefix
+from prefix_rl.recipe import load_recipe
 from prefix_rl.seam.vllm import EachRow, Rows, difference, each_row
 
 EOS = TOKENIZER.eos_token_id
@@ -183,10 +188,6 @@ def test_the_difference_of_sampler_and_trainer_is_told_apart_by_prefix():
 
 
 def test_what_would_make_all_rollouts_the_same_is_refused():
-    from prefix_rl.contradictions import vllm_context
-    from prefix_rl.errors import RecipeError
-    from prefix_rl.recipe import load_recipe
-
     given = {"model": {"name_or_path": "m"}, "data": {"train": "d"}, "method": {"name": "dr_grpo"}, "output": {"dir": "o"}}
     training = {"use_vllm": True, "generation_kwargs": {"seed": 3, "top_k": 5}, "vllm_max_model_length": 256,
                 "max_completion_length": 256}  # fmt: skip
@@ -198,8 +199,19 @@ def test_what_would_make_all_rollouts_the_same_is_refused():
     assert "top_k" not in text
     recipe = load_recipe({**given, "training": {"use_vllm": True, "vllm_max_model_length": 300,
                                                 "max_completion_length": 256}})  # fmt: skip
-    assert vllm_context(recipe, 44) == []
-    (fault,) = vllm_context(recipe, 45)
+
+    class Letters(Policy):
+        """A letter is a token, and two stand around the problem."""
+
+        def __init__(self):
+            pass
+
+        example = (1, 2)
+
+        def prompt_ids(self, problem, instruction=""):
+            return [1, *problem.text.encode(), 2]
+
+    assert vllm_context(recipe, Letters(), [Problem("a", "x" * 42, "1")]) == []
+    (fault,) = vllm_context(recipe, Letters(), [Problem("a", "x" * 42, "1"), Problem("b", "x" * 43, "1")])
     assert "longest prompt has 45 tokens" in fault
     assert "set it to 301 or more" in fault
-
