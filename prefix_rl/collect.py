@@ -40,7 +40,7 @@ from .errors import DataError, UserError
 from .evaluation.card import checkpoint_facts
 from .evaluation.sampling import Job, Sample, graded, request_of
 from .policy import Policy
-from .processes import Processes, take_own_gpus
+from .processes import Processes, end_with_launcher, take_own_gpus
 from .progress import Speedometer, bar, run_or_explain, say
 from .recipe import Recipe, load_recipe, training_data
 
@@ -88,6 +88,7 @@ def collect(
     """
     preflight.quiet()
     processes = Processes.launched()
+    end_with_launcher()
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     require(recipe)
     take_own_gpus(recipe.engine.tensor_parallel_size if recipe.engine.name == "vllm" else 1)

@@ -670,7 +670,7 @@ def curve_of(run: Path) -> list[dict[str, float]]:
 def measure(job: Job, run: Path) -> dict[str, Any]:
     """Accuracy of the final policy on every level, and of every checkpoint from parts of a demonstration."""
     from .checkpoints import checkpoints
-    from .engines.transformers import TransformersEngine
+    from .engines.choice import engine_for
     from .evaluation.sampling import by_problem, sample
     from .policy import Policy
     from .recipe import evaluation_data
@@ -681,22 +681,25 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
 
     def shares(policy: Path, of: Recipe, fraction: float, samples: int, limit: int | None = None) -> list[float]:
         problems, asked = evaluation_data(of)[:limit], Policy(of, policy)
+        prompts = [asked.prompt_ids(problem) for problem in problems]
+        engine = engine_for(asked, max(map(len, prompts)) + of.evaluation_length)
         made = sample(
-            TransformersEngine(asked.load(), asked.tokenizer, asked.stops, of.at_once),
+            engine,
             asked.tokenizer,
             asked.turn,
             problems,
-            [asked.prompt_ids(problem) for problem in problems],
+            prompts,
             grader,
             samples=samples,
             max_completion_length=of.evaluation_length,
             temperature=of.evaluation.temperature,
             top_p=of.evaluation.top_p,
-            batch_size=of.at_once,
+            batch_size=engine.at_once,
             seed=of.evaluation.seed,
             prefix_fraction=fraction,
             guard=of.data.answer_guard,
         )
+        engine.close()
         return [fmean(right) for right in by_problem(made)]
 
     final, samples = run / "final", recipe.evaluation.samples or 1

@@ -6,7 +6,10 @@ own.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,6 +58,17 @@ class Processes:
 
         store, _, _ = next(rendezvous("env://", self.index, self.count, timeout=_PATIENCE))
         return PrefixStore("prefix_rl", store)
+
+
+def end_with_launcher() -> None:
+    """Lets this process end when the launcher does, whatever ends that: a GPU is not held for nobody.
+
+    A launcher that is killed cannot end what it has started. Linux tells a process of its parent's end.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def take_own_gpus(each: int = 1) -> None:

@@ -25,6 +25,7 @@ from .data.problems import Problem, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy
+from .processes import end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
 
@@ -44,6 +45,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
         UserError: for whatever a person can mend: the recipe, the data, the stack, the run's folder.
         KeyboardInterrupt: after saying where the last whole checkpoint lies.
     """
+    end_with_launcher()
     recipe, problems, held_out = load_run(path, overrides)
     preflight.check(recipe)
     run = Path(recipe.output.dir)

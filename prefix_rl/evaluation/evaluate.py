@@ -18,7 +18,7 @@ from ..data.benchmarks import Task
 from ..engines.base import completions
 from ..errors import DataError, RecipeError
 from ..policy import run_of
-from ..processes import Processes, take_own_gpus
+from ..processes import Processes, end_with_launcher, take_own_gpus
 from ..progress import Speedometer, bar, say
 from ..recipe import LAB, Recipe, training_data
 from ..rewards.equality import Rules
@@ -55,6 +55,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     """
     preflight.quiet()
     processes = Processes.launched()
+    end_with_launcher()
     recipe, folder = find_target(target, config, overrides)
     take_own_gpus(recipe.engine.tensor_parallel_size if recipe.engine.name == "vllm" else 1)
     folder = output or folder
