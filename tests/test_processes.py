@@ -21,8 +21,8 @@ from prefix_rl.processes import Processes, take_own_gpus
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu", "--main_process_port", "0", "-m"]  # fmt: skip
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes/accelerate/cpu.yaml"),
+          "--num_processes", "2", "--main_process_port", "0", "-m"]  # fmt: skip
 
 
 @given(count=st.integers(0, 50), processes=st.integers(1, 9))
