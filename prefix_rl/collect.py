@@ -10,9 +10,9 @@ says how often each problem is sampled, and there is no stage 2. Of a trace no m
 :meth:`~prefix_rl.methods.stage.Stages.excerpt`, with the prompt that it will be learned behind; but where answers are
 needed the trace is sampled to its end, or it could not be graded. Where none are needed nothing is graded.
 
-What is sampled follows from what the store holds (:mod:`prefix_rl.data.attempts`), and the random numbers of an attempt from
-the seed, the problem and the attempt's number. So a collection that was cut off goes on as if nothing had happened, and
-any number of processes and endpoints end with the same traces.
+What is sampled follows from what the store holds (:mod:`prefix_rl.data.attempts`), and the random numbers of an
+attempt from the seed, the problem and the attempt's number. So a collection that was cut off goes on as if nothing had
+happened, and any number of processes and endpoints end with the same traces.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, token
 from .engines.base import SAVE_EVERY, Sampling, completions, seed_of
 from .engines.choice import engine_for, known_of, require
 from .errors import DataError, UserError
-from .evaluation.card import checkpoint_facts
+from .evaluation.card import checkpoint_facts, parameters_of
 from .evaluation.sampling import Job, Sample, graded, request_of
 from .policy import Policy
 from .processes import Processes, end_with_launcher, take_own_gpus
@@ -92,6 +92,51 @@ def collect(
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     require(recipe)
     take_own_gpus(recipe.engine.tensor_parallel_size if recipe.engine.name == "vllm" else 1)
+    plan, settings = _plan_and_settings(recipe, k, max_pass_rate, wanted, cap, batch_size, temperature, seed)
+    asked = _policy(recipe, Path(output))
+    prompts = _prompts(asked, problems)
+    asked.check_context(
+        {p.place or p.id: ids for p, ids in zip(problems, prompts, strict=True)},
+        settings["max_completion_length"], "training.max_completion_length", droppable=True,
+    )  # fmt: skip
+    for note in asked.notes:
+        say(f"note: {note}")
+    settings["engine"] = {name: value for name, value in known_of(asked).items() if name != "version"}
+    jobs = _jobs(recipe, problems, prompts)
+    about = {
+        "model": asked.path,
+        "policy_sha256": _policy_sha256(asked),
+        "parameters": parameters_of(asked.config),
+        "limits_sha256": _sha256([job.max_tokens for job in jobs]),
+        "settings": settings,
+    }
+    if processes.main:
+        store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
+        with store.writing():
+            processes.meet("opened")
+            _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
+            processes.meet("sampled")
+            summary = summarize(store, problems)
+            store.write_json(SUMMARY, summary)
+            if hard := summary["hard"]:
+                store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(hard["ids"])])
+        return summary
+    processes.meet("opened")
+    with TraceStore.open(Path(output)).joined() as store:
+        _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
+    processes.meet("sampled")
+    return {}
+
+
+def _plan_and_settings(
+    recipe: Recipe, k: int | None, max_pass_rate: float, wanted: int, cap: int | None, batch_size: int | None,
+    temperature: float | None, seed: int,
+) -> tuple[Plan, dict[str, Any]]:  # fmt: skip
+    """How the store is collected.
+
+    Raises:
+        UserError: with everything that makes no sense.
+    """
     method = recipe.method
     k = (method.stages.own_traces or Plan.k) if k is None else k
     cap = (k if method.stages.own_traces else Plan.cap) if cap is None else cap
@@ -114,40 +159,7 @@ def collect(
         wrong.append(f"temperature = {settings['temperature']:g}: must be above 0, or all attempts would be the same")
     if wrong:
         raise UserError("nothing can be collected with these settings:", wrong)
-
-    asked = _policy(recipe, Path(output))
-    prompts = _prompts(asked, problems)
-    asked.check_context(
-        {p.place or p.id: ids for p, ids in zip(problems, prompts, strict=True)},
-        settings["max_completion_length"], "training.max_completion_length", droppable=True,
-    )  # fmt: skip
-    for note in asked.notes:
-        say(f"note: {note}")
-    settings["engine"] = {name: value for name, value in known_of(asked).items() if name != "version"}
-    jobs = _jobs(recipe, problems, prompts)
-    about = {
-        "model": asked.path,
-        "policy_sha256": _policy_sha256(asked),
-        "parameters": asked.parameters(),
-        "limits_sha256": _sha256([job.max_tokens for job in jobs]),
-        "settings": settings,
-    }
-    if processes.main:
-        store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
-        with store.writing():
-            processes.meet("opened")
-            _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
-            processes.meet("sampled")
-            summary = summarize(store, problems)
-            store.write_json(SUMMARY, summary)
-            if hard := summary["hard"]:
-                store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(hard["ids"])])
-        return summary
-    processes.meet("opened")
-    with TraceStore.open(Path(output)).joined() as store:
-        _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
-    processes.meet("sampled")
-    return {}
+    return plan, settings
 
 
 def _policy(recipe: Recipe, store: Path) -> Policy:

@@ -113,8 +113,12 @@ def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) ->
     length, completion = recipe.training_value("vllm_max_model_length"), recipe.training_value("max_completion_length")
     if not recipe.training_value("use_vllm") or length is None or length <= completion:
         return []
-    longest = policy.longest_prompt(problems, length - completion)
-    if longest + completion <= length:
+    room = length - completion
+    may_be_longer = [
+        p for p in problems if len(p.text.encode()) > (room - len(policy.example)) / 2
+    ]  # a token: 1/2 byte
+    longest = max((len(policy.prompt_ids(p)) for p in may_be_longer), default=0)
+    if longest <= room:
         return []
     return [
         f"training.vllm_max_model_length = {length}, but the longest prompt has {longest} tokens and a completion may "

@@ -437,19 +437,6 @@ class Policy:
         prompts = {problem.place or problem.id: self.prompt_ids(problem) for problem in long}
         self.check_context(prompts, length, setting, droppable=True)
 
-    def longest_prompt(self, problems: Sequence[Problem], beyond: int) -> int:
-        """The tokens of the longest prompt; ``beyond`` if none is longer. Only those that may be are rendered."""
-        room = (beyond - len(self.example)) / 2
-        return max((len(self.prompt_ids(p)) for p in problems if len(p.text.encode()) > room), default=beyond)
-
-    def parameters(self) -> int:
-        """The number of the model's parameters, adapters left out. No weights are loaded."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            return sum(p.numel() for p in AutoModelForCausalLM.from_config(self.config).parameters())
-
     # --- the weights --------------------------------------------------------------------------------------------------
 
     def load(self, trainable: bool = False) -> PreTrainedModel:

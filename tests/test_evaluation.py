@@ -285,6 +285,25 @@ def test_a_completion_of_vllm_that_is_not_whole_is_not_taken_for_one(vllm):
         engine.generate([[1, 2]], [10], [11], Sampling())
 
 
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        (["engine.name=transformers"], "float32"),
+        (["engine.name=vllm"], "bfloat16"),  # it would rather not compute in float32
+        (["engine.name=vllm", "model.dtype=float32"], "float32"),
+        (["engine.name=server", "engine.endpoints=[http://a:1]"], None),  # the server may say it
+    ],
+)
+def test_the_dtype_is_the_one_that_is_computed_in(tiny, options, dtype):
+    from prefix_rl.engines.choice import known_of
+    from prefix_rl.evaluation.target import DEFAULTS
+    from prefix_rl.policy import Policy
+    from prefix_rl.recipe import load_recipe
+
+    recipe = load_recipe({"model": {"name_or_path": str(tiny)}, **DEFAULTS}, options)  # saved in float32
+    assert known_of(Policy(recipe)).get("dtype") == dtype
+
+
 def test_vllm_that_is_not_installed_is_said_before_anything_starts(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)  # not there, whatever is installed
     with pytest.raises(StackError, match="vLLM is not installed"):

@@ -100,7 +100,9 @@ def test_a_collection_of_two_processes_is_that_of_one(given_files, tmp_path):
 @pytest.mark.multirank
 def test_no_process_outlives_a_launcher_that_is_killed(given_files, tmp_path):
     command = [*LAUNCH, *evaluate(given_files, tmp_path / "cut", length=3000)]
-    launcher = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    launcher = subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     until = time.monotonic() + 120
     while time.monotonic() < until and not (tmp_path / "cut" / "samples" / "settings.json").exists():
         time.sleep(0.2)
@@ -108,7 +110,7 @@ def test_no_process_outlives_a_launcher_that_is_killed(given_files, tmp_path):
     assert len(workers) >= 2
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=10)
     for process in alive:
         process.kill()
     assert not alive

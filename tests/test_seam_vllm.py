@@ -188,7 +188,12 @@ def test_the_difference_of_sampler_and_trainer_is_told_apart_by_prefix():
 
 
 def test_what_would_make_all_rollouts_the_same_is_refused():
-    given = {"model": {"name_or_path": "m"}, "data": {"train": "d"}, "method": {"name": "dr_grpo"}, "output": {"dir": "o"}}
+    given = {
+        "model": {"name_or_path": "m"},
+        "data": {"train": "d"},
+        "method": {"name": "dr_grpo"},
+        "output": {"dir": "o"},
+    }
     training = {"use_vllm": True, "generation_kwargs": {"seed": 3, "top_k": 5}, "vllm_max_model_length": 256,
                 "max_completion_length": 256}  # fmt: skip
     with pytest.raises(RecipeError) as found:

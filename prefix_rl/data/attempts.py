@@ -79,9 +79,9 @@ class Plan:
 class Attempts:
     """The attempts at one problem so far. They are numbered from 0."""
 
-    first: Tally = Tally()
+    first: Tally = field(default_factory=Tally)
     """Of those with a number below the plan's ``k``."""
-    every: Tally = Tally()
+    every: Tally = field(default_factory=Tally)
     upto: int = 0
     """All numbers below this one are there."""
     beyond: set[int] = field(default_factory=set)

@@ -54,8 +54,8 @@ def engine_for(policy: Policy, max_length: int, at_once: int | None = None) -> E
 def dtype_of(policy: Policy) -> str | None:
     """The dtype of weights and computation; None where only the engine will know it.
 
-    Where the recipe leaves it open, transformers takes the one that the model was saved in. So does vLLM, except that it
-    would rather compute in bfloat16 than in float32.
+    Where the recipe leaves it open, transformers takes the one that the model was saved in. So does vLLM, except that
+    it would rather compute in bfloat16 than in float32.
     """
     settings, model = policy.recipe.engine, policy.recipe.model
     if settings.name == "server":

@@ -40,7 +40,8 @@ class Evaluation:
     max_completion_length: Annotated[int, Ge(2)] | None = None
     """Tokens; null: training.max_completion_length, and where there is no recipe 8192."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Completions in the making at a time in one process; null: 64, with vLLM 1,024. (Servers: engine.max_in_flight.)"""
+    """Completions in the making at a time in one process; null: 64, with vLLM 1,024. Servers have
+    engine.max_in_flight."""
     prefix_fractions: tuple[Fraction, ...] = ()
     """Also the accuracy from these fractions of a demonstration."""
     seed: int = 0

@@ -13,7 +13,8 @@ CHAT_TEMPLATE = (
 def make_tiny(folder: Path, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
     """Writes a small Qwen2 with random weights and a tokenizer that has one token for each byte.
 
-    Its attention heads are 32 wide: vLLM has no narrower ones on a CPU. Loading goes through the same code as for a real model; nothing is downloaded.
+    Its attention heads are 32 wide: vLLM has no narrower ones on a CPU. Loading goes
+    through the same code as for a real model; nothing is downloaded.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -1,9 +1,9 @@
 """What TRL asks of vLLM while training: a limit and a seed for each row.
 
 TRL gives all rows of a call one limit, so that behind a prefix more tokens are generated than the budget has, and one
-seed, or none, so that no rollout can be made again. Here each row is a request of its own: as many tokens as are left of
-the budget, none at all behind a demonstration that is complete, and a seed that follows from the run's seed, the step
-and the row.
+seed, or none, so that no rollout can be made again. Here each row is a request of its own: as many tokens as are left
+of the budget, none at all behind a demonstration that is complete, and a seed that follows from the run's seed, the
+step and the row.
 
 TRL's own ``VLLMGeneration.generate`` is called as it is. What it calls, the engine in this process or the client of the
 server, has a stand-in meanwhile that hands each row its own parameters.

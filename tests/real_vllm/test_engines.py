@@ -252,6 +252,27 @@ def test_processes_share_an_evaluation_out(folder, problems):
     assert len(list((shared / "samples" / "set").glob("*.parquet"))) >= 2  # both have written
 
 
+def test_trls_client_of_a_server_asks_for_each_row_on_its_own(servers, rows, sampled, tokenizer):
+    from types import SimpleNamespace
+
+    from test_seam_vllm import Alone
+    from trl.generation.vllm_client import VLLMClient
+
+    from prefix_rl.seam.vllm import Rows, each_row
+
+    server, _ = servers(2)
+    prompts, limits, seeds = rows
+    limits = [limit * (i % 4 > 0) for i, limit in enumerate(limits)]  # every fourth is complete
+    generation = SimpleNamespace(mode="server", vllm_client=VLLMClient(server.url, connection_timeout=10))
+    with each_row(generation, Rows(limits, seeds), Alone()):
+        found = generation.vllm_client.generate(
+            prompts=prompts, n=1, max_tokens=LENGTH, generation_kwargs={"stop_token_ids": [tokenizer.eos_token_id]}
+        )
+    assert found["completion_ids"] == [ids * (i % 4 > 0) for i, ids in enumerate(sampled)]
+    assert [len(logps) for logps in found["logprobs"]] == [len(ids) for ids in found["completion_ids"]]
+    assert found["prompt_ids"] == prompts
+
+
 def test_of_two_servers_one_is_killed_and_nothing_is_lost_or_twice(servers, rows, sampled, tokenizer, folder, capsys):
     prompts, limits, seeds = ([*column] * 4 for column in rows)
     first, second = servers(2)

@@ -111,9 +111,11 @@ def test_rollouts_can_be_made_again_and_those_of_a_group_differ(folder, tokenize
 
 
 def test_a_complete_demonstration_costs_nothing(folder, tokenizer, tmp_path):
-    made, seen, asked = trained(folder, tokenizer, tmp_path, LUFFY(), steps=2)
+    _, seen, asked = trained(folder, tokenizer, tmp_path, LUFFY(), steps=2)
     for output, rows in zip(seen, asked, strict=True):
         complete = output["prefix_mask"].any(dim=1)
         assert complete.sum() == 2
         assert len(rows) == 6
-        assert sum(count for _, _, count, _ in rows) == int((output["completion_mask"].bool() & ~output["prefix_mask"]).sum())
+        assert sum(count for _, _, count, _ in rows) == int(
+            (output["completion_mask"].bool() & ~output["prefix_mask"]).sum()
+        )
