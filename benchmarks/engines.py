@@ -5,8 +5,8 @@
 
 MODEL is a folder; ``random:30`` makes one of about 30 million parameters, with random weights and the tokenizer of the
 folder given by ``--tokenizer``. ``llm`` is vLLM's own ``LLM.generate`` with all requests in one call, which is what
-``vllm bench throughput`` times: the peer. ``server`` starts ``--servers`` of ``vllm serve`` on this machine and asks all
-of them through this package.
+``vllm bench throughput`` times: the peer. ``server`` starts ``--servers`` of ``vllm serve`` on this machine and asks
+all of them through this package.
 
 Each engine is loaded first and makes a few completions; then the clock starts. CPU seconds are those of this process and
 of all that it has started, servers included; on a machine with other work they say more than seconds do. Nothing here
@@ -14,8 +14,10 @@ passes or fails.
 """
 
 import argparse
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -76,9 +78,13 @@ def serve(model: Path, dtype: str, length: int, count: int) -> tuple[list[subpro
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        command = [Path(sys.executable).with_name("vllm"), "serve", model, "--host", "127.0.0.1", "--port", port,
-                   "--dtype", dtype, "--max-model-len", length, "--enforce-eager", "--no-enable-chunked-prefill"]  # fmt: skip
-        started.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        command = [
+            Path(sys.executable).with_name("vllm"), "serve", model, "--host", "127.0.0.1", "--port", port,
+            "--dtype", dtype, "--max-model-len", length, "--enforce-eager", "--no-enable-chunked-prefill",
+        ]  # fmt: skip
+        started.append(subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_end_with_parent
+        ))  # fmt: skip
         urls.append(f"http://127.0.0.1:{port}")
     for url in urls:
         while True:
@@ -88,6 +94,10 @@ def serve(model: Path, dtype: str, length: int, count: int) -> tuple[list[subpro
             except httpx.HTTPError:
                 time.sleep(1)
     return started, urls
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def main() -> None:
