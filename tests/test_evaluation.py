@@ -557,7 +557,7 @@ def test_an_evaluation_with_vllm_gives_it_the_context_that_it_needs(tmp_path, ti
 
 
 def test_a_gpu_that_is_too_small_and_a_disk_that_is_full_are_explained(tmp_path, tiny, scripted, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise torch.OutOfMemoryError
 
     tokenizer = byte_level_bpe()
