@@ -207,7 +207,7 @@ def import_file(
     grader = recipe.reward.grader() if recipe.method.stages.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
-            done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance)
+            done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance, asked.turn)
             summary = {**summarize(store, problems), "last_import": {"from": str(given), **done}}
             store.write_json(SUMMARY, summary)
     finally:

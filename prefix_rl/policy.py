@@ -19,6 +19,7 @@ from .checkpoints import FINAL, checkpoints, last_whole
 from .data.problems import Problem
 from .data.tokenizer import (
     Turn,
+    dated,
     encode_prompt,
     end_of_turn,
     has_tokenizer,
@@ -30,7 +31,7 @@ from .data.tokenizer import (
 from .errors import DataError, RecipeError, UserError, at_most, nearest, unavailable
 from .lab.world import World
 from .progress import bar
-from .recipe import LAB, Recipe, prompt_of
+from .recipe import LAB, Recipe, prompt_of, read_yaml
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,6 +101,12 @@ def run_of(folder: str | Path) -> Path | None:
     """The run that a folder is, or that it is a checkpoint or the final policy of; None if it is none of these."""
     folder = Path(folder)
     return next((f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
+
+
+def _date_of(run: Path | None) -> str | None:
+    """The date that the prompts of a run showed, None if they showed none."""
+    model = read_yaml(run / "recipe.yaml").get("model") if run else None
+    return model.get("date") if isinstance(model, dict) else None
 
 
 def _policy_in(folder: Path) -> Path:
@@ -256,7 +263,7 @@ class Policy:
             some = Problem("", _PROBE, "")
             then, now = (self._asked(some, template=dated(self.template, day)) for day in ("2001-02-03", "2012-11-10"))
             if then != now:
-                self.date = self.recipe.model.date or date.today().isoformat()
+                self.date = self.recipe.model.date or _date_of(run_of(self.path)) or date.today().isoformat()
                 self.template = dated(self.template, self.date)
                 self.recipe = replace(self.recipe, model=replace(self.recipe.model, date=self.date))
 
@@ -479,24 +486,3 @@ def _variables(recipe: Recipe) -> dict[str, Any]:
 def _words(text: str) -> str:
     """A text without what templates trim."""
     return " ".join(text.split())
-
-
-# --- the date in a template -------------------------------------------------------------------------------------------
-
-_DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXGuV"
-
-
-def dated(template: str, day: str) -> str:
-    """The template with ``strftime_now`` fixed to the beginning of a day (``2026-11-25``).
-
-    transformers fills in the moment of rendering, so that the same prompt would have other ids tomorrow. Templates see
-    plain values only; so the function is written in front of the template as a macro.
-
-    Raises:
-        ValueError: if ``day`` is no date.
-    """
-    then = date.fromisoformat(day)
-    shown = {f"%-{d}": str(int(then.strftime(f"%{d}"))) for d in "dmyHIMSj"}
-    shown |= {f"%{d}": then.strftime(f"%{d}") for d in _DIRECTIVES}
-    replaced = "".join(f"|replace({json.dumps(k)}, {json.dumps(v)})" for k, v in shown.items())
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"

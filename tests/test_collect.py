@@ -731,7 +731,7 @@ def test_a_policy_may_be_given_by_its_folder(tmp_path, scripted):
 
 
 def test_settings_that_make_no_sense_are_all_named_before_a_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "engine_for", None)
+    monkeypatch.setattr(collecting, "Policy", None)
     with pytest.raises(UserError) as error:
         collect(RECIPE, UNTRAINED, tmp_path / "s", k=0, max_pass_rate=2, batch_size=0, temperature=0.0)
     assert [p.split(" ")[0] for p in error.value.problems] == ["k", "max_pass_rate", "batch_size", "temperature"]

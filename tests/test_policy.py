@@ -278,6 +278,9 @@ def test_the_date_in_a_template_is_fixed(model, tmp_path):
     ids, *_ = trainer._tokenize_prompts([trainer.train_dataset[0]["prompt"]])
     assert "05 Feb 2024" in asked.tokenizer.decode(ids[0])
     assert asked.tokenizer.chat_template == DATED  # what is saved with the policy
+    shutil.copytree(there, tmp_path / "run" / "final")
+    (tmp_path / "run" / "recipe.yaml").write_text(asked.recipe.dump())
+    assert Policy(load_recipe(*recipe_for(there, tmp_path)), tmp_path / "run").example == asked.example
 
 
 @pytest.mark.parametrize("form", ["%d %b %Y", "%-d", "%Y-%m-%dT%H:%M:%S", "%A, %B %d, %y"])

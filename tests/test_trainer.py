@@ -575,6 +575,7 @@ class FakeEngine:
     def __init__(self, **kwargs):
         type(self).calls = []
         self.max_completion_length = kwargs["max_completion_length"]
+        self.generation_kwargs = kwargs.get("generation_kwargs")
         self.mode = kwargs["mode"]
 
     def sync_weights(self):

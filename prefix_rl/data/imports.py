@@ -14,7 +14,7 @@ from ..rewards.workers import Grader
 from .attach import short
 from .problems import Problem, is_unicode
 from .sources import read
-from .tokenizer import encode
+from .tokenizer import Turn, encode, turn_of
 from .traces import UNGRADED, Trace, TraceStore
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def import_traces(
     problems: Sequence[Problem],
     source: str | None = None,
     progress: Callable[[int], object] = lambda n: None,
+    turn: Turn | None = None,
 ) -> dict[str, Any]:
     """Grades traces of other models and adds all of them, right or wrong; returns what was done with the rows.
 
@@ -44,9 +45,10 @@ def import_traces(
         given: a file that :func:`~prefix_rl.data.sources.read` reads, or the folder of another trace store, be it of
             another tokenizer.
         grader: None: nobody is to grade them.
-        tokenizer: that of the store. A trace is tokenized here, once; EOS ends it unless it is truncated.
+        tokenizer: that of the store. A trace is tokenized here, once.
         source: the name of the model; None: the row's ``source``, or else the file's name.
         progress: called with the number of rows just done.
+        turn: what the prompts end with, and the id that ends a trace unless it is truncated; None: EOS.
 
     Returns:
         ``rows`` read, ``added``, ``known`` (not added twice), ``other_problems`` (left out), and ``outcomes`` of what
@@ -56,6 +58,7 @@ def import_traces(
         DataError: naming every row that cannot be used, before anything is added; or if no row belongs to a problem.
     """
     store.check_tokenizer(tokenizer)
+    turn = turn or turn_of([], tokenizer)
     if Path(given).resolve() == store.folder.resolve():
         raise DataError(f"{given} is the trace store itself; give the traces of another one")
     match = _Matcher(problems)
@@ -95,7 +98,7 @@ def import_traces(
                 counts["known"] += 1
                 continue
             known.add(key)
-            ids, truncated = _ids(text, tokenizer), bool(row.get("truncated"))
+            ids, truncated = _ids(text, tokenizer, turn), bool(row.get("truncated"))
             waiting.append(
                 Trace(
                     problem_id=problem.id,
@@ -104,7 +107,7 @@ def import_traces(
                     attempt=numbers[problem.id, name],
                     source=name,
                     text=text,
-                    completion_ids=ids if truncated else [*ids, tokenizer.eos_token_id],
+                    completion_ids=ids if truncated else [*ids, turn.end],
                     prompt_tokens=0,
                     outcome="",
                     truncated=truncated,
@@ -167,10 +170,10 @@ def _text_of(row: dict) -> Any:
     return next((row[name] for name in _TEXT_COLUMNS if row.get(name) is not None), None)
 
 
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase, turn: Turn) -> list[int]:
     """The ids of a trace up to where EOS or padding would end it."""
-    ids, _ = encode(text, tokenizer)
-    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ids, _ = encode(text, tokenizer, turn.behind)
+    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id, *turn.stops}
     return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -178,6 +180,25 @@ def end_of_turn(
         if tokenizer.decode([token]).strip():
             return None
     return None
+
+
+_DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXGuV"
+
+
+def dated(template: str, day: str) -> str:
+    """The template with ``strftime_now`` fixed to the beginning of a day (``2026-11-25``).
+
+    transformers fills in the moment of rendering, so that the same prompt would have other ids tomorrow. Templates see
+    plain values only; so the function is written in front of the template as a macro.
+
+    Raises:
+        ValueError: if ``day`` is no date.
+    """
+    then = date.fromisoformat(day)
+    shown = {f"%-{d}": str(int(then.strftime(f"%{d}"))) for d in "dmyHIMSj"}
+    shown |= {f"%{d}": then.strftime(f"%{d}") for d in _DIRECTIVES}
+    replaced = "".join(f"|replace({json.dumps(k)}, {json.dumps(v)})" for k, v in shown.items())
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"
 
 
 def encode_prompt(
