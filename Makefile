@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test style clean
+.PHONY: install quickstart test real style clean
 
 install: .venv/.installed
 
@@ -17,6 +17,10 @@ quickstart: install
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Real tokenizers and a small real model for the tests marked `real`, which are skipped without them (214 MB)
+real: install
+	$(BIN)/python tests/real.py $(FROM)
 
 style:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

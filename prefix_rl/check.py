@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import contradictions, preflight
+from .adapters import to_train
 from .errors import RecipeError, UnreachableError, UserError
 from .policy import Policy
 from .progress import say
@@ -64,6 +65,10 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
         return [error.what, *(f"  {what}" for what in error.problems)]
     found.recipe = policy.recipe
     found.notes += policy.notes
+    try:
+        to_train(policy)
+    except UserError as error:
+        faults += [error.what, *(f"  {what}" for what in error.problems)]
     for problems, length, setting in (
         (reading.train, recipe.training_value("max_completion_length"), "training.max_completion_length"),
         (reading.held_out, recipe.training_value("max_completion_length"), "training.max_completion_length"),

@@ -334,10 +334,23 @@ def ladder(
 
     The same command goes on where it was.
     """
-    from .ladder import climb
+    from .ladders.climb import climb
 
     paths = climb(file, fast, processes, arm or (), regime or ())
     print(paths["ladder.md"].read_text(encoding="utf-8"))
+
+
+@app.command(epilog="Example: prefix-rl merge runs/lora --output models/merged")
+def merge(
+    target: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint, or a folder of adapters.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where the whole model goes; the folder merged of the run unless given.")
+    ] = None,
+) -> None:
+    """Merge trained adapters into the model that they stand on: a whole model, for programs that take no adapters."""
+    from .merge import merge as run
+
+    say(f"wrote {run(target, output)}")
 
 
 @app.command(epilog="Example: prefix-rl tiny runs/tiny")
@@ -372,7 +385,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 @app.command(epilog="Example: prefix-rl schema > recipe.schema.json")
 def schema() -> None:
     """Print a JSON Schema of recipes, by which an editor completes and checks them while they are written."""
-    from .reference import schema as made
+    from .schema import schema as made
 
     print(json.dumps(made(), indent=2, ensure_ascii=False))
 

@@ -204,7 +204,7 @@ def import_file(
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     asked = _policy(recipe, Path(output))
     store = _open_or_create(Path(output), _data_facts(asked, problems, _prompts(asked, problems)))
-    grader = recipe.reward.grader() if recipe.method.stages.needs_answers else None
+    grader = recipe.grader() if recipe.method.stages.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
             done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance, asked.turn)
@@ -308,7 +308,7 @@ def _sample(
         return
     length, sampling = settings["max_completion_length"], Sampling(settings["temperature"])
     seed = seed_of("collect", settings["seed"])
-    grader = policy.recipe.reward.grader() if settings["graded"] else None
+    grader = policy.recipe.grader() if settings["graded"] else None
     engine = None
     try:
         engine = engine_for(policy, max(len(job.prompt_ids) for job in jobs) + length, batch_size)

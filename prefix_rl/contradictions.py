@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import adapters
 from .batches import batches, world_size
 from .data import contamination
 from .data.problems import Problem
@@ -45,6 +46,7 @@ def between_blocks(recipe: Recipe) -> list[str]:
         )
     faults += recipe.method.problems(recipe.whole_training)
     faults += recipe.world.problems_found() + recipe.engine.problems_found() + _vllm(recipe)
+    faults += adapters.faults(recipe.model.peft)
     if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
         faults.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
     if recipe.evaluation.temperature == 0 and (recipe.evaluation.samples or 1) > 1:

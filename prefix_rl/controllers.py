@@ -5,9 +5,10 @@ A controller remembers a few numbers of each problem, and perhaps a few of all t
     fraction(own, common, u) -> the share of a demonstration to give, for u ~ Uniform[0, 1)
     seen(own, common, fraction, success) -> own, after a group with that share had that mean reward
 
-and a third, ``after(common, successes) -> common``, where something is common to all problems. A state is a list of
-numbers, so that JSON holds it. ``fraction`` in ``seen`` is what was given, which the answer guard may have made shorter
-than what was asked for.
+and two more. ``unseen(common) -> own`` is what a problem starts from that was never seen; ``after(common, successes,
+new) -> common`` what is common to all after a batch in which the problems that were new came to the states ``new``. A
+state is a list of numbers, so that JSON holds it. ``fraction`` in ``seen`` is what was given, which the answer guard
+may have made shorter than what was asked for.
 """
 
 from __future__ import annotations
@@ -26,26 +27,49 @@ class Interval:
     """AdaBack's rule (arXiv 2506.18110): an interval of lengths that closes in on where success begins.
 
     ``rho ~ Uniform[low, high]``; a mean reward below ``target`` moves ``low`` up to ``rho``; any other moves ``high``
-    down to ``rho`` and ``low`` back to 0.
+    down to ``rho`` and ``low`` back to 0. A problem that was never seen draws from a moving average::
 
-    ``high`` never rises, as published: a group that was lucky is never taken back. The interval follows a policy that
-    improves, not one that forgets.
+        [low, high] <- average * [low, high] + (1 - average) * mean of the intervals of the problems new in a batch
 
-    >>> rule = Interval(target=0.5)
+    so that the first epoch adapts too. With probability ``unaided`` nothing is given.
+
+    ``high`` never rises for one problem, as published: a group that was lucky is never taken back. The interval follows
+    a policy that improves, not one that forgets.
+
+    >>> rule = Interval(target=0.5, average=0.8)
     >>> rule.fraction([0.2, 0.6], [], u=0.5)
     0.4
     >>> rule.seen([0.2, 0.6], [], 0.4, success=0.25), rule.seen([0.2, 0.6], [], 0.4, success=0.75)
     ([0.4, 0.6], [0.0, 0.4])
+    >>> new = [[0.5, 1.0], [0.0, 0.4]]
+    >>> [round(x, 2) for x in rule.after([0.0, 1.0], [0.0, 1.0], new)]  # 0.2 * 0.25; 0.8 + 0.2 * 0.7
+    [0.05, 0.94]
     """
 
     target: float
+    average: float = 1.0
+    """The weight of what was; 1: every problem starts from the whole range."""
+    unaided: float = 0.0
+    longest: float = 1.0
+    """The upper end at first."""
 
-    own: ClassVar[State] = (0.0, 1.0)
-    """``[low, high]`` of a problem that was never seen."""
-    common: ClassVar[State] = ()
+    @property
+    def own(self) -> State:
+        """``[low, high]`` that a problem's first answer narrows."""
+        return (0.0, self.longest)
+
+    @property
+    def common(self) -> State:
+        """The moving average at first."""
+        return (0.0, self.longest)
+
+    def unseen(self, common: State) -> State:
+        return common or self.own
 
     def fraction(self, own: State, common: State, u: float) -> float:
-        return draw_fraction(*own, u)
+        if u < self.unaided:
+            return 0.0
+        return draw_fraction(*own, (u - self.unaided) / (1 - self.unaided) if self.unaided else u)
 
     def seen(self, own: State, common: State, fraction: float, success: float) -> State:
         low, high = own
@@ -53,8 +77,11 @@ class Interval:
             return [min(max(low, fraction), high), high]
         return [0.0, min(high, fraction)]
 
-    def after(self, common: State, successes: Sequence[float]) -> State:
-        return common
+    def after(self, common: State, successes: Sequence[float], new: Sequence[State] = ()) -> State:
+        if not new:
+            return common
+        means = (sum(ends) / len(new) for ends in zip(*new, strict=True))
+        return [self.average * was + (1 - self.average) * mean for was, mean in zip(common, means, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -87,11 +114,15 @@ class Setpoint:
 
     own: ClassVar[State] = (0.0,)
     """``o_p``."""
+    unaided: ClassVar[float] = 0.0
 
     @property
     def common(self) -> State:
         """``m`` and ``L`` at first."""
         return (self.target, self.start)
+
+    def unseen(self, common: State) -> State:
+        return self.own
 
     def fraction(self, own: State, common: State, u: float) -> float:
         return _clipped(common[1] + own[0])
@@ -100,7 +131,7 @@ class Setpoint:
         length = min(self.fraction(own, common, 0.0), fraction + self.gain)
         return [_clipped(length + self.gain * (self.target - success)) - common[1]]
 
-    def after(self, common: State, successes: Sequence[float]) -> State:
+    def after(self, common: State, successes: Sequence[float], new: Sequence[State] = ()) -> State:
         average, length = common
         average += self.smoothing * (sum(successes) / len(successes) - average)
         return [average, _clipped(length + self.gain * (self.target - average))]
@@ -137,7 +168,11 @@ class Search:
 
     own: ClassVar[State] = (-1, 0)
     """``[low, high]`` in parts of a problem that was never seen; -1: not even no help is known to be too little."""
+    unaided: ClassVar[float] = 0.0
     common: ClassVar[State] = ()
+
+    def unseen(self, common: State) -> State:
+        return self.own
 
     def fraction(self, own: State, common: State, u: float) -> float:
         low, high = own
@@ -153,7 +188,7 @@ class Search:
             return [low if low < parts < high else -1, parts]
         return [parts, parts]
 
-    def after(self, common: State, successes: Sequence[float]) -> State:
+    def after(self, common: State, successes: Sequence[float], new: Sequence[State] = ()) -> State:
         return common
 
 

@@ -209,7 +209,7 @@ def fields_from_source(module: str, cls: str) -> dict[str, Field]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             settable, default = _default(node.value)
             if settable and not node.target.id.startswith("_"):
-                found[node.target.id] = Field(_type(ast.unparse(node.annotation)), default)
+                found[node.target.id] = Field(_type(ast.unparse(node.annotation)), default, _help(node.value))
     return found
 
 
@@ -243,6 +243,15 @@ def _default(value: ast.expr | None) -> tuple[bool, object]:
         return True, None if value is None else ast.literal_eval(value)
     except ValueError:
         return True, None
+
+
+def _help(value: ast.expr | None) -> str:
+    """What the metadata of a field say of it."""
+    keywords = {k.arg: k.value for k in value.keywords} if isinstance(value, ast.Call) else {}
+    try:
+        return " ".join(ast.literal_eval(keywords["metadata"])["help"].split())
+    except (KeyError, ValueError):
+        return ""
 
 
 class _AnyName(dict):

@@ -42,3 +42,17 @@ def negative_log_likelihood(logps: Float[Tensor, "B T"], *, by_uncertainty: bool
         return -logps
     p = logps.detach().exp()
     return -logps * p * (1 - p)
+
+
+def divergence(logps: Float[Tensor, "B T"], reference: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """``exp(r - l) - (r - l) - 1``: an estimate of KL(policy || reference) at each token, never negative.
+
+    ``l`` and ``r`` are the log-probabilities under policy and reference. It is the one that TRL's GRPO
+    adds (Schulman's k3).
+
+    >>> import torch
+    >>> divergence(torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.5, 0.25]])))  # 0.5 + ln 2 - 1
+    tensor([[0.0000, 0.1931]])
+    """
+    difference = reference - logps
+    return difference.exp() - difference - 1

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import adapters
 from .checkpoints import FINAL, checkpoints, last_whole
 from .data.problems import Problem
 from .data.tokenizer import (
@@ -36,7 +37,7 @@ from .recipe import LAB, Recipe, prompt_of, read_yaml
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_ADAPTERS, _CONFIG = "adapter_config.json", "config.json"
+_CONFIG = "config.json"
 _PROBE = "What is 12 + 3?"
 
 
@@ -84,7 +85,7 @@ def find(name: str | Path, world: World | None = None, revision: str | None = No
             )
         return Place(str(name), str(name), revision)
     inside = _policy_in(folder)
-    if (inside / _ADAPTERS).is_file() and not (inside / _CONFIG).is_file():
+    if (inside / adapters.CONFIG).is_file() and not (inside / _CONFIG).is_file():
         return _adapted(inside)
     return Place(str(inside), str(inside), revision if inside == folder else None)
 
@@ -111,7 +112,7 @@ def _date_of(run: Path | None) -> str | None:
 
 def _policy_in(folder: Path) -> Path:
     """The folder with the weights: itself, or of a run its policy."""
-    holds = [(folder / name).is_file() for name in (_CONFIG, _ADAPTERS)]
+    holds = [(folder / name).is_file() for name in (_CONFIG, adapters.CONFIG)]
     if any(holds):
         return folder
     if (folder / FINAL).is_dir():
@@ -123,25 +124,27 @@ def _policy_in(folder: Path) -> Path:
     there = [str(p) for p in checkpoints(folder)]
     hint = f"; it holds {', '.join(there)}: give one of these" if there else ""
     raise DataError(
-        f"no model could be loaded from {folder}: the folder has neither {_CONFIG} nor {_ADAPTERS}, and it is not the "
-        f"folder of a run{hint}"
+        f"no model could be loaded from {folder}: the folder has neither {_CONFIG} nor {adapters.CONFIG}, and it is "
+        f"not the folder of a run{hint}"
     )
 
 
 def _adapted(folder: Path) -> Place:
     """Adapters and the model that they belong to."""
     try:
-        given = json.loads((folder / _ADAPTERS).read_text(encoding="utf-8"))
+        given = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
         base, revision = given["base_model_name_or_path"], given.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / _ADAPTERS} does not say which model the adapters belong to: {error}") from error
+        raise DataError(
+            f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {error}"
+        ) from error
     if not isinstance(base, str) or not base:
         what = f"base_model_name_or_path = {base!r}; write its name or folder there"
-        raise DataError(f"{folder / _ADAPTERS} does not say which model the adapters belong to: {what}")
+        raise DataError(f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {what}")
     if not Path(base).is_dir() and looks_like_a_path(base):
         raise DataError(
             f"{folder} holds adapters of the model {base}, and there is no such folder (from {Path.cwd()}); bring it "
-            f"back, or set base_model_name_or_path in {folder / _ADAPTERS} to where it is now"
+            f"back, or set base_model_name_or_path in {folder / adapters.CONFIG} to where it is now"
         )
     if Path(base).is_dir():
         revision = None
@@ -206,6 +209,11 @@ class Policy:
         model = self.recipe.model
         wanted = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": self.revision}
         return {name: value for name, value in wanted.items() if value is not None}
+
+    @property
+    def loading_to_train(self) -> dict[str, Any]:
+        """:attr:`loading`, with the quantization that the recipe asks for."""
+        return {**self.loading, **adapters.quantization(self.recipe.model)}
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the adapters if they came with one, else that of the model."""
@@ -458,7 +466,7 @@ class Policy:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
-        options = {"dtype": "float32" if trainable else "auto", **self.loading}
+        options = {"dtype": "float32", **self.loading_to_train} if trainable else {"dtype": "auto", **self.loading}
         try:
             model = AutoModelForCausalLM.from_pretrained(self.base, **options)
             if self.adapters:

@@ -75,6 +75,16 @@ def draw_fraction(low: float, high: float, u: float) -> float:
     return low + (high - low) * u
 
 
+def tokens_in(fraction: float, length: int) -> int:
+    """``floor(fraction * length)``, where ``k / length`` is k tokens: the product of floats may be just below it.
+
+    >>> int(1 / 49 * 49), tokens_in(1 / 49, 49)
+    (0, 1)
+    """
+    nearest = round(fraction * length)
+    return nearest if nearest / length == fraction else math.floor(fraction * length)
+
+
 def cut(demonstration: Demonstration, fraction: float, *, min_tokens: int = 1, max_tokens: int) -> Prefix:
     """The first ``floor(fraction * |demonstration|)`` tokens, inside what is allowed.
 
@@ -89,7 +99,7 @@ def cut(demonstration: Demonstration, fraction: float, *, min_tokens: int = 1, m
     Prefix(ids=[5, 6, 7], drawn=4, of=5, complete=False)
     """
     length = len(demonstration.ids)
-    drawn = min(max(math.floor(fraction * length), min_tokens), length - 1)
+    drawn = min(max(tokens_in(fraction, length), min_tokens), length - 1)
     kept = min(drawn, max_tokens, demonstration.safe_length)
     while kept in demonstration.misread_lengths:
         kept -= 1

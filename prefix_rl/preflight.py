@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
+from . import adapters
 from .errors import StackError, nearest
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ def missing(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[st
             lacking.append("training.use_vllm = true, but vLLM is not installed: pip install 'prefix_rl[vllm]'")
         elif not Version("0.22") <= Version(Version(found["vllm"]).base_version) <= Version("0.31.0"):
             lacking.append(f"vllm {found['vllm']}: TRL 1.16 works with 0.22 to 0.31.0")
-    if recipe.model.lora and not found["peft"]:
-        lacking.append("model.lora needs peft: pip install 'prefix_rl[lora]'")
+    if recipe.model.peft.get("use_peft") and not found["peft"]:
+        lacking.append("model.use_peft = true needs peft: pip install 'prefix_rl[lora]'")
+    if adapters.quantized(recipe.model.peft) and not installed("bitsandbytes"):
+        lacking.append("model.load_in_4bit and load_in_8bit need bitsandbytes: pip install bitsandbytes")
     if not cuda and not value("use_cpu"):
         lacking.append("no GPU was found; to train on the CPU set training.use_cpu=true training.bf16=false")
     if names := _reporters(recipe):

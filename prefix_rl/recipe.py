@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Interval
 
-from . import contradictions, methods, yaml12
+from . import adapters, contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
@@ -42,18 +42,8 @@ LAB = "lab"
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Train adapters instead of the model (peft's ``LoraConfig``)."""
-
-    r: Annotated[int, Ge(1)] = 16
-    lora_alpha: Annotated[float, Gt(0)] = 32
-    lora_dropout: Fraction = 0.0
-    target_modules: str | tuple[str, ...] = "all-linear"
-
-
-@dataclass(frozen=True)
 class Model:
-    """The policy to train."""
+    """The policy to train. The block also takes TRL's ``ModelConfig`` keys of adapters and quantization (use_peft)."""
 
     name_or_path: str
     """A folder, a name on the hub, or ``lab`` for the lab's base policy."""
@@ -68,8 +58,8 @@ class Model:
     date: str | None = None
     """The date (2026-11-25) that a chat template with a date in it shows; null: that of the day on which the run, the
     collection or the evaluation began."""
-    lora: Lora | None = None
-    """Train LoRA adapters; null: all parameters."""
+    peft: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the block sets of ``ModelConfig``'s keys, by their own names (see :mod:`prefix_rl.adapters`)."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +131,7 @@ class Output:
 
 
 BLOCKS: dict[str, type | None] = {
-    "model": Model, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
+    "model": None, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
     "speed": Speed, "engine": EngineSettings, "evaluation": Evaluation, "output": Output,
 }  # fmt: skip
 
@@ -164,9 +154,12 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out: a recipe again, and equal to this one when loaded."""
-        plain = {name: dataclasses.asdict(getattr(self, name)) for name, cls in BLOCKS.items() if cls}
+        plain = {
+            name: dataclasses.asdict(getattr(self, name)) for name, cls in BLOCKS.items() if cls or name == "model"
+        }
         plain["method"] = _as_given(self.method_name, self.method)
         plain["training"] = dict(self.training)
+        plain["model"] |= plain["model"].pop("peft")
         return {name: plain[name] for name in BLOCKS}
 
     def dump(self) -> str:
@@ -188,6 +181,11 @@ class Recipe:
         """The lab's settings."""
         return self.data.lab or World()
 
+    def grader(self) -> Grader:
+        """What grades completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
+        own = self.world.grader() if self.uses_lab else None
+        return own or self.reward.grader()
+
     @property
     def at_once(self) -> int:
         """Completions in the making at a time, in one process."""
@@ -197,6 +195,11 @@ class Recipe:
     def evaluation_length(self) -> int:
         """The most tokens that a completion may have in an evaluation."""
         return self.evaluation.max_completion_length or self.training_value("max_completion_length")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the ``training`` block sets of TRL's own."""
+        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS}
 
     @property
     def uses_lab(self) -> bool:
@@ -320,6 +323,11 @@ def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
+_BESIDE_TRLS = {"kl_on": Field(Literal["moving", "all"], "moving")}
+"""Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
+move or all of a completion."""
+
+
 def read_yaml(path: str | os.PathLike) -> dict:
     """The mapping in a YAML file.
 
@@ -329,10 +337,16 @@ def read_yaml(path: str | os.PathLike) -> dict:
     return yaml12.read(path, BLOCKS)
 
 
+def model_fields(docs: bool = False) -> dict[str, Field]:
+    """The keys that the ``model`` block may hold: ours, and those of TRL's ``ModelConfig`` for adapters."""
+    ours = {key: field for key, field in fields_of(Model, docs).items() if key != "peft"}
+    return ours | adapters.fields()
+
+
 def training_fields() -> dict[str, Field]:
-    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
-    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
-    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig")
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it,
+    and ours beside them."""
+    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig") | _BESIDE_TRLS
 
 
 _SET_ELSEWHERE = {
@@ -372,6 +386,8 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
             made[block] = cls(**values) if complete else None
         elif block == "method":
             made["method_name"], made[block], found = _method(given.get(block))
+        elif block == "model":
+            made[block], found = _model(given.get(block))
         else:
             made[block], found = _training(given.get(block))
         problems |= found
@@ -432,6 +448,19 @@ def _method(
     values, problems = check(where, own, fields, elsewhere)
     complete = all(field.default is not REQUIRED or key in values for key, field in fields.items())
     return name, cls(**values) if complete else None, problems | found
+
+
+def _model(given: object) -> tuple[Model | None, dict[str, str]]:
+    """The ``model`` block: keys of ours, and of TRL's ``ModelConfig`` what the recipe sets."""
+    if (
+        isinstance(given, Mapping) and given.get("lora", ...) is None
+    ):  # as an earlier version wrote it, without adapters
+        given = {key: value for key, value in given.items() if key != "lora"}
+    values, found = check("model", given, model_fields(), adapters.OTHER_KEYS)
+    if "name_or_path" not in values:
+        return None, found
+    peft = {key: values[key] for key in given if key in adapters.fields() and f"model.{key}" not in found}
+    return Model(**{key: value for key, value in values.items() if key not in adapters.fields()}, peft=peft), found
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:

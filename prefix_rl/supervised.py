@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from .adapters import to_train
 from .batches import world_size
 from .checkpoints import FINAL, check_continues, facts_of, last_whole, mark_whole, set_aside_incomplete
 from .costs import Cost, update_flops
@@ -74,7 +75,6 @@ def fine_tune(
     problems: Sequence[Problem],
     folder: Path,
     facts: Mapping[str, Any],
-    adapters: Mapping[str, Any],
 ) -> Cost:
     """Trains the stage and leaves the policy in ``folder/final``; returns what it cost.
 
@@ -118,7 +118,7 @@ def fine_tune(
         max_length=None,
         packing=False,
         eval_strategy="no",
-        model_init_kwargs=policy.loading or None,
+        model_init_kwargs=policy.loading_to_train or None,
     )
 
     class MarkWhole(TrainerCallback):
@@ -133,7 +133,7 @@ def fine_tune(
         train_dataset=dataset.select(places),
         processing_class=tokenizer,
         callbacks=[MarkWhole(), MetricsFile(folder)],
-        **({} if policy.adapters else adapters),
+        **to_train(policy),
     )
     generates = trainer.model.generation_config
     if set(policy.stops) != set(stop_ids(generates, tokenizer)):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import contradictions, parts, preflight
+from .adapters import to_train
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
@@ -24,7 +25,7 @@ from .data.prepare import is_verified
 from .data.problems import Problem, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
-from .policy import Policy
+from .policy import Policy, find
 from .processes import end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
@@ -151,20 +152,21 @@ def build(
 
     recipe = policy.recipe
     if reward is None:
-        arguments(recipe, policy.loading)
+        arguments(recipe, policy.loading_to_train)
         reward = _reward(recipe)
         problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     facts = _facts(recipe, problems)
     start, spent = _start(policy, problems, facts)
-    model, adapters = start, _adapters(recipe)
-    if start != policy.path and adapters:  # the stage's adapters are trained on
-        model, adapters = Policy(recipe, start).load(trainable=True), {}
-    elif policy.adapters and start == policy.path:
-        model, adapters = policy.load(trainable=True), {}
+    adapters = to_train(policy)
+    if find(start).adapters:  # they are trained on: the policy's own, or those that the stage has made
+        policy, adapters = policy if start == policy.path else Policy(recipe, start), {}
+        model = policy.load(trainable=True)
+    else:
+        model = start
     trainer = PrefixTrainer(
         model=model,
         reward_funcs=reward,
-        args=arguments(recipe, policy.loading),
+        args=arguments(recipe, policy.loading_to_train),
         train_dataset=_dataset(recipe, problems),
         eval_dataset=_dataset(recipe, held_out) if held_out else None,
         processing_class=policy.tokenizer,
@@ -175,6 +177,7 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
+        kl_on=recipe.training_value("kl_on"),
         **adapters,
     )
     if policy.date:
@@ -191,7 +194,7 @@ def _reward(recipe: Recipe) -> MathReward:
     preflight.quiet()
     from .rewards import MathReward
 
-    return MathReward(recipe.reward.grader())
+    return MathReward(recipe.grader())
 
 
 def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def _start(policy: Policy, problems: Sequence[Problem], facts: dict[str, Any]) -
     from .supervised import fine_tune
 
     stage = Path(recipe.output.dir, "sft")
-    spent += fine_tune(policy, problems, stage, facts, _adapters(recipe))
+    spent += fine_tune(policy, problems, stage, facts)
     return str(stage / FINAL), spent
 
 
@@ -236,28 +239,10 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
             output_dir=recipe.output.dir,
             remove_unused_columns=False,
             model_init_kwargs=dict(loading or {}) or None,
-            **{**recipe.training, **changes},
+            **{**recipe.arguments, **changes},
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"TRL does not accept the training block: {error}") from error
-
-
-def _adapters(recipe: Recipe) -> dict[str, Any]:
-    if recipe.model.lora is None:
-        return {}
-    from peft import LoraConfig
-
-    lora = recipe.model.lora
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return {
-        "peft_config": LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
-    }
 
 
 def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:

@@ -8,6 +8,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from pathlib import Path
 
 import pytest
+import real
 from jaxtyping import install_import_hook
 
 CHECKED = ["schedules", "prefixes", "masks", "advantages", "losses", "rollouts", "methods", "lab.world", "lab.base"]
@@ -15,6 +16,13 @@ install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "shapes.check")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def pytest_runtest_setup(item):
+    """Tests of real parts are skipped where there are none, unless ``PREFIX_RL_DEMANDS`` names them."""
+    if item.get_closest_marker("real") and (lacking := real.missing()):
+        demanded = "real" in os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
+        (pytest.fail if demanded else pytest.skip)(lacking)
 
 
 def pytest_collection_modifyitems(items):

@@ -33,7 +33,7 @@ def seen(rewards, fractions, problems, size=4, memory=None, index=0):
     )
 
 
-def remembered(problems, common=()):
+def remembered(problems, common=(0.0, 1.0)):
     return {"adaptive": {"common": list(common), "problems": problems}}
 
 
@@ -99,7 +99,7 @@ def test_what_a_group_says():
 
 
 def test_memory_in_numbers():
-    method = Adaptive(target=0.5)
+    method = Adaptive(target=0.5, average=1, unaided=0)
     first = method.remember({}, seen([1, 1, 0, 0] + [0] * 4, [0.5] * 4 + [0.25] * 4, problems=[7, 9]))
     assert first == remembered({"7": [0.0, 0.5], "9": [0.25, 1.0]})
     twice = seen([0] * 4 + [1] * 4, [0.25] * 4 + [0.5] * 4, problems=[7, 7], memory=first)
@@ -130,7 +130,8 @@ def test_the_common_part_moves_once_a_batch_and_nothing_while_lengths_are_anneal
 
 
 def test_the_rules_take_their_settings():
-    assert Adaptive(target=0.3).controller == Interval(0.3)
+    assert Adaptive(target=0.3).controller == Interval(0.3, average=0.8, unaided=0.1, longest=1.0)
+    assert Adaptive(average=1, unaided=0, longest=0.9).controller == Interval(0.5, longest=0.9)
     assert Adaptive(rule="setpoint", target=0.6, gain=0.2, smoothing=1, start=0.1).controller == Setpoint(
         0.6, 0.2, 1, 0.1
     )

@@ -133,3 +133,43 @@ def test_a_length_does_not_run_away_from_what_can_be_given():
     own = SETPOINT.seen(own, (0.5, 0.5), 0.3, success=1.0)
     own = SETPOINT.seen(own, (0.5, 0.5), 0.3, success=1.0)
     assert SETPOINT.fraction(own, (0.5, 0.5), 0.0) < 0.4
+
+
+# --- problems that are seen once --------------------------------------------------------------------------------------
+
+
+def test_new_problems_move_the_average_and_known_ones_do_not():
+    rule = Interval(0.5, average=0.8, longest=0.9)
+    assert rule.unseen(rule.common) == (0.0, 0.9)
+    # one failed at 0.4, one succeeded at 0.5: [0.4, 0.9] and [0, 0.5], their mean [0.2, 0.7]
+    new = [rule.seen(rule.own, rule.common, 0.4, 0.25), rule.seen(rule.own, rule.common, 0.5, 1.0)]
+    assert new == [[0.4, 0.9], [0.0, 0.5]]
+    after = rule.after(rule.common, [0.25, 1.0], new)
+    assert after == pytest.approx([0.2 * 0.2, 0.8 * 0.9 + 0.2 * 0.7])
+    assert rule.unseen(after) == after
+    assert rule.after(after, [0.25], []) == after
+    assert Interval(0.5).after((0.0, 1.0), [0.25, 1.0], new) == [0.0, 1.0]  # a weight of 1 keeps what was
+
+
+def test_nothing_is_given_as_often_as_was_said():
+    rule = Interval(0.5, unaided=0.25)
+    given = [rule.fraction([0.4, 0.8], [], i / 1000) for i in range(1000)]
+    assert sum(share == 0 for share in given) == 250
+    assert min(share for share in given if share) == pytest.approx(0.4)
+    assert max(given) == pytest.approx(0.8, abs=1e-3)
+    assert fmean(share for share in given if share) == pytest.approx(0.6, abs=1e-3)
+
+
+def test_the_average_finds_where_success_begins_with_every_problem_seen_once():
+    from importlib import util
+    from pathlib import Path
+
+    spec = util.spec_from_file_location("once", Path(__file__).parents[1] / "benchmarks" / "adaptive_once.py")
+    once = util.module_from_spec(spec)
+    spec.loader.exec_module(once)
+    for mean, deviation in ((0.3, 0.05), (0.7, 0.2)):
+        whole, average = (
+            once.mixed(once.RULES[name], mean, deviation, steps=80, seed=0)
+            for name in ("whole range", "moving average")
+        )
+        assert average > whole + 0.1

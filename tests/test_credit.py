@@ -35,6 +35,7 @@ def graded(own, method=LATE, masked=()):
         ids[row, : len(written)] = torch.tensor(written)
         mask[row, : len(written)] = int(i not in masked)
     prompt = torch.ones(len(here), 3, dtype=torch.long)
+    batch = replace(batch, completions=texts)
     return batch, {"completion_ids": ids, "completion_mask": mask, "prompt_ids": prompt, "prompt_mask": prompt}
 
 

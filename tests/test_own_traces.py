@@ -428,7 +428,7 @@ def test_on_the_same_traces_rft_and_upft_in_full_are_sft(tmp_path):
 
 def test_adapters_learn_first_tokens_too(trained, tmp_path):
     _, settings = trained
-    folder = run(tmp_path / "run", "upft", *settings, "model.lora={r: 2}")
+    folder = run(tmp_path / "run", "upft", *settings, "model.use_peft=true", "model.lora_r=2")
     assert (folder / "final" / "adapter_model.safetensors").is_file()
     learned = load_file(folder / "final" / "adapter_model.safetensors")
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in learned.items())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small import CORPUS, TOKENIZERS
 
 from prefix_rl.data.tokenizer import DemonstrationTable, Turn, encode
-from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, readable_from, safe_cuts, uniform
+from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, readable_from, safe_cuts, tokens_in, uniform
 
 ids = st.lists(st.integers(0, 999), min_size=2, max_size=60).map(tuple)
 
@@ -51,8 +51,19 @@ def test_a_prefix_is_a_slice_within_every_limit(tokens, fraction, least, most, s
     prefix = cut(demonstration, fraction, min_tokens=least, max_tokens=most)
     assert tuple(prefix.ids) == tokens[: len(prefix.ids)]
     assert len(prefix.ids) <= min(most, demonstration.safe_length, len(tokens) - 1)
-    assert prefix.drawn == min(max(math.floor(fraction * len(tokens)), least), len(tokens) - 1)
+    assert prefix.drawn == min(max(tokens_in(fraction, len(tokens)), least), len(tokens) - 1)
+    assert abs(tokens_in(fraction, len(tokens)) - math.floor(fraction * len(tokens))) <= 1
     assert len(prefix.ids) == min(prefix.drawn, most, demonstration.safe_length)
+
+
+def test_the_share_that_a_prefix_had_gives_as_many_tokens_again():
+    # What a controller is told of a prefix of k of n tokens is k / n; it may ask for the same again
+    lost = 0
+    for n in range(2, 400):
+        for k in range(n):
+            assert tokens_in(k / n, n) == k
+            lost += math.floor(k / n * n) != k
+    assert lost > 0  # without care some would be a token shorter, such as 1 of 49
 
 
 @pytest.mark.parametrize(

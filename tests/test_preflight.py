@@ -40,7 +40,7 @@ def test_the_tested_stack_is_good():
     [
         (["training.use_vllm=true"], {}, "vLLM is not installed: pip install 'prefix_rl[vllm]'"),
         (["training.use_vllm=true"], {"vllm": "0.33.0"}, "TRL 1.16 works with 0.22 to 0.31"),
-        (["model.lora={}"], {}, "model.lora needs peft"),
+        (["model.use_peft=true"], {}, "model.use_peft = true needs peft"),
         (["training.use_cpu=false"], {}, "no GPU was found"),
         (
             ["training.use_transformers_continuous_batching=true", "training.bf16=true"],
@@ -57,7 +57,7 @@ def test_what_the_machine_lacks_is_said(overrides, found, message):
 
 def test_a_good_recipe_on_a_good_machine_has_no_problems():
     assert preflight.recipe_problems(load_recipe(LAB), GOOD, cuda=False) == []
-    with_vllm = load_recipe(LAB, ["training.use_vllm=true", "model.lora={}"])
+    with_vllm = load_recipe(LAB, ["training.use_vllm=true", "model.use_peft=true"])
     assert preflight.recipe_problems(with_vllm, GOOD | {"vllm": "0.30.1", "peft": "0.21.2"}, cuda=True) == []
 
 

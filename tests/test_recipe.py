@@ -158,12 +158,13 @@ def test_dr_grpos_choices_may_be_written_down():
 
 
 def test_the_resolved_recipe_is_the_same_recipe(tmp_path):
-    recipe = load_recipe(LAB, ["evaluation.prefix_fractions=[0.25, 0.5]", "model.lora={r: 8}", "data.lab={seed: 3}"])
+    adapters = "model={name_or_path: lab, use_peft: true, lora_r: 8, lora_target_modules: [q_proj, v_proj]}"
+    recipe = load_recipe(LAB, ["evaluation.prefix_fractions=[0.25, 0.5]", adapters, "data.lab={seed: 3}"])
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.dump())
     assert load_recipe(path) == recipe
     resolved = yaml.safe_load(recipe.dump())
-    assert resolved["model"]["lora"]["lora_alpha"] == 32
+    assert resolved["model"]["lora_target_modules"] == ["q_proj", "v_proj"]
     assert resolved["data"]["lab"]["slots"] == 20
     assert resolved["evaluation"]["prefix_fractions"] == [0.25, 0.5]
 

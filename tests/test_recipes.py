@@ -14,7 +14,8 @@ from prefix_rl.recipe import batches, load_recipe
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
 LAB = [p for p in ALL if p.parent.name == "lab"]
-PAPERS = [p for p in ALL if p.parent.name not in ("lab", "smoke")]
+SMALL = [p for p in ALL if p.parent.name == "smollm2-135m"]
+PAPERS = [p for p in ALL if p.parent.name not in ("lab", "smoke", "smollm2-135m")]
 ARMS = {
     "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
     "uft", "adaptive", "upft", "rft",
@@ -117,7 +118,7 @@ def test_upft_and_its_opponent_differ_in_what_they_learn_alone(model):
     upft, rft = (load_recipe(RECIPES / model / f"{arm}.yaml") for arm in ("upft", "rft"))
     assert upft.method.tokens == (8 if model.startswith("llama") else 32)
     assert upft.method.stages.supervised == rft.method.stages.supervised
-    assert (upft.method.own_traces, rft.method.own_traces) == (1, 16)
+    assert (upft.method.stages.own_traces, rft.method.stages.own_traces) == (1, 16)
     one, other = upft.resolved(), rft.resolved()
     for arm, blocks in (("upft", one), ("rft", other)):
         assert blocks["data"].pop("traces") == f"runs/{model}/traces-{arm}"
@@ -138,6 +139,32 @@ def test_the_models_of_the_papers_have_all_methods():
     assert {name(p) for p in PAPERS} == {
         f"{model}/{arm}.yaml" for model in ("qwen2.5-math-1.5b", "qwen2.5-math-7b", "llama-3.1-8b") for arm in ARMS
     }
+
+
+def test_a_small_real_model_has_all_methods():
+    assert {p.stem for p in SMALL} == ARMS
+    assert {load_recipe(p).model.name_or_path for p in SMALL} == {"HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+@pytest.mark.parametrize("path", SMALL, ids=name)
+def test_the_small_models_arms_differ_in_their_method_and_what_belongs_to_it(path):
+    one, other = load_recipe(RECIPES / "smollm2-135m" / "dr_grpo.yaml").resolved(), load_recipe(path).resolved()
+    assert path.stem not in OWN or other["data"].pop("traces") == f"runs/smollm2-135m/traces-{path.stem}"
+    own = {  # the papers' clips, penalties and evaluations
+        "epsilon", "epsilon_high", "entropy_coef", "beta", "max_grad_norm", "eval_strategy", "eval_steps",
+        "per_device_eval_batch_size", "num_generations_eval",
+    }  # fmt: skip
+    for block in one.keys() - {"method", "output", "training", "evaluation"}:
+        assert {key: value for key, value in one[block].items() if key in other[block]} == other[block]
+    for key, value in other["training"].items():
+        assert key in own or one["training"][key] == value, key
+
+
+@pytest.mark.parametrize("path", SMALL, ids=name)
+def test_the_small_models_methods_are_those_of_the_papers_but_for_their_length(path):
+    method, shorter = load_recipe(path).method, {"horizon": (200, 100, 120), "buffer": (4,)}
+    for key, value in METHODS[path.stem].items():
+        assert getattr(method, key) == value or getattr(method, key) in shorter[key], key
 
 
 def test_the_lab_has_all_methods():

@@ -107,3 +107,10 @@ def test_segments_put_together_are_the_completion():
     found = segments(range(7), [p for p, _ in kinds], [m for _, m in kinds], decode)
     assert [s["kind"] for s in found] == ["prefix", "kept", "prefix", "continuation"]
     assert "".join(s["text"] for s in found) == decode(range(7))
+
+
+def test_a_damaged_file_of_rollouts_is_explained(tmp_path):
+    write_rollouts(tmp_path / "rollouts" / "step_000003.parquet", [{"step": 3}])
+    (tmp_path / "rollouts" / "step_000003.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"step_000003.parquet is no readable file of rollouts"):
+        read_rollouts(tmp_path)

@@ -13,7 +13,7 @@ from annotated_types import Ge, Interval
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from prefix_rl import __version__, reference
+from prefix_rl import __version__, reference, schema
 from prefix_rl.cli import app
 from prefix_rl.data.attempts import Plan
 from prefix_rl.data.settings import Settings
@@ -149,7 +149,7 @@ def valid(value, schema):
     """Whether a JSON value is what a schema wants: those words of JSON Schema that ours uses, and no others."""
     kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
     known = {"type", "properties", "additionalProperties", "required", "items", "prefixItems", "minItems", "maxItems", "enum", "const",
-             "anyOf", "oneOf", "minimum", "maximum", "exclusiveMinimum", "description", "default", "title", "$schema"}  # fmt: skip
+             "anyOf", "oneOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "description", "default", "title", "$schema"}  # fmt: skip
     assert schema.keys() <= known, schema.keys() - known
     kind, number = schema.get("type"), isinstance(value, int | float) and not isinstance(value, bool)
     if kind in kinds and not isinstance(value, kinds[kind]):
@@ -167,6 +167,7 @@ def valid(value, schema):
         value >= schema.get("minimum", value)
         and value <= schema.get("maximum", value)
         and value > schema.get("exclusiveMinimum", value - 1)
+        and value < schema.get("exclusiveMaximum", value + 1)
     ):
         return False
     if isinstance(value, list):
@@ -192,10 +193,10 @@ def as_json(recipe):
 
 
 def test_the_schema_takes_every_recipe():
-    schema = reference.schema()
+    whole = schema.schema()
     assert len(RECIPES) > 30
     for path in RECIPES:
-        assert valid(as_json(load_recipe(path)), schema), path
+        assert valid(as_json(load_recipe(path)), whole), path
 
 
 @pytest.mark.parametrize(
@@ -207,20 +208,20 @@ def test_the_schema_takes_every_recipe():
     ],
 )  # fmt: skip
 def test_the_schema_refuses_what_the_check_refuses(block, key, value):
-    path, schema = ROOT / "recipes" / "lab" / "prefix_rft.yaml", reference.schema()
+    path, whole = ROOT / "recipes" / "lab" / "prefix_rft.yaml", schema.schema()
     good = as_json(load_recipe(path))
-    assert valid(good, schema)
-    assert not valid({**good, block: {**good.get(block, {}), key: value}}, schema)
+    assert valid(good, whole)
+    assert not valid({**good, block: {**good.get(block, {}), key: value}}, whole)
     with pytest.raises(RecipeError):
         load_recipe(path, [f"{block}.{key}={json.dumps(value)}"])
 
 
 def test_the_check_and_the_schema_agree_on_every_kind():
-    schema = reference._block(fields_of(Example, docs=True))
+    example = schema.block_schema(fields_of(Example, docs=True))
     cases = [("count", 1), ("count", 0), ("count", None), ("count", "1"), ("count", True), ("share", 1), ("share", 1.5), ("share", None),
              ("loud", True), ("loud", 1), ("kind", "b"), ("kind", "c"), ("files", ["a"]), ("files", "a"), ("between", [0, 1]),
              ("between", [0]), ("ks", [1, 2]), ("ks", [0]), ("columns", {"a": "b"}), ("columns", {"a": 1}), ("nothing", 1)]  # fmt: skip
-    answers = {(key, str(value)): valid({key: value}, schema) for key, value in cases}
+    answers = {(key, str(value)): valid({key: value}, example) for key, value in cases}
     assert answers == {(key, str(value)): not check("b", {key: value}, fields_of(Example))[1] for key, value in cases}
     assert 8 <= sum(answers.values()) <= 13
 

@@ -106,7 +106,7 @@ def test_the_other_methods_resume_exactly(tmp_path, capsys, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_methods_train_adapters(tmp_path, name):
-    folder = run(tmp_path / "run", f"method={OTHERS[name]}", "model.lora={r: 4}", "training.max_steps=2",
+    folder = run(tmp_path / "run", f"method={OTHERS[name]}", "model.use_peft=true", "model.lora_r=4", "model.lora_dropout=0", "training.max_steps=2",
                  "training.save_strategy=no", *EASY)  # fmt: skip
     assert not (folder / "final" / "model.safetensors").exists()
     adapters = load_file(folder / "final" / "adapter_model.safetensors")
@@ -120,7 +120,7 @@ def test_the_other_methods_train_adapters(tmp_path, name):
 
 
 def test_the_stages_adapters_are_trained_on_and_resumed_exactly(tmp_path, capsys):
-    settings = [f"method={OTHERS['sft_then_rl']}", "model.lora={r: 4}", "training.max_steps=2", "training.save_steps=1",
+    settings = [f"method={OTHERS['sft_then_rl']}", "model.use_peft=true", "model.lora_r=4", "model.lora_dropout=0", "training.max_steps=2", "training.save_steps=1",
                 *EASY]  # fmt: skip
     whole = run(tmp_path / "whole", *settings)
     still = run(tmp_path / "still", *settings, "training.learning_rate=1e-12")

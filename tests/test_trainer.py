@@ -34,7 +34,7 @@ from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
-from prefix_rl.seam.batch import Forward, GenerationBatch
+from prefix_rl.seam.batch import GenerationBatch
 from prefix_rl.seam.credit import prefix_entropies
 from prefix_rl.seam.trainer import PrefixTrainer
 from prefix_rl.speed.settings import OFF
@@ -672,14 +672,20 @@ def test_an_extra_loss_is_added_once_whatever_the_accumulation(tmp_path):
     assert (sum(parts) - whole).abs().max() < 1e-5
 
 
-def test_trls_own_entropy_mask_combines_with_the_methods(tmp_path):
-    made = trainer(tmp_path, PrefixRFT(horizon=1, tokens="all"), top_entropy_quantile=0.2)
+def test_trls_own_entropy_mask_ranks_the_tokens_that_move(tmp_path, monkeypatch):
+    made = trainer(tmp_path, PrefixRFT(horizon=1, tokens="none"), top_entropy_quantile=0.2)
     batch = generation(made)
-    mask = batch["completion_mask"]
-    entropies = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0))
-    with made._open.holding(Forward(batch)):
-        chosen = made.get_high_entropy_mask(entropies, mask, 1.0)
-    assert chosen.equal(GRPOTrainer.get_high_entropy_mask(made, entropies, mask, 0.8))
+    seen = []
+    original = GRPOTrainer.get_high_entropy_mask
+
+    def noted(self, entropies, mask, threshold):
+        seen.append((mask.bool(), original(self, entropies, mask, threshold)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(GRPOTrainer, "get_high_entropy_mask", noted)
+    made.compute_loss(made.model, batch)
+    ((mask, chosen),) = seen
+    assert mask.equal(batch["completion_mask"].bool() & ~batch["prefix_mask"])
     assert int(chosen.sum()) == pytest.approx(0.2 * int(mask.sum()), abs=1)
 
 

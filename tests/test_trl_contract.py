@@ -17,7 +17,6 @@ WRAPPED = {  # member: its leading parameters in TRL 1.16
     "_generate_single_turn": ["self", "prompt_ids", "images", "multimodal_fields", "num_generations"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-    "get_high_entropy_mask": ["self", "entropies", "mask", "threshold"],
     "_get_per_token_logps_and_entropies": ["self", "model", "input_ids", "attention_mask", "logits_to_keep",
                                            "batch_size", "compute_entropy"],
     "_prepare_inputs": ["self", "generation_batch"],
@@ -51,7 +50,7 @@ def test_the_trainer_overrides_nothing_else_of_trl():
 
 @pytest.mark.parametrize(
     "name", ["_metrics", "_pending_extra_logs", "reward_weights", "_tokenizer", "eos_token_ids", "_is_vlm",
-             "top_entropy_quantile", "current_gradient_accumulation_steps", "max_completion_length", "num_generations",
+             "_entropy_bonus_enabled", "beta", "current_gradient_accumulation_steps", "max_completion_length", "num_generations",
              "_buffered_inputs", "_step", "_pending_metrics", "_generate"]
 )  # fmt: skip
 def test_an_attribute_that_the_trainer_reads_is_set_by_trl(name):
@@ -61,8 +60,9 @@ def test_an_attribute_that_the_trainer_reads_is_set_by_trl(name):
 
 def test_the_loss_multiplies_by_the_mask_and_takes_advantages_by_token():
     source = inspect.getsource(GRPOTrainer._compute_loss)
-    assert "if self.top_entropy_quantile < 1.0:" in source
-    assert "per_token_loss = per_token_loss * entropy_mask" in source
+    assert 'completion_mask * inputs["tool_mask"]' in source
+    assert 'inputs["num_items_in_batch"]' in source
+    assert "(log_ratio * mask).sum(-1) / mask.sum(-1)" in source
     assert "if advantages.dim() == 1:" in source
     assert "per_token_loss.size(0) * self.max_completion_length" in source
 

@@ -53,35 +53,7 @@ def attach(
             f"the trace store {store.folder} holds none of the {len(problems)} problems; it knows "
             f"{_some(tallies)}, the data has {_some([p.id for p in problems])}. Collect with the recipe's own data"
         )
-    given: dict[str, Problem] = {problem.id: problem for problem in known}
-    found: dict[str, list[Trace]] = {}
-    differing: dict[str, str] = {}
-    too_short: dict[str, str] = {}
-    for trace in store.usable(list(given), right=method.stages.needs_answers):
-        for field in ("answer", "problem") if method.stages.needs_answers else ("problem",):
-            theirs = getattr(trace, field)
-            ours = given[trace.problem_id].text if field == "problem" else given[trace.problem_id].answer
-            if theirs != ours:
-                told = f"the {field} is {short(theirs)} in the store, {short(ours)} in the data"
-                differing[trace.problem_id] = f"{trace.problem_id}: {told}"
-        wanted = method.stages.excerpt(trace.problem_id, seed).tokens
-        if trace.outcome == CUT and (wanted is None or wanted > len(trace.completion_ids)):
-            told = f"cut after {len(trace.completion_ids)} tokens, wanted {'whole' if wanted is None else wanted}"
-            too_short[trace.problem_id] = f"{trace.problem_id}: {told}"
-        found.setdefault(trace.problem_id, []).append(trace)
-    differing |= {p.id: f"{p.id}: the id stands for two problems" for p in known if p.text != given[p.id].text}
-    if differing:
-        raise DataError(
-            f"problems of the data have other texts or answers in the trace store {store.folder}, so its traces are "
-            "not theirs. Collect with the recipe's own data:",
-            at_most(list(differing.values())),
-        )
-    if too_short:
-        raise DataError(
-            f"the trace store {store.folder} was collected for shorter lessons: the method's block or training.seed "
-            "has changed since. Undo that, or collect into another folder:",
-            at_most(list(too_short.values())),
-        )
+    found = _matching(known, store, method, seed)
     if not found:
         what = "no right trace" if not any(store.usable()) else "no right trace of the data's problems"
         if store.accounts()[0].ungraded:
@@ -97,6 +69,43 @@ def attach(
         return tuple(trace.demonstration() for trace in [*own, *(t for t in traces if t.imported)])
 
     return [replace(problem, demonstrations=demonstrations(problem)) for problem in problems]
+
+
+def _matching(known: Sequence[Problem], store: TraceStore, method: Method, seed: int) -> dict[str, list[Trace]]:
+    """The traces that the method can use, by problem.
+
+    Raises:
+        DataError: if the traces of a problem are not its own, or are shorter than the method wants them.
+    """
+    given: dict[str, Problem] = {problem.id: problem for problem in known}
+    found: dict[str, list[Trace]] = {}
+    differing: dict[str, str] = {}
+    too_short: dict[str, str] = {}
+    for trace in store.usable(list(given), right=method.stages.needs_answers):
+        problem = given[trace.problem_id]
+        for field, ours in (("answer", problem.answer), ("problem", problem.text))[not method.stages.needs_answers :]:
+            if (theirs := getattr(trace, field)) != ours:
+                told = f"the {field} is {short(theirs)} in the store, {short(ours)} in the data"
+                differing[problem.id] = f"{problem.id}: {told}"
+        wanted = method.stages.excerpt(problem.id, seed).tokens
+        if trace.outcome == CUT and (wanted is None or wanted > len(trace.completion_ids)):
+            told = f"cut after {len(trace.completion_ids)} tokens, wanted {'whole' if wanted is None else wanted}"
+            too_short[problem.id] = f"{problem.id}: {told}"
+        found.setdefault(problem.id, []).append(trace)
+    differing |= {p.id: f"{p.id}: the id stands for two problems" for p in known if p.text != given[p.id].text}
+    if differing:
+        raise DataError(
+            f"problems of the data have other texts or answers in the trace store {store.folder}, so its traces are "
+            "not theirs. Collect with the recipe's own data:",
+            at_most(list(differing.values())),
+        )
+    if too_short:
+        raise DataError(
+            f"the trace store {store.folder} was collected for shorter lessons: the method's block or training.seed "
+            "has changed since. Undo that, or collect into another folder:",
+            at_most(list(too_short.values())),
+        )
+    return found
 
 
 def _some(ids) -> str:

@@ -62,20 +62,7 @@ def import_traces(
     if Path(given).resolve() == store.folder.resolve():
         raise DataError(f"{given} is the trace store itself; give the traces of another one")
     match = _Matcher(problems)
-    counts, wrong = Counter(), []
-    for place, row in _rows(given):  # first all the rows are looked at, so that nothing is done by halves
-        problem, what = match(row)
-        counts["rows"] += 1
-        counts["other_problems"] += problem is None and not what
-        wrong += [f"{place}: {w}" for w in what]
-    if wrong:
-        raise DataError(f"{given} holds rows that cannot be imported; nothing was added:", at_most(wrong))
-    if counts["other_problems"] == counts["rows"]:
-        raise DataError(
-            f"none of the {counts['rows']} rows of {given} belongs to a problem of the data; nothing was added. A row "
-            "is matched by problem_id, or by the very text of problem"
-        )
-    known, numbers = _imported_already(store)
+    counts = _check_all(given, match)
     outcomes: Counter[str] = Counter()
     waiting: list[Trace] = []
 
@@ -87,34 +74,18 @@ def import_traces(
         waiting.clear()
 
     with store.writing():
+        known, numbers = _imported_already(store)
         for _, row in _rows(given):
             progress(1)
             problem, _ = match(row)
             if problem is None:
                 continue
-            text = _text_of(row)
             name = source or row.get("source") or Path(given).name
-            if (key := _key(problem.id, name, text)) in known:
+            if (key := _key(problem.id, name, _text_of(row))) in known:
                 counts["known"] += 1
                 continue
             known.add(key)
-            ids, truncated = _ids(text, tokenizer, turn), bool(row.get("truncated"))
-            waiting.append(
-                Trace(
-                    problem_id=problem.id,
-                    problem=problem.text,
-                    answer=problem.answer,
-                    attempt=numbers[problem.id, name],
-                    source=name,
-                    text=text,
-                    completion_ids=ids if truncated else [*ids, turn.end],
-                    prompt_tokens=0,
-                    outcome="",
-                    truncated=truncated,
-                    flops=None if row.get("flops") is None else float(row["flops"]),
-                    imported=True,
-                )
-            )
+            waiting.append(_trace(row, problem, name, numbers[problem.id, name], tokenizer, turn))
             numbers[problem.id, name] += 1
             if len(waiting) == _IMPORTED_AT_ONCE:
                 add()
@@ -126,6 +97,50 @@ def import_traces(
         "other_problems": counts["other_problems"],
         "outcomes": dict(sorted(outcomes.items())),
     }
+
+
+def _check_all(given: str | Path, match: _Matcher) -> Counter[str]:
+    """Number of rows, and of those of other problems. All are looked at first, so that nothing is done by halves.
+
+    Raises:
+        DataError: naming the rows that cannot be used; or if none belongs to a problem.
+    """
+    counts, wrong = Counter(), []
+    for place, row in _rows(given):
+        problem, what = match(row)
+        counts["rows"] += 1
+        counts["other_problems"] += problem is None and not what
+        wrong += [f"{place}: {w}" for w in what]
+    if wrong:
+        raise DataError(f"{given} holds rows that cannot be imported; nothing was added:", at_most(wrong))
+    if counts["other_problems"] == counts["rows"]:
+        raise DataError(
+            f"none of the {counts['rows']} rows of {given} belongs to a problem of the data; nothing was added. A row "
+            "is matched by problem_id, or by the very text of problem"
+        )
+    return counts
+
+
+def _trace(
+    row: dict, problem: Problem, source: str, attempt: int, tokenizer: PreTrainedTokenizerBase, turn: Turn
+) -> Trace:
+    """The trace in a row, not graded yet."""
+    text, truncated = _text_of(row), bool(row.get("truncated"))
+    ids = _ids(text, tokenizer, turn)
+    return Trace(
+        problem_id=problem.id,
+        problem=problem.text,
+        answer=problem.answer,
+        attempt=attempt,
+        source=source,
+        text=text,
+        completion_ids=ids if truncated else [*ids, turn.end],
+        prompt_tokens=0,
+        outcome="",
+        truncated=truncated,
+        flops=None if row.get("flops") is None else float(row["flops"]),
+        imported=True,
+    )
 
 
 class _Matcher:

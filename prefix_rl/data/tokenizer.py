@@ -353,16 +353,17 @@ def continuation_start(
 def encode(text: str, tokenizer: PreTrainedTokenizerBase, behind: str = "") -> tuple[list[int], list[int]]:
     """The ids of ``text`` without special tokens, and the offset in ``text`` at which each token ends.
 
-    With ``behind`` they are the ids that it has behind this text, wherever the two share no token: a tokenizer that
-    puts a blank in front of the first word (Llama 2, Mistral) puts none in the middle.
+    With ``behind`` they are the ids that it has behind this text: a tokenizer that puts a blank in front of the first
+    word (Llama 2, Mistral) puts none in the middle. Where the two would share a token, they are those behind a line
+    end.
     """
-    if behind:
-        whole, ends = _encode(behind + text, tokenizer)
-        before, _ = _encode(behind, tokenizer)
+    for given in filter(None, (behind, behind and "\n")):
+        whole, ends = _encode(given + text, tokenizer)
+        before, _ = _encode(given, tokenizer)
         count = len(before)
         if whole[:count] == before:
             ids = whole[count:]
-            ends = [end - len(behind) for end in ends[count:]] if tokenizer.is_fast else _ends_of(ids, tokenizer)
+            ends = [end - len(given) for end in ends[count:]] if tokenizer.is_fast else _ends_of(ids, tokenizer)
             return ids, ends
     return _encode(text, tokenizer)
 

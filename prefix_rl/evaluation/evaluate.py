@@ -65,7 +65,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     ks = ks_of(recipe.evaluation.k, {task.name: task.samples for task in tasks})
     policy = Target(target, recipe, day=samples.date_of(folder))
     plans = plans_of(tasks, policy)
-    grader = recipe.reward.grader()
+    grader = recipe.grader()
     benchmarks.check_answers(tasks, grader)
     with samples.opened(folder) if processes.main else nullcontext():
         if processes.main:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ..parts import Lock, settle
 from ..progress import say
+from .parities import corpus
 from .world import Chains, World, chains
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH, _LEARNING_RATE, _WARMUP, _HIDDEN = 32, 4e-3, 30, 64
-_OF_THE_BASE = ("slots", "modulus", "slip_small", "slip_large", "base_steps", "base_seed")
+_OF_THE_BASE = ("world", "length", "spaced", "slots", "modulus", "slip_small", "slip_large", "base_steps", "base_seed")
 
 
 def cache_folder() -> Path:
@@ -32,12 +33,12 @@ def cache_folder() -> Path:
 
 def base_folder(world: World) -> Path:
     """Where the base policy of these settings is, once it is trained."""
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "base.py"))
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "parities.py", "base.py"))
     key = hashlib.sha256(json.dumps(_settings(world), sort_keys=True).encode() + sources).hexdigest()[:12]
     return cache_folder() / f"lab-base-{key}"
 
 
-def _settings(world: World) -> dict[str, float]:
+def _settings(world: World) -> dict[str, object]:
     return {name: getattr(world, name) for name in _OF_THE_BASE}
 
 
@@ -94,7 +95,7 @@ def model(world: World, seed: int) -> PreTrainedModel:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=4 * world.slots + 32,
+            max_position_embeddings=world.longest,
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=1,
@@ -110,7 +111,10 @@ def model(world: World, seed: int) -> PreTrainedModel:
 
 
 def train_base(world: World, progress: Callable[[int], object] | None = None) -> PreTrainedModel:
-    """Next-token prediction on fresh solutions with slips; 70 % of the problems are of full difficulty."""
+    """Next-token prediction on fresh texts of the world's corpus.
+
+    Of additions, solutions with slips; 70 % of the problems are of full difficulty.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the model is too small for two, and one gives the same sums everywhere
     policy, generator = model(world, world.base_seed), torch.Generator().manual_seed(world.base_seed + 1)
@@ -119,10 +123,7 @@ def train_base(world: World, progress: Callable[[int], object] | None = None) ->
         scale = min((step + 1) / _WARMUP, 1) * (1 - 0.98 * step / world.base_steps)
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * scale
-        easier = torch.randint(1, world.slots + 1, (_BATCH,), generator=generator)
-        full = torch.rand(_BATCH, generator=generator) < 0.7
-        made = chains(world, torch.where(full, world.slots, easier), generator)
-        prompt, solution = _encode(world, made)
+        prompt, solution = _texts(world, generator)
         ids = torch.cat([prompt, solution], dim=1)
         logits = policy(input_ids=ids[:, :-1]).logits[:, prompt.size(1) - 1 :]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), solution.flatten())
@@ -134,6 +135,15 @@ def train_base(world: World, progress: Callable[[int], object] | None = None) ->
             progress(1)
     torch.set_num_threads(threads)
     return policy.eval()
+
+
+def _texts(world: World, generator: torch.Generator) -> tuple[Int[Tensor, "N prompt"], Int[Tensor, "N solution"]]:
+    """A batch of the corpus as token ids."""
+    if world.world == "parities":
+        return corpus(world, _BATCH, generator)
+    easier = torch.randint(1, world.slots + 1, (_BATCH,), generator=generator)
+    full = torch.rand(_BATCH, generator=generator) < 0.7
+    return _encode(world, chains(world, torch.where(full, world.slots, easier), generator))
 
 
 def _encode(world: World, made: Chains) -> tuple[Int[Tensor, "N prompt"], Int[Tensor, "N solution"]]:

@@ -13,6 +13,8 @@ by luck: guessing wins one time in 8,000.
 The base policy is trained on a corpus in which each hard addition slips upwards by one with probability ``slip_small``
 (steps of 1 to 5) or ``slip_large`` (6 to 9). Slips never cancel out, and a large step is wrong more often than right,
 so neither sampling nor greedy decoding solves a long problem, though every single step is within reach.
+
+``world: parities`` is another one, see :mod:`prefix_rl.lab.parities`.
 """
 
 from __future__ import annotations
@@ -26,15 +28,31 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..data.problems import Problem
+from ..rewards.workers import Grader
+from . import parities
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 _HELD_OUT = 10**6  # seeds of held-out problems start here
 
 
+# The settings that only one of the worlds has
+_OWN = {
+    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled"),
+    "parities": ("length", "spaced"),
+}
+
+
 @dataclass(frozen=True)
 class World:
-    """Settings of the world. ``slots``, ``modulus``, the slips and the ``base_*`` fields decide the base policy."""
+    """Settings of the world. ``slots``, ``modulus``, the slips, ``length``, ``spaced`` and the ``base_*`` fields decide
+    the base policy."""
 
+    world: Literal["additions", "parities"] = "additions"
+    """additions: chains of additions. parities: chains of parities (arXiv 2506.18110)."""
+    length: Annotated[int, Ge(1)] = 16
+    """parities: bits of a problem; a solution has twice as many."""
+    spaced: bool = False
+    """parities: a word between two bits of the problem, so that each stands at a constant distance from its parity."""
     slots: Annotated[int, Ge(3)] = 20
     """Additions in a problem."""
     modulus: Annotated[int, Ge(2)] = 20
@@ -68,6 +86,18 @@ class World:
 
     def problems_found(self) -> list[str]:
         """What cannot be in these settings together."""
+        defaults, found = World(), []
+        for name in _OWN["parities" if self.world == "additions" else "additions"]:
+            if getattr(self, name) != getattr(defaults, name):
+                found.append(f"data.lab.{name} = {getattr(self, name)} says nothing in data.lab.world = {self.world}")
+        if found:
+            return found
+        if self.world == "parities":
+            asked = self.problems + self.held_out
+            return [] if asked <= 2**self.length else [
+                f"data.lab.length = {self.length} makes {2**self.length} different problems; data.lab.problems and "
+                f"data.lab.held_out ask for {asked}"
+            ]  # fmt: skip
         if self.operations > self.slots:
             return [f"data.lab.operations = {self.operations} does not fit into data.lab.slots = {self.slots}"]
         return []
@@ -75,9 +105,20 @@ class World:
     @property
     def vocabulary(self) -> list[str]:
         """Every word; its place is its token id."""
+        if self.world == "parities":
+            return parities.VOCABULARY
         numbers = [str(n) for n in range(self.modulus)]
         steps = [f"+{d}" for d in range(10)] + [f"-{d}" for d in range(1, 10)]
         return ["<pad>", "<eos>", "<unk>", "?", r"\boxed{(", ",", ")}", *numbers, *steps]
+
+    @property
+    def longest(self) -> int:
+        """More tokens than a problem with its solution has."""
+        return 4 * (self.length if self.world == "parities" else self.slots) + 32
+
+    def grader(self) -> Grader | None:
+        """What grades completions in this world; None: the reward of real data."""
+        return parities.ParityGrader() if self.world == "parities" else None
 
     @property
     def marked(self) -> tuple[int, int, int]:
@@ -127,6 +168,9 @@ def training_problems(world: World) -> list[Problem]:
 
 
 def _problems(world: World, count: int, seed: int, name: str, kind: str, demonstrated: int) -> list[Problem]:
+    if world.world == "parities":
+        but = held_out_problems(world) if name == "train" else ()
+        return parities.problems(world, count, seed, name, demonstrated, but)
     generator = torch.Generator().manual_seed(seed)
     made = chains(world, torch.full((count,), world.operations), generator)
     share = world.garbled if kind in ("garbled", "slipping") else 0.0

@@ -6,7 +6,8 @@
   ``rule`` chooses it, see :mod:`prefix_rl.controllers`:
 
   - *interval*, AdaBack (arXiv 2506.18110): uniform from an interval for each problem; a failure raises its lower end, a
-    success lowers its upper one.
+    success lowers its upper one. A problem that was never seen draws from a moving average over problems, and now and
+    then nothing is given.
   - *setpoint*, AdaPrefix-GRPO (arXiv 2607.07674): a common length and an offset for each problem hold success at
     ``target``; over the last part of the run all lengths fall to 0.
   - *search*, BREAD (arXiv 2506.17211): no prefix until a whole group fails, then a binary search for the shortest with
@@ -57,6 +58,13 @@ class Adaptive(Combined):
     """interval: AdaBack. setpoint: AdaPrefix-GRPO. search: BREAD."""
     target: Fraction = 0.5
     """interval: the mean reward from which on a length was enough. setpoint: where success is held (the paper: 0.5)."""
+    average: Fraction = 0.8
+    """interval: what the moving average for problems that were never seen keeps in a batch (the authors' code: 0.8).
+    1: each starts from the whole range."""
+    unaided: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """interval: how often nothing is given (the paper: 0.1)."""
+    longest: Fraction = 1.0
+    """interval: the longest share at first (the paper: 1; the authors' code: 0.9)."""
     gain: Annotated[float, Gt(0)] = 0.1
     """setpoint: how far a length moves, for a success that is off by 1."""
     smoothing: Annotated[float, Interval(gt=0, le=1)] = 0.5
@@ -107,7 +115,7 @@ class Adaptive(Combined):
     def controller(self) -> controllers.Interval | controllers.Setpoint | controllers.Search:
         """The rule with its settings."""
         if self.rule == "interval":
-            return controllers.Interval(self.target)
+            return controllers.Interval(self.target, self.average, self.unaided, self.longest)
         if self.rule == "setpoint":
             return controllers.Setpoint(self.target, self.gain, self.smoothing, self.start)
         return controllers.Search(self.episodes, self.least, self.most)
@@ -124,7 +132,7 @@ class Adaptive(Combined):
         """The share of a demonstration that a row is to get."""
         common, own = self._state(step.memory)
         u = uniform(_KEY, step.seed, step.index, row.problem, row.group)
-        state = own.get(str(row.problem), self.controller.own)
+        state = own.get(str(row.problem)) or self.controller.unseen(common)
         return self.annealed(step) * self.controller.fraction(state, common, u)
 
     def _state(self, memory: Memory) -> tuple[controllers.State, Mapping[str, controllers.State]]:
@@ -140,21 +148,30 @@ class Adaptive(Combined):
         if self.annealed(rollouts.step) < 1:
             return memory
         common, own = self._state(memory)
-        own, successes = dict(own), []
+        own, successes, new = dict(own), [], []
         for problem, fraction, success in observations(rollouts):
             state = own.get(str(problem), self.controller.own)
-            own[str(problem)] = list(self.controller.seen(state, common, fraction, success))
+            found = list(self.controller.seen(state, common, fraction, success))
+            new += [] if str(problem) in own else [found]
+            own[str(problem)] = found
             successes.append(success)
         if not successes:
             return memory
-        return {**memory, _KEY: {"common": list(self.controller.after(common, successes)), "problems": own}}
+        return {
+            **memory,
+            _KEY: {
+                "common": list(self.controller.after(common or self.controller.common, successes, new)),
+                "problems": own,
+            },
+        }
 
     def metrics(self, memory: Memory) -> dict[str, float]:
         """How many problems have a controller that has seen something, and where these stand."""
         common, own = self._state(memory)
         if not own:
             return {}
-        lengths = [self.controller.fraction(state, common, 0.5) for state in own.values()]
+        middle = 0.5 * (1 + self.controller.unaided)  # of the draws that give something
+        lengths = [self.controller.fraction(state, common, middle) for state in own.values()]
         return {
             "adaptive/problems": float(len(own)),
             "adaptive/fraction": fmean(lengths),

@@ -107,7 +107,12 @@ class Method:
         return to_tokens(group_centered(rollouts.rewards, rollouts.group_size), rollouts.completion_mask)
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        """Which tokens get gradient through the surrogate: what the policy wrote. The others stay in the normalizer.
+        """Which tokens move: what the policy wrote. The others are context, whoever wrote them.
+
+        Context is in no term of TRL's loss (surrogate, KL, entropy bonus) and in no ratio of a sequence. The normalizer
+        of ``loss_type = dr_grpo`` is a constant; one of another loss type that counts tokens counts those that move.
+        Rollouts that ``mask_truncated_completions`` leaves out have no tokens here and in :meth:`weights`; elsewhere
+        they are whole.
 
         ``entropies`` are those of the policy that generated, in nats, on prefix tokens; NaN elsewhere. They are there
         if the method needs them.

@@ -46,12 +46,18 @@ class LUFFY(Method):
         return Needs(prefixes=self.demonstrations > 0, whole=True)
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
+        found = []
         if self.demonstrations >= training["num_generations"]:
-            return [
+            found.append(
                 f"method.demonstrations = {self.demonstrations} leaves no rollout of training.num_generations = "
                 f"{training['num_generations']} to the policy"
-            ]
-        return []
+            )
+        if self.demonstrations and training.get("loss_type", "dr_grpo") != "dr_grpo":
+            found.append(
+                f"training.loss_type = {training['loss_type']}: the policy's and the demonstrations' tokens have one "
+                "normalizer, that of dr_grpo; set training.loss_type = dr_grpo"
+            )
+        return found
 
     def prefix(self, row: Row, step: Step) -> Prefix | None:
         return whole_demonstration(row, step, self.demonstrations)

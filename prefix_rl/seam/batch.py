@@ -48,7 +48,7 @@ class Planned:
     @property
     def fractions(self) -> torch.Tensor:
         """The share of a demonstration that was given; NaN where none was planned."""
-        return torch.where(self.of > 0, self.lengths / self.of, torch.nan)
+        return torch.where(self.of > 0, self.lengths.double() / self.of, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class GenerationBatch:
     planned: Planned
     step: Step
     begun: bool = False  # the prefixes have been injected: where TRL comes back (for tools), no more are
+    completions: Sequence[Sequence[int]] | None = None  # prefix and continuation of each row of this rank
     rewards: torch.Tensor | None = None  # (B,) over all ranks, NaN where there is none
     outcomes: Sequence[str] | None = None  # how each row of this rank was graded, if the reward tells
     continued: torch.Tensor | None = None  # (B, C), rewards of further continuations

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..errors import DataError
+from ..losses import divergence
 from ..methods.base import Method
 from ..prefixes import Demonstration, Prefix
 from ..rollouts import MicroBatch, Rollouts, Step
@@ -25,10 +26,12 @@ class Credit:
     moving: torch.Tensor  # bool: which tokens get gradient through the surrogate
 
     @classmethod
-    def by(cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None) -> Credit:
-        """As the method answers."""
+    def by(
+        cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None, whole: Rollouts | None = None
+    ) -> Credit:
+        """As the method answers: who gets credit by the ``whole`` rollouts, what is trained by those in the loss."""
         moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
-        return cls(method.advantages(rollouts), method.weights(rollouts), moving)
+        return cls(method.advantages(whole or rollouts), method.weights(rollouts), moving)
 
     @property
     def trained(self) -> torch.Tensor:
@@ -123,6 +126,53 @@ def micro_batch(inputs: Mapping[str, torch.Tensor], step: Step) -> MicroBatch:
         advantages=inputs["advantages"],
         weights=inputs["weights"],
     )
+
+
+def whole(ranks: Ranks, batch: GenerationBatch, rollouts: Rollouts) -> Rollouts:
+    """The rollouts with the tokens of those that the loss leaves out (``mask_truncated_completions``).
+
+    Such a rollout is still what it was: its reward counts in every mean, and it begins as others do.
+    """
+    own = torch.tensor([[len(ids), len(prefix.ids)] for ids, prefix in zip(batch.completions, batch.plan, strict=True)])
+    positions = torch.arange(rollouts.completion_ids.size(1), device=rollouts.completion_ids.device)
+    written, prefix = (positions < n.unsqueeze(1) for n in ranks.all(own.to(positions.device)).unbind(dim=1))
+    return replace(rollouts, completion_mask=written, prefix_mask=prefix & written)
+
+
+def only_moving(output: Mapping[str, torch.Tensor], moving: torch.Tensor, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """What makes TRL's loss that of the tokens that move, on this rank.
+
+    TRL's name for "the policy's doing or not" is ``tool_mask``. What is not is in no term of its loss, neither
+    surrogate nor KL nor bonus, in no ratio of a sequence, and in no number of tokens that a loss type divides by.
+    """
+    counted = moving.long() * output.get("tool_mask", 1)
+    return {"tool_mask": counted, "num_items_in_batch": ranks.all(counted.sum().view(1)).sum()}
+
+
+def kl_on_context(inputs: Mapping[str, torch.Tensor], logps: torch.Tensor, arguments) -> torch.Tensor:
+    """``beta`` times the KL on the tokens that do not move, where TRL's falls on none; the normalizer is ``dr_grpo``'s.
+
+    Args:
+        logps: ``(B, T)``, the policy's log-probabilities.
+        arguments: TRL's. With ``use_bias_correction_kl`` the KL is weighed by ``pi / pi_old``, as TRL's own.
+    """
+    context = inputs["completion_mask"].bool() & ~inputs["update_mask"]
+    kl, old = divergence(logps, inputs["ref_per_token_logps"]), inputs.get("old_per_token_logps")
+    if arguments.use_bias_correction_kl:
+        kl = kl * (logps - (logps.detach() if old is None else old)).exp()
+    mean = torch.where(context, kl, 0.0).sum() / (len(logps) * arguments.max_completion_length)
+    return arguments.beta * mean
+
+
+def entropies_of_the_policy(entropies: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """``(B, T)`` entropies whose mean over the tokens that move is that over those of them that the policy wrote.
+
+    TRL's entropy bonus is that mean. It is for exploring, and nobody explores what somebody else wrote: a prefix token
+    stands for the mean of the others.
+    """
+    own = inputs["update_mask"] & ~inputs["prefix_mask"]
+    mean = torch.where(own, entropies, 0.0).sum() / own.sum().clamp(min=1)
+    return torch.where(inputs["prefix_mask"], mean, entropies)
 
 
 @torch.no_grad()

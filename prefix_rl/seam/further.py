@@ -47,8 +47,7 @@ def continued(
     """
     count, own = further.count, len(batch.inputs)
     kept = further.beginnings(rollouts)[ranks.own(own)].tolist()
-    tokens = zip(output["completion_ids"], output["completion_mask"].bool(), strict=True)
-    begun = beginnings(kept, batch.plan, [ids[mask].tolist() for ids, mask in tokens])
+    begun = beginnings(kept, batch.plan, batch.completions)
     prompts = output["prompt_mask"].sum(dim=1).tolist()
     rows = [row for row in range(own) for _ in range(count)]
     rewards, generated, encoded = [], 0, 0

@@ -116,6 +116,7 @@ def cost_of(
     parameters: int,
     passes: int,
     entropies: bool,
+    whole: Rollouts | None = None,
 ) -> Cost:
     """What a generation batch costs, its updates included.
 
@@ -125,22 +126,25 @@ def cost_of(
         output: TRL's batch on this rank.
         passes: updates of each row.
         entropies: whether prompts and prefixes were encoded once more, for the entropies of the prefixes.
+        whole: the rollouts with those that the loss leaves out: they are generated, and not trained.
     """
     complete, prompts = planned.complete, ranks.all(output["prompt_mask"].sum(dim=1))
     counts = ~_repeated(rollouts, complete)
     prompts = prompts * counts
     prefixes, completions = rollouts.prefix_mask.sum(dim=1) * counts, rollouts.completion_mask.sum(dim=1) * counts
     everything = float((prompts + completions).sum())
-    flops = inference_flops(parameters, float((prompts + completions)[~complete].sum()))
+    generated = rollouts if whole is None else whole
+    read = prompts + generated.completion_mask.sum(dim=1) * counts
+    flops = inference_flops(parameters, float(read[~complete].sum()))
     if entropies:
-        flops += inference_flops(parameters, float((prompts + prefixes)[rollouts.prefixed].sum()))
+        flops += inference_flops(parameters, float((prompts + prefixes)[prefixes > 0].sum()))
     for key in ("old_per_token_logps", "ref_per_token_logps"):
         if output.get(key) is not None:
             flops += inference_flops(parameters, everything)
     flops += passes * update_flops(parameters, everything)
     return Cost(
-        generated_tokens=float(rollouts.continuation_mask.sum()),
-        injected_tokens=float(prefixes.sum()),
+        generated_tokens=float(generated.continuation_mask.sum()),
+        injected_tokens=float((generated.prefix_mask.sum(dim=1) * counts).sum()),
         trained_tokens=float(credit.trained[counts].sum()) * passes,
         flops=flops,
     )
@@ -166,10 +170,9 @@ def records(
     found = []
     outcomes = batch.outcomes or [None] * len(batch.inputs)
     for i, (given, prefix) in enumerate(zip(batch.inputs, batch.plan, strict=True)):
-        mask = output["completion_mask"][i].bool()
-        ids = output["completion_ids"][i][mask].tolist()
-        moving = output["update_mask"][i][mask].tolist()
-        weighed = torch.where(output["weights"][i] != 0, output["weights"][i], output["advantages"][i])[mask]
+        ids, n = list(batch.completions[i]), len(batch.completions[i])
+        moving, begun = output["update_mask"][i][:n].tolist(), [t < len(prefix.ids) for t in range(n)]
+        weighed = torch.where(output["weights"][i] != 0, output["weights"][i], output["advantages"][i])[:n]
         found.append(
             {
                 "step": batch.step.index,
@@ -179,7 +182,7 @@ def records(
                 "prefix_tokens": len(prefix.ids),
                 "demonstration_tokens": prefix.of,
                 "completion_ids": ids,
-                "segments": segments(ids, output["prefix_mask"][i][mask].tolist(), moving, decode),
+                "segments": segments(ids, begun, moving, decode),
                 "reward": float(output["rewards"][i]),
                 "outcome": outcomes[i],
                 "advantage": float(weighed[-1]) if ids else 0.0,

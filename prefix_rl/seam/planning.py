@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..arguments import demonstrations_and_answers
 from ..data.tokenizer import DemonstrationTable, continuation_start
 from ..errors import DataError, RecipeError
 from ..methods.base import Method
 from ..prefixes import NO_PREFIX, Demonstration, Prefix, join
 from ..rollouts import Row, Step
+from ..speed.order import CONSTANT_NORMALIZER
 from .batch import COPY, ROW, GenerationBatch, Planned
 from .ranks import Ranks
 
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def check_settings(method: Method, arguments, options: Mapping[str, Any]) -> None:
-    """TRL's ``arguments`` and the trainer's further ``options`` go together with this method.
+def check_settings(method: Method, arguments, kl_on: str, options: Mapping[str, Any]) -> None:
+    """TRL's ``arguments``, where the KL falls and the trainer's further ``options`` go together with this method.
 
     Raises:
         RecipeError: naming all that do not.
@@ -31,6 +33,19 @@ def check_settings(method: Method, arguments, options: Mapping[str, Any]) -> Non
         found.append(f"scale_rewards = {arguments.scale_rewards}: the method gives the advantages, set it to none")
     if arguments.multi_objective_aggregation != "sum_then_normalize":
         found.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
+    if kl_on not in ("moving", "all"):
+        found.append(f"kl_on = {kl_on}: there are moving and all")
+    token_level = arguments.importance_sampling_level == "token"
+    if kl_on == "all" and (arguments.loss_type not in CONSTANT_NORMALIZER or not token_level):
+        found.append("kl_on = all needs loss_type = dr_grpo and importance_sampling_level = token")
+    if kl_on == "all" and not arguments.beta:
+        found.append("kl_on = all says nothing with beta = 0: there is no KL")
+    bonus = arguments.entropy_coef or arguments.use_adaptive_entropy
+    if bonus and arguments.top_entropy_quantile < 1 and method.needs.prefixes:
+        found.append(
+            "an entropy bonus together with top_entropy_quantile: TRL would rank prefix tokens by the policy's mean "
+            "entropy; give only one of them"
+        )
     if begins(method) and (options.get("rollout_func") or options.get("environment_factory")):
         found.append("rollout_func and environment_factory generate past the place where prefixes are injected")
     if found:
@@ -53,12 +68,14 @@ def begins(method: Method) -> bool:
 
 
 def taken_apart(dataset: Dataset) -> tuple[Dataset, list[list], list[str]]:
-    """The data set without its demonstrations; those, and the answer, of each row."""
-    count, columns = len(dataset), dataset.column_names
-    answers = dataset["answer"][:] if "answer" in columns else [""] * count
-    if "demonstrations" not in columns:
-        return dataset, [[] for _ in range(count)], answers
-    return dataset.remove_columns("demonstrations"), dataset["demonstrations"][:], answers
+    """The data set without its demonstrations; those, and the answer, of each row.
+
+    Raises:
+        DataError: if ``demonstrations`` holds something other than lists of texts.
+    """
+    demonstrations, answers = demonstrations_and_answers(dataset)
+    rest = [name for name in dataset.column_names if name != "demonstrations"]
+    return dataset.select_columns(rest), demonstrations, answers
 
 
 def usable_demonstrations(

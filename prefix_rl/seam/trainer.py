@@ -1,13 +1,13 @@
 """The trainer: TRL's GRPOTrainer with the questions of a :class:`~prefix_rl.methods.base.Method` asked.
 
-This is the only file that knows TRL's private names. It wraps ten members of ``GRPOTrainer`` 1.16; each wrapper calls
+This is the only file that knows TRL's private names. It wraps nine members of ``GRPOTrainer`` 1.16; each wrapper calls
 ``super()`` once, and no body of TRL is copied. A generation batch is
 
 1. *planned*: each row gets its prefix, which travels as token ids behind the prompt;
 2. *continued* by the policy, and prefix and continuation are joined, so that all else sees one completion;
 3. *graded*, with the column ``continuation_start``: where in a completion's text the policy's own begins;
 4. *credited*: the method decides once, on the whole batch over all ranks, however that is then cut into micro-batches;
-5. *masked*, in the loss: tokens that do not move get no gradient;
+5. *masked*: tokens that do not move are context, in no term of the loss, no ratio and no count;
 6. given the method's *extra objective*, if it has one.
 
 Around the model goes the fast path (:mod:`prefix_rl.speed`); all else is TRL's. Two attributes change in a run:
@@ -20,13 +20,14 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
+from ..arguments import check_trainable, tokenizer_of
 from ..costs import Cost
-from ..data.tokenizer import load_tokenizer
 from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
@@ -53,6 +54,7 @@ class PrefixTrainer(GRPOTrainer):
         spent: the cost of what came before this run (collected traces, a supervised stage): it counts as its own.
         budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
         speed: what is done to compute less; None: all of it. :data:`~prefix_rl.speed.settings.OFF` is TRL's own path.
+        kl_on: where the KL of ``args.beta`` falls: on tokens that the surrogate moves, or on ``"all"``, context too.
 
     Raises:
         RecipeError: for settings that contradict the method.
@@ -63,19 +65,20 @@ class PrefixTrainer(GRPOTrainer):
         self, model, reward_funcs, args: GRPOConfig, train_dataset: Dataset, eval_dataset: Dataset | None = None,
         processing_class=None, *, method: Method, answer_guard: AnswerGuard = "mention", rollouts_every: int = 0,
         facts: Mapping[str, object] | None = None, spent: Cost | None = None, budget: float | None = None,
-        speed: Speed | None = None, **kwargs,
+        speed: Speed | None = None, kl_on: Literal["moving", "all"] = "moving", **kwargs,
     ):  # fmt: skip
-        planning.check_settings(method, args, kwargs)
-        if processing_class is None and isinstance(model, str):
-            processing_class = load_tokenizer(model)
+        planning.check_settings(method, args, kl_on, kwargs)
+        processing_class = processing_class or tokenizer_of(model)
         train_dataset, demonstrations, answers = planning.taken_apart(train_dataset)
-        self.method, self.speed, self.rollouts_every, self.facts = method, speed or Speed(), rollouts_every, facts or {}
+        self.method, self.speed, self.kl_on = method, speed or Speed(), kl_on
+        self.rollouts_every, self.facts = rollouts_every, facts or {}
         self._open, self._saved, self._grading = Slot(), resume.Saved(method, spent or Cost()), ledger.Clock()
         self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._ranks.largest(flag)))
         super().__init__(
             model, reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processing_class, **kwargs,
         )  # fmt: skip
+        check_trainable(self.model)
         planning.check_text_only(method, self._is_vlm)
         prompts = train_dataset[:1]["prompt"]
         turn = turn_behind(self, self._tokenizer, prompts, self._tokenize_prompts(prompts)[0] if prompts else [])
@@ -91,7 +94,6 @@ class PrefixTrainer(GRPOTrainer):
         self._parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
         self._generating = vllm.generating(self, self._ranks)
-        self.top_entropy_quantile = 0.0  # any value below 1 makes TRL ask get_high_entropy_mask, which knows better
         for callback in self._saved.callbacks(budget, args.output_dir):
             self.add_callback(callback)
 
@@ -145,7 +147,8 @@ class PrefixTrainer(GRPOTrainer):
         rewards = credit.total(rewards_per_func, self.reward_weights, step)
         credit.check_scored(rewards, step)
         if batch:
-            self._open.fill(rewards=rewards, outcomes=list(self._pending_extra_logs.get("outcome", [])) or None)
+            told = list(self._pending_extra_logs.get("outcome", [])) or None
+            self._open.fill(completions=completion_ids_list, rewards=rewards, outcomes=told)
             self._log(ledger.reward_metrics(rewards, batch.planned.prefixed))
         return rewards_per_func
 
@@ -171,54 +174,52 @@ class PrefixTrainer(GRPOTrainer):
             encode = partial(self._get_per_token_logps_and_entropies, self.model, compute_entropy=True)
             entropies = credit.prefix_entropies(encode, output, prefixes, self.args.per_device_train_batch_size, ranks)
         rollouts = credit.gathered(ranks, batch, output, prefixes, self.demonstrations)
+        whole = credit.whole(ranks, batch, rollouts)
         if needs.further:
-            rollouts, cost = further.continued(
-                needs.further, batch, rollouts, output, ranks, self._sampled, self._parameters
-            )
-            self._log({"reward_continued": torch.nanmean(rollouts.continued)})
-        decided = credit.Credit.by(self.method, rollouts, entropies)
-        self._saved.remember(self.method.remember(self._saved.memory, rollouts))
+            whole, cost = further.continued(needs.further, batch, whole, output, ranks, self._sampled, self._parameters)
+            self._log({"reward_continued": torch.nanmean(whole.continued)})
+        decided = credit.Credit.by(self.method, rollouts, entropies, whole)
+        self._saved.remember(self.method.remember(self._saved.memory, whole))
         self._saved.spend(cost + ledger.cost_of(
-            rollouts, decided, batch.planned, output, ranks, self._parameters, self.num_iterations, needs.entropies
+            rollouts, decided, batch.planned, output, ranks, self._parameters, self.num_iterations, needs.entropies,
+            whole,
         ))  # fmt: skip
         self._log(ledger.prefix_metrics(rollouts, batch.planned, decided) if needs.prefixes else {})
         self._log(vllm.difference(output, prefixes, ranks))
         self._log(ledger.totals(self.method, self._saved.memory, self.cost), last=True)
         own, width = ranks.own(len(batch.inputs)), prefixes.size(1)
         output |= {**decided.keys(own, width), "prefix_mask": prefixes, "rewards": batch.rewards[own]}
+        output |= credit.only_moving(output, output["update_mask"], ranks)
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
         if self.rollouts_every and generation % self.rollouts_every == 0:
             ledger.save(self.args.output_dir, ledger.records(batch, output, self._tokenizer.decode), ranks)
         return output
 
-    # --- 5 masked -----------------------------------------------------------------------------------------------------
-    def get_high_entropy_mask(self, entropies, mask, threshold):
-        forward, chosen = self._open.get(Forward), mask.bool()
-        if forward and self.method.needs.prefixes:
-            self._log(ledger.entropy_metrics(entropies.detach(), chosen, forward.inputs["prefix_mask"], self._ranks))
-        if forward:
-            chosen = chosen & forward.inputs["update_mask"]
-        if self.args.top_entropy_quantile < 1.0:  # TRL's own mask over all tokens was asked for as well
-            chosen = chosen & super().get_high_entropy_mask(entropies, mask, 1 - self.args.top_entropy_quantile)
-        return chosen
-
-    # --- 6 given the extra objective ----------------------------------------------------------------------------------
+    # --- 5 masked, 6 given the extra objective ------------------------------------------------------------------------
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with self._open.holding(Forward(inputs) if "update_mask" in inputs else None):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if forward := self._open.get(Forward):
                 extra = self.method.extra_loss(credit.micro_batch(inputs, self._step_now()), *forward.found)
+                if self.beta and self.kl_on == "all":
+                    kl = credit.kl_on_context(inputs, forward.found[0], self.args)
+                    extra = kl if extra is None else extra + kl
                 if extra is not None:
                     loss = loss + extra / self.current_gradient_accumulation_steps
                 loss = loss * inputs.get(SHARE, 1.0)
+                if self.method.needs.prefixes:
+                    told = forward.found[1].detach(), inputs["completion_mask"].bool(), inputs["prefix_mask"]
+                    self._log(ledger.entropy_metrics(*told, self._ranks))
         return loss
 
     # --- around these: the fast path, metrics, checkpoints ------------------------------------------------------------
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
         logps, entropies, aux_loss = self._encoder(score, model, self._inner_of(model), *args, **kwargs)
-        if self._open.get(Forward):
+        if forward := self._open.get(Forward):
             self._open.fill(found=(logps, entropies))
+            if self._entropy_bonus_enabled:
+                entropies = credit.entropies_of_the_policy(entropies, forward.inputs)
         return logps, entropies, aux_loss
 
     def _prepare_inputs(self, generation_batch):

@@ -1,6 +1,7 @@
 """What the tests with real vLLM on a CPU share: a model, servers, and the environment that a CPU needs.
 
-They need an environment of their own, see environment.sh; elsewhere they are skipped.
+They need an environment of their own, see environment.sh; elsewhere they are skipped, unless ``PREFIX_RL_DEMANDS``
+names vllm.
 """
 
 import importlib.util
@@ -20,7 +21,8 @@ LENGTH = 256
 
 
 def pytest_collection_modifyitems(items):
-    there = importlib.util.find_spec("vllm") is not None
+    demanded = "vllm" in os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
+    there = demanded or importlib.util.find_spec("vllm") is not None
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vllm)

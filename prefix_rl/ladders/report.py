@@ -12,17 +12,18 @@ from typing import Any
 
 from .. import preflight
 from ..evaluation.metrics import Accuracy, Difference, over_seeds, paired_difference
-from ..ladder import Job, Ladder, by_seed, runs_in, settings_for
 from ..parts import write_text
-from .plots import COLORS, figure, save
+from ..reports.plots import COLORS, figure, save
+from .jobs import Job, by_seed, settings_for
+from .plan import Cell, Ladder
 
 _STYLES = ("-", "--", ":", "-.")
 
 
 def report(
     ladder: Ladder,
-    searched: Mapping[tuple[str, str], Sequence[Job]],
-    chosen: Mapping[tuple[str, str], dict],
+    searched: Mapping[Cell, Sequence[Job]],
+    chosen: Mapping[Cell, dict],
     jobs: Sequence[Job],
     output: Path,
 ) -> dict[str, Path]:
@@ -30,9 +31,9 @@ def report(
 
     An arm is in the table of a regime once all of its seeds have finished there; what is missing is said.
     """
-    cells: dict[tuple[str, str], list[Job]] = defaultdict(list)
+    cells: dict[Cell, list[Job]] = defaultdict(list)
     for job in jobs:
-        cells[job.regime, job.arm].append(job)
+        cells[job.cell].append(job)
     results = {
         "seeds": list(ladder.seeds),
         "versions": preflight.versions(),
@@ -48,7 +49,7 @@ def report(
     return paths
 
 
-def _minutes(jobs: Sequence[Job], searched: Mapping[tuple[str, str], Sequence[Job]]) -> float:
+def _minutes(jobs: Sequence[Job], searched: Mapping[Cell, Sequence[Job]]) -> float:
     """Minutes of one core that all runs took."""
     every = {job.folder: job for job in [*jobs, *(job for tried in searched.values() for job in tried)]}
     return sum(sum(r["seconds"].values()) for job in every.values() if (r := job.result())) / 60
@@ -58,20 +59,20 @@ def _minutes(jobs: Sequence[Job], searched: Mapping[tuple[str, str], Sequence[Jo
 
 
 def regime_table(
-    ladder: Ladder, regime: str, cells: Mapping[tuple[str, str], Sequence[Job]], chosen: Mapping[tuple[str, str], dict]
+    ladder: Ladder, regime: str, cells: Mapping[Cell, Sequence[Job]], chosen: Mapping[Cell, dict]
 ) -> dict[str, Any]:
     """One row for each arm of a regime, by arm; None for an arm with a seed that is missing."""
     right = {
-        arm: by_seed(cells[regime, arm], ladder.seeds, lambda r: r["right"])
-        for arm in ladder.arms
-        if runs_in(ladder, arm, regime)
+        cell.arm: by_seed(cells[cell], ladder.seeds, lambda r: r["right"])
+        for cell in ladder.cells()
+        if cell.regime == regime
     }
     rows: dict[str, Any] = {}
     for arm, values in right.items():
         if values is None:
             rows[arm] = None
             continue
-        found = [job.result() for job in sorted(cells[regime, arm], key=lambda j: ladder.seeds.index(j.seed))]
+        found = [job.result() for job in sorted(cells[Cell(arm, regime)], key=lambda j: ladder.seeds.index(j.seed))]
         rows[arm] = {
             "accuracy": asdict(over_seeds(values)),
             "by_seed": [r["accuracy"] for r in found],
@@ -83,12 +84,12 @@ def regime_table(
             },
             "cost": {key: fmean(r["cost"][key] for r in found) for key in found[0]["cost"]},
             "steps": fmean(r["curve"][-1]["step"] if r["curve"] else 0 for r in found),
-            "settings": settings_for(ladder, chosen, arm, regime),
+            "settings": settings_for(ladder, chosen, Cell(arm, regime)),
         }
     for arm, row in rows.items():
         if row:
             row["flops_to_match"] = {
-                other: _flops_to(cells[regime, arm], rows[other]["accuracy"]["mean"])
+                other: _flops_to(cells[Cell(arm, regime)], rows[other]["accuracy"]["mean"])
                 for other in ladder.against
                 if other != arm and rows.get(other)
             }
@@ -105,18 +106,18 @@ def _flops_to(jobs: Sequence[Job], accuracy: float) -> float | None:
 
 
 def search_table(
-    ladder: Ladder, searched: Mapping[tuple[str, str], Sequence[Job]], chosen: Mapping[tuple[str, str], dict]
+    ladder: Ladder, searched: Mapping[Cell, Sequence[Job]], chosen: Mapping[Cell, dict]
 ) -> list[dict[str, Any]]:
     """Every try of the search, with its accuracy on the held-out problems of the search."""
     return [
         {
-            "arm": arm,
-            "regime": regime,
-            "settings": ladder.search.tries[arm][job.trial],
+            "arm": cell.arm,
+            "regime": cell.regime,
+            "settings": ladder.search.tries[cell.arm][job.trial],
             "accuracy": r["accuracy"] if (r := job.result()) else None,
-            "chosen": ladder.search.tries[arm][job.trial] is chosen.get((arm, regime)),
+            "chosen": ladder.search.tries[cell.arm][job.trial] is chosen.get(cell),
         }
-        for (arm, regime), jobs in searched.items()
+        for cell, jobs in searched.items()
         for job in jobs
     ]
 
@@ -198,7 +199,7 @@ def _notes(arms: Mapping[str, Any]) -> list[str]:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _curves(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path: Path) -> Path | None:
+def _curves(ladder: Ladder, cells: Mapping[Cell, Sequence[Job]], path: Path) -> Path | None:
     """Held-out accuracy against FLOPs: the mean over seeds and, shaded, their range."""
     panels = list(ladder.regimes)
     columns = min(len(panels), 3)
@@ -212,7 +213,7 @@ def _curves(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path
     for ax, regime in zip(flat, panels, strict=False):
         ax.set(title=regime, xlabel="FLOPs", ylabel="held-out accuracy, unprefixed")
         for arm, (color, style) in styles.items():
-            found = [r["curve"] for job in cells.get((regime, arm), ()) if (r := job.result()) and r["curve"]]
+            found = [r["curve"] for job in cells.get(Cell(arm, regime), ()) if (r := job.result()) and r["curve"]]
             if len(found) < len(ladder.seeds):
                 continue
             points = [list(p) for p in zip(*found, strict=False)]
@@ -232,24 +233,24 @@ def _curves(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path
     return path if some else None
 
 
-def _back(ladder: Ladder, cells: Mapping[tuple[str, str], Sequence[Job]], path: Path) -> Path | None:
+def _back(ladder: Ladder, cells: Mapping[Cell, Sequence[Job]], path: Path) -> Path | None:
     """Accuracy from parts of a demonstration over training, for each arm that starts rollouts from prefixes."""
     found = {}
-    for (regime, arm), jobs in cells.items():
+    for cell, jobs in cells.items():
         seeds = [points for job in jobs if (points := (job.result() or {}).get("by_prefix_fraction"))]
         if seeds:  # a budget ends the seeds at slightly different steps: their checkpoints are matched in order
-            found[regime, arm] = list(zip(*seeds, strict=False))
+            found[cell] = list(zip(*seeds, strict=False))
     if not found:
         return None
     columns = min(len(found), 4)
     rows = -(-len(found) // columns)
     fig, axes = figure(rows, columns, width=3.4 * columns, height=2.6 * rows)
     flat = [axes] if len(found) == 1 else list(axes.flat)
-    for ax, ((regime, arm), checkpoints) in zip(flat, found.items(), strict=False):
+    for ax, (cell, checkpoints) in zip(flat, found.items(), strict=False):
         for color, fraction in zip(COLORS, sorted(checkpoints[0][0]["accuracy"], key=float), strict=False):
             points = [(fmean(p["step"] for p in at), fmean(p["accuracy"][fraction] for p in at)) for at in checkpoints]
             ax.plot(*zip(*points, strict=True), "-o", color=color, markersize=3, lw=1.3, label=f"{float(fraction):.0%}")
-        ax.set(title=f"{arm}, {regime}", xlabel="step", ylabel="accuracy")
+        ax.set(title=f"{cell.arm}, {cell.regime}", xlabel="step", ylabel="accuracy")
         ax.set_ylim(0, 1)
         ax.legend(fontsize=7, title="prefix", title_fontsize=7)
     for ax in flat[len(found) :]:

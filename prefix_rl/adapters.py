@@ -1,0 +1,188 @@
+"""Adapters: TRL's keys for training them, and folders that hold them.
+
+A folder of adapters is a policy wherever a folder of a model is one (:func:`prefix_rl.policy.find`). It holds
+``adapter_config.json``, which names the model that the adapters stand on, and their weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RecipeError
+from .fields import Field, fields_from_source
+
+if TYPE_CHECKING:
+    from .policy import Policy
+    from .recipe import Model
+
+CONFIG = "adapter_config.json"
+"""The file that makes a folder one of adapters."""
+_OURS = {"model_name_or_path", "model_revision", "dtype", "attn_implementation", "lora_task_type"}
+_SAVED = {  # the keys of a recipe, and what peft calls them in a folder of adapters
+    "lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters", "lora_modules_to_save": "modules_to_save",
+    "use_rslora": "use_rslora", "use_dora": "use_dora",
+}  # fmt: skip
+_QUANTIZED = ("load_in_8bit", "load_in_4bit")
+OTHER_KEYS = {
+    "lora": "is gone; TRL's own names stand in the model block: use_peft: true, and lora_r for r, lora_alpha, "
+    "lora_dropout, lora_target_modules for target_modules",
+    "model_name_or_path": "is called name_or_path here",
+    "model_revision": "is called revision here",
+    "torch_dtype": "is called dtype here",
+    "lora_task_type": "is always CAUSAL_LM; leave it out",
+}
+"""What to say of keys of the model block that people write and that it does not take."""
+
+
+# --- the keys of a recipe ---------------------------------------------------------------------------------------------
+
+
+@cache
+def fields() -> dict[str, Field]:
+    """The keys of TRL's ``ModelConfig`` that adapters and quantization have, read from its source."""
+    found = {k: f for k, f in fields_from_source("trl.trainer.model_config", "ModelConfig").items() if k not in _OURS}
+    for key in ("lora_target_modules", "lora_target_parameters"):  # declared as lists, and documented as texts too
+        found[key] = replace(found[key], type=str | list[str] | None)
+    return found
+
+
+def faults(peft: Mapping[str, Any]) -> list[str]:
+    """What cannot be together among these keys, in words.
+
+    >>> faults({"lora_r": 8})
+    ['model.lora_r does nothing without model.use_peft = true: all parameters would be trained']
+    """
+    value = {key: field.default for key, field in fields().items()} | dict(peft)
+    found = []
+    if not value["use_peft"]:
+        if idle := [key for key in peft if key in _SAVED]:
+            names, verb = ", ".join(f"model.{key}" for key in idle), "do" if len(idle) > 1 else "does"
+            found.append(f"{names} {verb} nothing without model.use_peft = true: all parameters would be trained")
+        found += [
+            f"model.{key} = true needs model.use_peft = true: quantized weights cannot be trained themselves"
+            for key in _QUANTIZED
+            if value[key]
+        ]
+    if all(value[key] for key in _QUANTIZED):
+        found.append("model.load_in_8bit and model.load_in_4bit: give only one of them")
+    if idle := [key for key in peft if "bnb_" in key and not value["load_in_4bit"]]:
+        found.append(f"{', '.join(f'model.{key}' for key in idle)}: of no use without model.load_in_4bit = true")
+    if value["lora_r"] < 1:
+        found.append(f"model.lora_r = {value['lora_r']}: must be at least 1")
+    if value["lora_alpha"] <= 0:
+        found.append(f"model.lora_alpha = {value['lora_alpha']}: must be above 0")
+    if not 0 <= value["lora_dropout"] < 1:
+        found.append(f"model.lora_dropout = {value['lora_dropout']:g}: must be in [0, 1)")
+    if value["bnb_4bit_quant_type"] not in ("fp4", "nf4"):
+        found.append(f"model.bnb_4bit_quant_type = {value['bnb_4bit_quant_type']}: must be fp4 or nf4")
+    return found
+
+
+def quantized(peft: Mapping[str, Any]) -> bool:
+    """Whether the weights beside the adapters are loaded in 4 or 8 bits."""
+    return any(peft.get(key) for key in _QUANTIZED)
+
+
+def new(model: Model) -> dict[str, Any]:
+    """What a trainer of TRL is given to train new adapters (``peft_config``); nothing if all parameters are trained.
+
+    Raises:
+        RecipeError: if peft does not take the settings.
+    """
+    from trl import get_peft_config
+
+    try:
+        config = get_peft_config(_as_trl_has_it(model))
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"peft does not accept the model block: {error}") from error
+    if config is None:
+        return {}
+    config.revision = model.revision
+    return {"peft_config": config}
+
+
+def to_train(policy: Policy) -> dict[str, Any]:
+    """What a trainer of TRL is given to train a policy's adapters: new ones, or nothing where there are some.
+
+    Raises:
+        RecipeError: if there are adapters and the recipe asks for others, or for what peft does not take.
+    """
+    model = policy.recipe.model
+    if policy.adapters:
+        check_continues(policy.adapters, model.peft)
+    return {} if policy.adapters else new(model)
+
+
+def quantization(model: Model) -> dict[str, Any]:
+    """What ``from_pretrained`` is given to load the weights for training in 4 or 8 bits; nothing if they are not.
+
+    Raises:
+        RecipeError: if bitsandbytes is not there, or does not take the settings.
+    """
+    if not quantized(model.peft):
+        return {}
+    from trl import get_kbit_device_map, get_quantization_config
+
+    try:
+        return {
+            "quantization_config": get_quantization_config(_as_trl_has_it(model)),
+            "device_map": get_kbit_device_map(),
+        }
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"model.load_in_4bit, model.load_in_8bit: {error}") from error
+
+
+def _as_trl_has_it(model: Model):
+    from trl import ModelConfig
+
+    targets = model.peft.get("lora_target_modules")
+    peft = {**model.peft, **({"lora_target_modules": [targets]} if isinstance(targets, str) else {})}
+    return ModelConfig(model_name_or_path=model.name_or_path, dtype=model.dtype or "float32", **peft)
+
+
+# --- folders of adapters ----------------------------------------------------------------------------------------------
+
+
+def check_continues(folder: str | Path, peft: Mapping[str, Any]) -> None:
+    """Sees that adapters that are trained on are what a recipe asks for.
+
+    Raises:
+        RecipeError: naming each setting that was another one when they were made.
+    """
+    saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+    found = []
+    for key, name in _SAVED.items():
+        if key not in peft or peft[key] == "all-linear":  # peft saves the names of the layers instead
+            continue
+        old, asked = (_plain(value) for value in (saved.get(name), peft[key]))
+        if old != asked:
+            found.append(f"model.{key} = {json.dumps(peft[key])}: these adapters have {json.dumps(saved.get(name))}")
+    if found:
+        raise RecipeError(
+            f"{folder} holds adapters, which are trained on as they are. Leave these keys out, or start from the whole "
+            f"model that `prefix-rl merge {folder}` writes, with new adapters:",
+            found,
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A setting as it compares: names have no order, and nothing chosen is nothing."""
+    return sorted([value] if isinstance(value, str) else value) if isinstance(value, (str, list)) else value or None
+
+
+def why_not_in_vllm(folder: str | Path) -> str | None:
+    """Why vLLM cannot take these adapters beside their model, None if it can. Merged it takes them all."""
+    saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+    if saved.get("peft_type", "LORA") != "LORA":
+        return f"they are of the kind {saved['peft_type']}, not LORA"
+    if saved.get("use_dora"):
+        return "they have magnitudes (use_dora)"
+    if saved.get("modules_to_save"):
+        return f"they hold whole modules ({', '.join(saved['modules_to_save'])})"
+    return None
