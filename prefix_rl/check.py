@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import preflight
+from . import contradictions, preflight
 from .adapters import to_train
 from .errors import RecipeError, UnreachableError, UserError
 from .policy import Policy
@@ -77,7 +77,7 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
             policy.check_problems(problems, length, setting)
         except UserError as error:
             faults += [error.what, *(f"  {what}" for what in error.problems)]
-    return faults
+    return faults + contradictions.vllm_context(recipe, policy, [*reading.train, *reading.held_out])
 
 
 def _of_arguments(recipe: Recipe) -> list[str]:

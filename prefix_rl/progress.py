@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from .errors import UserError
 
@@ -16,12 +17,32 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def bar(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A progress bar; yields what to call with the number of things just done. Silent on all ranks but the first."""
+def bar(what: str, total: int | None) -> Iterator[Callable[..., object]]:
+    """A progress bar; yields what to call with the number of things just done, and a note if there is one.
+
+    Silent on all ranks but the first.
+    """
     from tqdm import tqdm
 
     with tqdm(desc=what, total=total, disable=int(os.environ.get("RANK", "0")) > 0, leave=False, delay=1) as shown:
-        yield shown.update
+
+        def advance(done: int, note: str = "") -> None:
+            if note:
+                shown.set_postfix_str(note, refresh=False)
+            shown.update(done)
+
+        yield advance
+
+
+class Speedometer:
+    """How many tokens a second are generated."""
+
+    def __init__(self, before: int = 0) -> None:
+        self._began, self._before = monotonic(), before
+
+    def told(self, tokens: int) -> str:
+        """In words, ``tokens`` having been generated in all."""
+        return f"{(tokens - self._before) / max(monotonic() - self._began, 1e-9):,.0f} tokens/s"
 
 
 def is_main() -> bool:

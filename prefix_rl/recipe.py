@@ -1,7 +1,7 @@
 """Recipes: one YAML file for one run.
 
 A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``budget``, ``speed``,
-``evaluation`` and ``output``. The
+``engine``, ``evaluation`` and ``output``. The
 ``method`` block holds the fields of the method that it names; the ``training`` block holds TRL's ``GRPOConfig`` fields,
 by their own names. Whatever is wrong with a recipe is found here, all of it at once, before a model is touched.
 """
@@ -24,6 +24,7 @@ from . import adapters, contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
+from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .evaluation.settings import Evaluation
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
@@ -131,7 +132,7 @@ class Output:
 
 BLOCKS: dict[str, type | None] = {
     "model": None, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
-    "speed": Speed, "evaluation": Evaluation, "output": Output,
+    "speed": Speed, "engine": EngineSettings, "evaluation": Evaluation, "output": Output,
 }  # fmt: skip
 
 
@@ -147,6 +148,7 @@ class Recipe:
     training: Mapping[str, Any]
     budget: Budget
     speed: Speed
+    engine: EngineSettings
     evaluation: Evaluation
     output: Output
 
@@ -183,6 +185,11 @@ class Recipe:
         """What grades completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
         own = self.world.grader() if self.uses_lab else None
         return own or self.reward.grader()
+
+    @property
+    def at_once(self) -> int:
+        """Completions in the making at a time, in one process."""
+        return self.evaluation.batch_size or (1024 if self.engine.name == "vllm" else 64)
 
     @property
     def evaluation_length(self) -> int:
@@ -367,6 +374,7 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
     """The recipe, and the problems found. Wrong values stand at their defaults in it, so that more can be found."""
     given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
     misplaced = yaml12.apply(overrides, given, BLOCKS)
+    _move_engine(given)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
         misplaced.append(f"{block}: no such block{nearest(block, BLOCKS)}; there are {', '.join(BLOCKS)}")
     made: dict[str, Any] = {}
@@ -390,6 +398,13 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
     doubtful = _doubtful(problems)
     contradicting = contradictions.between_blocks(recipe)
     return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
+
+
+def _move_engine(given: dict[str, Any]) -> None:
+    """``evaluation.engine`` became ``engine.name``; the recipes of older runs still have it there."""
+    evaluation, engine = given.get("evaluation"), given.get("engine") or {}
+    if isinstance(evaluation, dict) and "engine" in evaluation and isinstance(engine, dict) and "name" not in engine:
+        given["engine"] = {"name": evaluation.pop("engine"), **engine}
 
 
 def _doubtful(problems: Mapping[str, str]) -> set[str]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import parts, preflight
+from . import contradictions, parts, preflight
 from .adapters import to_train
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
@@ -26,8 +26,9 @@ from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy, find
+from .processes import end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
-from .recipe import LAB, Recipe, load_run, prompt_of
+from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,6 +47,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
         UserError: for whatever a person can mend: the recipe, the data, the stack, the run's folder.
         KeyboardInterrupt: after saying where the last whole checkpoint lies.
     """
+    end_with_launcher()
     recipe, problems, held_out = load_run(path, overrides)
     preflight.check(recipe)
     run = Path(recipe.output.dir)
@@ -53,6 +55,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
     policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
+    raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = _reward(recipe)
     arguments(
         recipe, policy.loading

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import resource
 import signal
 from dataclasses import replace
@@ -12,17 +13,20 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import byte_level_bpe, characters, word_piece
 
-import prefix_rl.evaluation.sampling
 from prefix_rl import collect as collecting
-from prefix_rl.collect import Plan, collect, collect_main_table, import_file
+from prefix_rl.collect import collect, collect_main_table, import_file
 from prefix_rl.costs import Cost
 from prefix_rl.data.attach import attach
+from prefix_rl.data.attempts import Attempts, Collection, Plan
 from prefix_rl.data.imports import import_traces
 from prefix_rl.data.problems import Problem, load
 from prefix_rl.data.tokenizer import DemonstrationTable, load_tokenizer
 from prefix_rl.data.traces import Account, Tally, Trace, TraceStore, tokenizer_sha256
+from prefix_rl.engines.base import Engine
 from prefix_rl.errors import DataError, UserError
 from prefix_rl.evaluation.sampling import Sample
 from prefix_rl.rewards.grading import Outcome
@@ -433,18 +437,65 @@ def test_a_problem_is_hard_up_to_the_given_pass_rate(rate, right, hard):
     assert Plan(k=100, max_pass_rate=rate, cap=100).is_hard(Tally(100, right, right)) == hard
 
 
-def test_stage_2_begins_only_when_all_problems_have_k_attempts():
-    plan = Plan(k=4, cap=10)
-    failed = Tally(attempts=4)
-    assert plan.next_batch([failed, Tally(3)], [failed, Tally(3)], size=8) == [1]
-    assert plan.next_batch([failed, failed], [failed, failed], size=3) == [0, 1, 0]
+def attempts(*numbers, k=4, right=()):
+    made = Attempts()
+    for n in numbers:
+        made.add(n, k, "right" if n in right else "wrong", False)
+    return made
 
 
-def test_stage_2_never_goes_beyond_the_cap():
-    plan = Plan(k=4, cap=10)
-    failed = Tally(attempts=4)
-    assert plan.next_batch([failed, failed], [Tally(9), Tally(8)], size=8) == [1, 0, 1]
-    assert plan.next_batch([failed, failed], [Tally(10), Tally(10)], size=8) == []
+def test_every_problem_gets_k_attempts_and_hard_ones_rounds_of_an_eighth_more():
+    plan = Plan(k=16, cap=22)
+    assert plan.next_attempts(attempts(k=16)) == list(range(16))
+    assert plan.next_attempts(attempts(*range(16), k=16)) == [16, 17]
+    assert plan.next_attempts(attempts(*range(18), k=16)) == [18, 19, 20]  # ceil(18 / 8) = 3
+    assert plan.next_attempts(attempts(*range(21), k=16)) == [21]
+    assert plan.next_attempts(attempts(*range(22), k=16)) == []
+    assert plan.next_attempts(attempts(*range(16), k=16, right={3})) == []
+
+
+def test_a_round_that_was_begun_is_completed_before_it_is_looked_at():
+    plan = Plan(k=16, cap=22)
+    assert plan.next_attempts(attempts(*range(16), 17, k=16, right={17})) == [16]
+    assert plan.next_attempts(attempts(*range(18), k=16, right={17})) == []
+    assert plan.next_attempts(attempts(0, 5, k=8)) == [1, 2, 3, 4, 6, 7, *range(8, 16)]
+
+
+@given(seed=st.integers(0, 10**6), at_once=st.integers(1, 12), kills=st.lists(st.integers(1, 60), max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_the_attempts_do_not_depend_on_order_or_kills(seed, at_once, kills):
+    plan, count = Plan(k=8, wanted=2, cap=30), 5
+
+    def outcome(i, n):
+        return "right" if random.Random(repr((seed, i, n))).random() < (0, 0.05, 0.1, 0.3, 0.9)[i] else "wrong"
+
+    def run(done, at_once, order, stop=None):
+        collection = Collection(plan, done, range(count))
+        source, running, made = collection.ahead(), [], 0
+        while True:
+            while len(running) < at_once and (at := next(source, "end")) not in (None, "end"):
+                running.append(at)
+            if not running:
+                return True
+            i, n = running.pop(order.randrange(len(running)))
+            collection.back(i, n, outcome(i, n), False)
+            if (made := made + 1) == stop:
+                return False
+
+    def numbers(done):
+        return [sorted([*range(a.upto), *a.beyond]) for a in done]
+
+    plain = [Attempts() for _ in range(count)]
+    assert run(plain, 1, random.Random(0))
+    assert Collection(plan, plain, range(count)).is_done()
+    done, order = [Attempts() for _ in range(count)], random.Random(seed)
+    for stop in kills:
+        run(done, at_once, order, stop)
+        for one in done:
+            one.running = 0
+    assert run(done, at_once, order)
+    assert numbers(done) == numbers(plain)
+    assert all(8 <= len(n) <= 30 for n in numbers(plain))
 
 
 # --- the command's function -------------------------------------------------------------------------------------------
@@ -463,6 +514,11 @@ def whole(tmp_path_factory):
     return folder, collect(RECIPE, TRAINED, folder, k=8, cap=30, wanted=2, batch_size=10)
 
 
+def traces(folder):
+    """What was sampled, whatever the order and the parts."""
+    return sorted((vars(t) for t in TraceStore.open(folder)), key=lambda t: (t["problem_id"], t["attempt"]))
+
+
 def again(folder, *overrides, **changes):
     return collect(
         RECIPE, [*TRAINED, *overrides], folder, **{"k": 8, "cap": 30, "wanted": 2, "batch_size": 10, **changes}
@@ -478,9 +534,9 @@ def test_the_lab_has_problems_of_every_kind(whole):
     assert summary["pass_at_k"]["solved"] == 6 - summary["pass_at_k"]["never"] > 0
 
 
-@pytest.mark.parametrize("after", [3, 5, 12], ids=["the first part", "the second part", "stage 2"])
+@pytest.mark.parametrize("after", [5, 7, 14], ids=["the first part", "the second part", "stage 2"])
 def test_a_collection_that_was_killed_goes_on_as_if_it_had_not(tmp_path, monkeypatch, capsys, whole, after):
-    # a file takes two calls (its content, then its name); store.json comes first
+    # a file takes two calls (its content, then its name); store.json comes first, and again with the engine in it
     with monkeypatch.context() as patch:
         fails(patch, KeyboardInterrupt(), after - 1)
         with pytest.raises(KeyboardInterrupt):
@@ -489,7 +545,7 @@ def test_a_collection_that_was_killed_goes_on_as_if_it_had_not(tmp_path, monkeyp
     left = files(tmp_path / "cut")
     assert "summary.json" not in left
     again(tmp_path / "cut")
-    assert files(tmp_path / "cut") == files(whole[0])
+    assert traces(tmp_path / "cut") == traces(whole[0])
     assert len(left) < len(files(whole[0]))
 
 
@@ -500,13 +556,13 @@ def test_a_full_disk_stops_a_collection_and_the_same_command_goes_on(tmp_path, m
             again(tmp_path / "full")
     assert not [name for name in files(tmp_path / "full") if name.endswith(".partial")]
     again(tmp_path / "full")
-    assert files(tmp_path / "full") == files(whole[0])
+    assert traces(tmp_path / "full") == traces(whole[0])
 
 
 def test_a_finished_collection_samples_nothing_more(whole, monkeypatch):
     folder, summary = whole
     before = files(folder)
-    monkeypatch.setattr(prefix_rl.evaluation.sampling, "sample", None)
+    monkeypatch.setattr(collecting, "engine_for", None)
     assert again(folder) == summary
     assert files(folder) == before
 
@@ -537,24 +593,45 @@ def test_a_recipe_may_name_the_store_that_it_is_to_be_trained_on(tmp_path, whole
 # --- a policy that does as it is told ---------------------------------------------------------------------------------
 
 
+class Idle(Engine):
+    """Takes the place of an engine; what comes of a completion is the script's."""
+
+    stops, at_once = (1,), 4
+
+    def __init__(self, script):
+        super().__init__()
+        self.script, self.waiting = script, []
+
+    def submit(self, request):
+        self.script["seeds"].append(request.seed)
+        self.waiting.append(request)
+
+    def finished(self, timeout):
+        done, self.waiting = [(request, [11]) for request in self.waiting], []
+        return done
+
+    def facts(self):
+        return {"name": "idle"}
+
+
 @pytest.fixture
 def scripted(monkeypatch):
     """Takes the place of sampling: ``script[problem id]`` are the numbers of the attempts that are right."""
-    script, drawn = {"seeds": []}, {}
+    script = {"seeds": []}
 
-    def sample(engine, tokenizer, turn, problems, prompts, grader, *, batch_size, seed, **options):
-        assert len(problems) == batch_size
-        script["seeds"].append(seed)
+    def graded(done, stops, tokenizer, grader, problems):
         made = []
-        for index, problem in enumerate(problems):
-            number = drawn[problem.id] = drawn.get(problem.id, -1) + 1
-            kind = script.get(problem.id, {}).get(number, "wrong")
+        for request, _ in done:
+            job = request.about
+            kind = script.get(problems[job.problem].id, {}).get(job.index, "wrong")
             right, cut = kind in ("right", "cut"), kind == "cut"
             ids = [11, 12] if cut else [11, 12, tokenizer.eos_token_id]
-            made.append(Sample(index, 0, ids, "text", Outcome.RIGHT if right else Outcome.WRONG, cut))
+            outcome = Outcome.RIGHT if right else Outcome.WRONG
+            made.append(Sample(job.problem, 0, ids, "text", outcome, cut, job.index))
         return made
 
-    monkeypatch.setattr(prefix_rl.evaluation.sampling, "sample", sample)
+    monkeypatch.setattr(collecting, "engine_for", lambda *given: Idle(script))
+    monkeypatch.setattr(collecting, "graded", graded)
     return script
 
 
@@ -568,7 +645,7 @@ def scripted_run(folder, **changes):
 def test_easy_problems_are_left_and_hard_ones_sampled_until_solved_or_capped(tmp_path, scripted):
     scripted.update({"train/0": {1: "right"}, "train/1": {5: "right"}})
     summary, tallies = scripted_run(tmp_path / "s")
-    # train/1 and train/2 share a batch of 4 (2 each); train/1 is right at its second; train/2 is alone from then on
+    # a round has one attempt, an eighth of 4 to 8; train/1 is right in its second
     assert tallies == {"train/0": (4, 1, 1), "train/1": (6, 1, 1), "train/2": (10, 0, 0)}
     assert summary["pass_at_k"] == {"k": 4, "never": 2, "rarely": 0, "solved": 1, "pass_at_k": pytest.approx(1 / 3)}
     assert summary["hard"] == {"problems": 2, "with_all_wanted": 1, "with_some": 0, "with_none": 1, "mean_attempts": 8.0,
@@ -582,10 +659,10 @@ def test_easy_problems_are_left_and_hard_ones_sampled_until_solved_or_capped(tmp
     assert json.loads((tmp_path / "s" / "summary.json").read_text()) == json.loads(json.dumps(summary))
 
 
-def test_every_batch_has_random_numbers_of_its_own(tmp_path, scripted):
+def test_every_attempt_has_random_numbers_of_its_own(tmp_path, scripted):
     scripted_run(tmp_path / "one")
     scripted_run(tmp_path / "two", seed=1)
-    assert len(set(scripted["seeds"])) == len(scripted["seeds"]) == 16  # 3 * 10 attempts, 4 at a time, twice
+    assert len(set(scripted["seeds"])) == len(scripted["seeds"]) == 60  # 3 * 10 attempts, twice
 
 
 def test_several_traces_may_be_wanted_and_truncated_ones_do_not_count(tmp_path, scripted):
@@ -631,11 +708,11 @@ def test_k_wanted_and_cap_may_grow(tmp_path, scripted):
 def test_going_on_in_another_way_is_refused_with_every_difference(tmp_path, scripted):
     scripted_run(tmp_path / "s")
     with pytest.raises(DataError) as error:
-        scripted_run(tmp_path / "s", k=3, cap=9, max_pass_rate=0.5, seed=1, batch_size=5, temperature=0.7,
+        scripted_run(tmp_path / "s", k=3, cap=9, max_pass_rate=0.5, seed=1, temperature=0.7,
                      overrides=["data.lab.base_seed=1", "data.lab.seed=4", "data.lab.modulus=4"])  # fmt: skip
     text = str(error.value)
     for part in ("another tokenizer", "another model", "other problems", "other prompts", "k was 4, now 3; it may grow", "cap was 10, now 9",
-                 "max_pass_rate was 0.0, now 0.5", "seed was 0, now 1", "batch_size was 4, now 5", "temperature was 1.0, now 0.7"):  # fmt: skip
+                 "max_pass_rate was 0.0, now 0.5", "seed was 0, now 1", "temperature was 1.0, now 0.7"):  # fmt: skip
         assert part in text
     assert "wanted" not in text
     with pytest.raises(DataError, match="was collected in another way") as error:

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import shutil
@@ -18,9 +19,12 @@ from transformers import GenerationConfig, TopPLogitsWarper
 
 from prefix_rl.data.problems import Problem
 from prefix_rl.data.tokenizer import encode_prompt, turn_of
+from prefix_rl.engines.base import Engine, Sampling, seed_of, until_stop
+from prefix_rl.engines.settings import EngineSettings
+from prefix_rl.engines.transformers import TransformersEngine, draw
+from prefix_rl.engines.vllm import VllmEngine
 from prefix_rl.errors import DataError, RecipeError, StackError
 from prefix_rl.evaluation import samples
-from prefix_rl.evaluation.engines import Sampling, TransformersEngine, VllmEngine, draw, seed_of, until_stop
 from prefix_rl.evaluation.evaluate import evaluate, grade_again
 from prefix_rl.evaluation.sampling import by_problem, sample
 from prefix_rl.evaluation.target import Target, find_target
@@ -212,43 +216,109 @@ def test_what_a_models_own_generation_config_says_does_not_count():
 @pytest.fixture
 def vllm(monkeypatch):
     """A stand-in for vLLM: it says the prompt's length, then its seed, then the stop id, and goes on after that."""
-    made = types.SimpleNamespace(loaded=[], asked=[])
+    made = types.SimpleNamespace(loaded=[], asked=[], waiting=[])
 
     class LLM:
         def __init__(self, **options):
             made.loaded.append(options)
+            dtype = types.SimpleNamespace(model_config=types.SimpleNamespace(dtype="torch.bfloat16"))
+            self.llm_engine = types.SimpleNamespace(
+                add_request=self.add, step=self.step, vllm_config=dtype, abort_request=lambda names: None,
+                engine_core=types.SimpleNamespace(shutdown=lambda: None),
+            )  # fmt: skip
 
-        def generate(self, prompts, parameters, use_tqdm):
-            assert len(prompts) == len(parameters)
-            made.asked += parameters
-            ids = [[len(p["prompt_token_ids"]), s["seed"] % 100, s["stop_token_ids"][0], 7] for p, s in
-                   zip(prompts, parameters, strict=True)]  # fmt: skip
-            return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=tuple(i[: s["max_tokens"]]))])
-                    for i, s in zip(ids, parameters, strict=True)]  # fmt: skip
+        def add(self, name, prompt, parameters, lora_request):
+            made.asked.append(parameters)
+            made.waiting.append((name, prompt["prompt_token_ids"], parameters))
 
-    module, inputs = types.ModuleType("vllm"), types.ModuleType("vllm.inputs")
-    module.__spec__ = types.SimpleNamespace(name="vllm")
-    module.LLM, module.SamplingParams, inputs.TokensPrompt = LLM, dict, dict
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setitem(sys.modules, "vllm.inputs", inputs)
+        def step(self):
+            name, prompt, given = made.waiting.pop()  # the newest first
+            ids = [len(prompt), given["seed"] % 100, given["stop_token_ids"][0], 7][: given["max_tokens"]]
+            output = types.SimpleNamespace(token_ids=tuple(ids), finish_reason="stop")
+            return [types.SimpleNamespace(request_id=name, finished=True, outputs=[output], num_cached_tokens=1)]
+
+    def module(name, **content):
+        made = types.ModuleType(name)
+        made.__spec__ = types.SimpleNamespace(name=name)
+        vars(made).update(content)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    platform = types.SimpleNamespace(is_cpu=lambda: False)
+    module("vllm", LLM=LLM, SamplingParams=dict, __version__="0.30.0")
+    module("vllm.platforms", current_platform=platform)
+    module("vllm.sampling_params", RequestOutputKind=types.SimpleNamespace(FINAL_ONLY=2))
+    for name in ("VLLM_LOGGING_LEVEL", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        monkeypatch.setenv(name, "set here so that it is taken back")
+        monkeypatch.delenv(name)
     return made
 
 
-def test_vllm_gets_token_ids_and_a_seed_for_each_completion(vllm):
-    engine = VllmEngine("model", [99], 4096, seed=4, dtype="bfloat16", revision=None)
+def test_vllm_gets_token_ids_a_limit_and_a_seed_for_each_completion(vllm, capsys):
+    settings = EngineSettings("vllm", tensor_parallel_size=2, gpu_memory_utilization=0.5)
+    engine = VllmEngine("model", [99], 4096, settings, dtype="bfloat16")
     assert vllm.loaded == [
-        {"model": "model", "max_model_len": 4096, "seed": 4, "enable_prefix_caching": True, "dtype": "bfloat16"}
-    ]
-    made = engine.generate([[1, 2], [3, 4, 5]], [10, 2], [11, 12], Sampling(0.6, 0.9))
-    assert made == [[2, 11, 99], [3, 12]]  # the first up to its stop, the second cut at two tokens
-    shared = {"n": 1, "temperature": 0.6, "top_p": 0.9, "top_k": -1, "stop_token_ids": [99], "detokenize": False}
+        {"model": "model", "max_model_len": 4096, "enable_prefix_caching": True, "dtype": "bfloat16", "revision": None,
+         "tokenizer_revision": None, "tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "enforce_eager": False,
+         "use_tqdm_on_load": False}
+    ]  # fmt: skip
+    assert "loading model into vLLM 0.30.0" in capsys.readouterr().err
+    made = engine.generate([[1, 2], [3, 4, 5], [6]], [10, 2, 0], [11, 12, 13], Sampling(0.6, 0.9))
+    assert made == [[2, 11, 99], [3, 12], []]  # one up to its stop, one cut at two tokens, one not asked for
+    shared = {"n": 1, "temperature": 0.6, "top_p": 0.9, "top_k": -1, "stop_token_ids": [99], "detokenize": False,
+              "output_kind": 2}  # fmt: skip
     assert vllm.asked == [{**shared, "max_tokens": 10, "seed": 11}, {**shared, "max_tokens": 2, "seed": 12}]
+    assert (engine.counts.prompt_tokens, engine.counts.cached_tokens) == (5, 2)
+    assert engine.facts() == {"name": "vllm", "version": "0.30.0", "dtype": "bfloat16"}
 
 
-def test_vllm_that_is_not_installed_is_said_before_anything_starts(tmp_path, tiny):
+def test_a_completion_of_vllm_that_is_not_whole_is_not_taken_for_one(vllm):
+    engine = VllmEngine("model", [99], 4096)
+    vllm_step = engine._engine.step
+
+    def broken():
+        (output,) = vllm_step()
+        output.outputs[0].token_ids, output.outputs[0].finish_reason = (5,), "abort"
+        return [output]
+
+    engine._engine.step = broken
+    with pytest.raises(DataError, match=r"after 1 of 10 tokens \(reason: abort\)"):
+        engine.generate([[1, 2]], [10], [11], Sampling())
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        (["engine.name=transformers"], "float32"),
+        (["engine.name=vllm"], "bfloat16"),  # it would rather not compute in float32
+        (["engine.name=vllm", "model.dtype=float32"], "float32"),
+        (["engine.name=server", "engine.endpoints=[http://a:1]"], None),  # the server may say it
+    ],
+)
+def test_the_dtype_is_the_one_that_is_computed_in(tiny, options, dtype):
+    from prefix_rl.engines.choice import known_of
+    from prefix_rl.evaluation.target import DEFAULTS
+    from prefix_rl.policy import Policy
+    from prefix_rl.recipe import load_recipe
+
+    recipe = load_recipe({"model": {"name_or_path": str(tiny)}, **DEFAULTS}, options)  # saved in float32
+    assert known_of(Policy(recipe)).get("dtype") == dtype
+
+
+def test_vllm_that_is_not_installed_is_said_before_anything_starts(tmp_path, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # not there, whatever is installed
     with pytest.raises(StackError, match="vLLM is not installed"):
-        evaluate(str(tiny), None, [*on(tmp_path), "evaluation.engine=vllm"], tmp_path / "out")
+        evaluate(str(tiny), None, [*on(tmp_path), "engine.name=vllm"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_of_an_older_run_says_its_engine_in_another_place():
+    from prefix_rl.recipe import load_recipe
+
+    given = {"model": {"name_or_path": "m"}, "data": {"train": "d"}, "method": {"name": "dr_grpo"}, "output": {"dir": "o"},
+             "evaluation": {"engine": "vllm"}}  # fmt: skip
+    assert load_recipe(given).engine.name == "vllm"
+    with pytest.raises(RecipeError, match=r"evaluation.engine: no such key"):
+        load_recipe({**given, "engine": {"name": "server", "endpoints": ["http://a:1"]}})
 
 
 # --- the command's function -------------------------------------------------------------------------------------------
@@ -276,28 +346,36 @@ def a_set(tmp_path, count=6):
 SHORT = "evaluation.max_completion_length=12"
 
 
-class Scripted:
+class Scripted(Engine):
     """Takes the place of an engine: what it says depends on its seed, and is right one time in three or so."""
 
     stops = (2,)
 
-    def __init__(self, tokenizer, fail_after=None):
-        self.tokenizer, self.fail_after, self.asked = tokenizer, fail_after, 0
+    def __init__(self, tokenizer, fail_after=None, at_once=64):
+        super().__init__()
+        self.tokenizer, self.fail_after, self.asked, self.at_once, self.waiting = tokenizer, fail_after, 0, at_once, []
 
-    def generate(self, prompts, limits, seeds, sampling):
+    def submit(self, request):
+        self.waiting.append(request)
+
+    def finished(self, timeout):
         if self.fail_after is not None and self.asked >= self.fail_after:
             raise KeyboardInterrupt
-        self.asked += len(prompts)
-        made = []
-        for prompt, limit, seed in zip(prompts, limits, seeds, strict=True):
-            number = int(self.tokenizer.decode(prompt).split("user\n")[1].split(" ")[0])
-            said = ["so \\boxed{%d}", "Let me see. I cannot tell.", "\\boxed{%d.0}"][seed % 3] % (
-                (2 * number,) if seed % 3 != 1 else ()
-            )
-            made.append([*self.tokenizer(said)["input_ids"], 2][:limit])
-            if seed % 5 == 0:
-                made[-1] = self.tokenizer("\\boxed{1}")["input_ids"]  # wrong, and without an end
-        return made
+        self.asked += len(self.waiting)
+        done, self.waiting = [(request, self.said(request)) for request in self.waiting], []
+        return done
+
+    def said(self, request):
+        if request.seed % 5 == 0:
+            return self.tokenizer("\\boxed{1}")["input_ids"]  # wrong, and without an end
+        number = int(self.tokenizer.decode(request.prompt).split("user\n")[1].split(" ")[0])
+        said = ["so \\boxed{%d}", "Let me see. I cannot tell.", "\\boxed{%d.0}"][request.seed % 3] % (
+            (2 * number,) if request.seed % 3 != 1 else ()
+        )
+        return [*self.tokenizer(said)["input_ids"], 2][: request.limit]
+
+    def facts(self):
+        return {"name": "transformers", "version": importlib.metadata.version("transformers"), "dtype": "float32"}
 
 
 @pytest.fixture
@@ -307,7 +385,7 @@ def scripted(monkeypatch, tiny):
 
     def engine(self):
         if "scripted" not in self.__dict__:
-            self.scripted = Scripted(self.tokenizer, made.limit)
+            self.scripted = Scripted(self.tokenizer, made.limit, self.recipe.at_once)
             made.engines.append(self.scripted)
         return self.scripted
 
@@ -466,11 +544,11 @@ def test_grading_again_needs_no_model_and_counts_what_changed(tmp_path, scripted
 
 def test_an_evaluation_with_vllm_gives_it_the_context_that_it_needs(tmp_path, tiny, vllm):
     card = evaluate(
-        str(tiny), None, [*on(tmp_path), "evaluation.engine=vllm", "model.dtype=bfloat16"], tmp_path / "out"
+        str(tiny), None, [*on(tmp_path), "engine.name=vllm", "model.dtype=bfloat16"], tmp_path / "out"
     )
     (loaded,) = vllm.loaded
     assert (loaded["model"], loaded["dtype"]) == (str(tiny), "bfloat16")
-    assert "revision" not in loaded
+    assert loaded["revision"] is None
     assert loaded["max_model_len"] == 2000 + len(card["prompt"]["example"].encode()) - 2 * 11 - 9  # an id a byte
     assert len({s["seed"] for s in vllm.asked}) == 6
     assert all(s["stop_token_ids"] == [2] for s in vllm.asked)
@@ -479,15 +557,17 @@ def test_an_evaluation_with_vllm_gives_it_the_context_that_it_needs(tmp_path, ti
 
 
 def test_a_gpu_that_is_too_small_and_a_disk_that_is_full_are_explained(tmp_path, tiny, scripted, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise torch.OutOfMemoryError
 
+    tokenizer = byte_level_bpe()
+    engine = TransformersEngine(policy(tokenizer), tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr(Scripted, "generate", fails)
+        patch.setattr(engine.model, "generate", fails)
         with pytest.raises(
-            DataError, match=r"not enough memory for 6 completions of 2000 tokens.*smaller --batch-size"
+            DataError, match=r"not enough memory for 6 completions of up to 2000 tokens.*smaller --batch-size"
         ):
-            evaluate(str(tiny), None, on(tmp_path), tmp_path / "out")
+            engine.generate([[5]] * 6, [2000] * 6, [0] * 6, Sampling())
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

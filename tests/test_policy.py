@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from prefix_rl.evaluation.engines import TransformersEngine
 from small import CHAT_TEMPLATE, arguments, byte_level_bpe, lora, metaspace_unigram, policy, token_reward, write
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -29,7 +30,6 @@ from prefix_rl.data.tokenizer import (
     turn_of,
 )
 from prefix_rl.errors import DataError, RecipeError, UnreachableError, UserError
-from prefix_rl.evaluation.engines import TransformersEngine
 from prefix_rl.evaluation.evaluate import evaluate, plans_of, tasks_of
 from prefix_rl.evaluation.sampling import prefixes_of
 from prefix_rl.evaluation.target import Target, find_target

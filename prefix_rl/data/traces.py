@@ -32,7 +32,7 @@ UNGRADED = "ungraded"
 """The outcome of a trace that nobody was to grade."""
 CUT = "cut"
 """The outcome of a trace that was stopped on purpose, as the method learns no more of it. It is not graded either."""
-_FACTS, _LOCK, _PART = "store.json", ".lock", "part-{:06}.parquet"
+_FACTS, _LOCK, _ADDING, _PART = "store.json", ".lock", ".adding.lock", "part-{:06}.parquet"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class TraceStore:
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
         self.folder, self._facts = folder, dict(facts)
-        self._lock = parts.Lock(folder / _LOCK)
+        self._lock, self._adding = parts.Lock(folder / _LOCK), parts.Lock(folder / _ADDING)
+        self._writers = 0  # how often this process is writing, within each other
         self._parts = parts.Parts(folder, _PART, _schema, checksums=True)
 
     @classmethod
@@ -217,12 +218,28 @@ class TraceStore:
         Raises:
             DataError: if another process is writing, or the folder is read-only.
         """
+        if self._writers:  # what is unfinished now may be a part that a process that joined is writing
+            yield self
+            return
         try:
             with self._lock.held():
                 self._parts.remove_leftovers()
-                yield self
+                self._writers += 1
+                try:
+                    yield self
+                finally:
+                    self._writers -= 1
         except parts.Taken as who:
             raise DataError(f"another process is writing to {self.folder}{who}; wait for it, or stop it") from None
+
+    @contextmanager
+    def joined(self) -> Iterator[TraceStore]:
+        """Adds to what another process of the same launch is :meth:`writing`."""
+        self._writers += 1
+        try:
+            yield self
+        finally:
+            self._writers -= 1
 
     def append(self, traces: Sequence[Trace]) -> None:
         """Adds traces as one part, which is on the disk when this returns.
@@ -233,9 +250,9 @@ class TraceStore:
         if not traces:
             return
         rows = [{**vars(t), "completion_tokens": len(t.completion_ids), "reward": t.reward} for t in traces]
-        with self.writing():
+        with self.writing(), self._told(self.folder / _ADDING), self._adding.held(lambda who: None):
             self._refuse_gaps()
-            with self._told(self._parts.next_path()):
+            with self._told(self._parts.next_path()):  # one number for each part, whoever adds it
                 self._parts.append(rows)
 
     @contextmanager
@@ -277,6 +294,11 @@ class TraceStore:
                 ended = compute.invert(batch["truncated"])
                 batch = batch.filter(compute.and_(compute.equal(batch["outcome"], str(Outcome.RIGHT)), ended))
             yield from (Trace(**row) for row in batch.to_pylist())
+
+    def outcomes(self) -> Iterator[dict[str, Any]]:
+        """``problem_id``, ``attempt``, ``outcome`` and ``truncated`` of all that was sampled here."""
+        for batch in self.batches(["problem_id", "attempt", "outcome", "truncated", "imported"]):
+            yield from (row for row in batch.to_pylist() if not row["imported"])
 
     def attempts(self, first: int | None = None) -> dict[str, Tally]:
         """The tally of every problem, over what was sampled here: imported traces are not attempts of the policy.

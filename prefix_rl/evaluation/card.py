@@ -7,9 +7,12 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import preflight
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _PLACES, _PLACE_BYTES = 16, 1 << 20
 
@@ -32,6 +35,15 @@ def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
         for part in _places(file):
             digest.update(part)
     return facts | {"files": {f.name: f.stat().st_size for f in files}, "sha256_of_places": digest.hexdigest()}
+
+
+def parameters_of(config: PretrainedConfig) -> int:
+    """The number of parameters of a model with this configuration. No weights are loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 _CONFIGURATION = {"config.json", "generation_config.json", "adapter_config.json"}

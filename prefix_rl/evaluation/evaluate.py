@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 from .. import parts, preflight
 from ..data import benchmarks, contamination
 from ..data.benchmarks import Task
+from ..engines.base import completions
 from ..errors import DataError, RecipeError
 from ..policy import run_of
-from ..progress import bar, say
+from ..processes import Processes, end_with_launcher, take_own_gpus
+from ..progress import Speedometer, bar, say
 from ..recipe import LAB, Recipe, training_data
 from ..rewards.equality import Rules
 from ..rewards.grading import VERSION, Outcome
@@ -24,7 +27,7 @@ from ..rewards.workers import Grader
 from . import samples
 from .card import markdown, versions
 from .metrics import estimate
-from .sampling import Job, complete, jobs_of, prefixes_of
+from .sampling import Job, graded, jobs_of, prefixes_of, request_of
 from .summary import ks_of, summarize
 from .target import Target, find_target
 
@@ -44,13 +47,17 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
             and ``runs/evaluations/NAME`` for a model that belongs to no run.
 
     Returns:
-        What ``evaluation.json`` holds.
+        What ``evaluation.json`` holds. Of several processes (``accelerate launch -m prefix_rl.evaluate``) each samples
+        its share, and the first one returns it; the others return nothing in it.
 
     Raises:
         UserError: for whatever a person can mend, before a model is loaded.
     """
     preflight.quiet()
+    processes = Processes.launched()
+    end_with_launcher()
     recipe, folder = find_target(target, config, overrides)
+    take_own_gpus(recipe.engine.tensor_parallel_size if recipe.engine.name == "vllm" else 1)
     folder = output or folder
     tasks = tasks_of(recipe)
     if run_of(target):
@@ -60,28 +67,45 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     plans = plans_of(tasks, policy)
     grader = recipe.grader()
     benchmarks.check_answers(tasks, grader)
-    with samples.opened(folder):
-        samples.continue_with(folder, policy.settings())
-        for note in policy.policy.notes:
-            say(f"note: {note}")
-        say(f"{policy.path}: {', '.join(_announced(task) for task in tasks)}; samples go to {folder / samples.SAMPLES}")
+    with samples.opened(folder) if processes.main else nullcontext():
+        if processes.main:
+            samples.continue_with(folder, policy.settings())
+            for note in policy.policy.notes:
+                say(f"note: {note}")
+            announced = ", ".join(_announced(task) for task in tasks)
+            say(f"{policy.path}: {announced}; samples go to {folder / samples.SAMPLES}")
+        processes.meet("opened")
         try:
             for plan in plans:
-                _sample(plan, policy, grader, folder)
+                _sample(plan, policy, grader, folder, processes)
         except KeyboardInterrupt:
-            say(f"stopped; finished batches are in {folder / samples.SAMPLES}, and the same command goes on from there")
+            say(f"stopped; what was finished is in {folder / samples.SAMPLES}, and the same command goes on from there")
             raise
-        measured = {task.name: _measure(task, plans, ks[task.name], grader, folder) for task in tasks}
-        for name, found in measured.items():
-            if lost := sum(found["outcomes"].get(outcome, 0) for outcome in (Outcome.TIMEOUT, Outcome.CRASH)):
-                say(f"{name}: grading {lost} samples took too long or too much memory; they count as not right")
-        card = _card(policy, tasks, measured, grader)
-        problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": p.answer} for t in tasks
-                    for p in t.problems]  # fmt: skip
-        lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems)
-        parts.write_text(folder / samples.PROBLEMS, lines)
-        _write_card(folder, card)
+        finally:
+            if "engine" in vars(policy):
+                samples.note_engine(folder, policy.engine.facts(), policy.engine.counts)
+                policy.engine.close()
+        processes.meet("sampled")
+        card = _conclude(policy, tasks, plans, ks, grader, folder) if processes.main else {}
     grader.close()
+    return card
+
+
+def _conclude(
+    policy: Target, tasks: Sequence[Task], plans: Sequence[Plan], ks: Mapping[str, Sequence[int]], grader: Grader,
+    folder: Path,
+) -> dict:  # fmt: skip
+    """The card, all samples being there."""
+    measured = {task.name: _measure(task, plans, ks[task.name], grader, folder) for task in tasks}
+    for name, found in measured.items():
+        if lost := sum(found["outcomes"].get(outcome, 0) for outcome in (Outcome.TIMEOUT, Outcome.CRASH)):
+            say(f"{name}: grading {lost} samples took too long or too much memory; they count as not right")
+    card = _card(policy, tasks, measured, grader, folder)
+    problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": p.answer} for t in tasks
+                for p in t.problems]  # fmt: skip
+    lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems)
+    parts.write_text(folder / samples.PROBLEMS, lines)
+    _write_card(folder, card)
     return card
 
 
@@ -238,42 +262,27 @@ def _announced(task: Task) -> str:
     return f"{task.name} ({len(task.problems)} problems, {task.samples} sample{'s' if task.samples > 1 else ''} each)"
 
 
-def _sample(plan: Plan, policy: Target, grader: Grader, folder: Path) -> None:
-    """Samples what is not there, batch by batch."""
+def _sample(plan: Plan, policy: Target, grader: Grader, folder: Path, processes: Processes) -> None:
+    """Samples this process's share of what is not there, and saves it as it is done."""
     place, problems = folder / samples.SAMPLES / plan.folder, plan.task.problems
     there = {(r["problem"], r["index"], r["prompt"]) for r in samples.read(place, ("problem", "index", "prompt"))}
     hashes = {job.problem: samples.prompt_hash(job) for job in plan.jobs}
-    todo = [job for job in plan.jobs if (problems[job.problem].id, job.index, hashes[job.problem]) not in there]
+    own = processes.share(plan.jobs)
+    todo = [job for job in own if (problems[job.problem].id, job.index, hashes[job.problem]) not in there]
     if not todo:
         return
-    import torch
-
-    evaluation, engine = policy.recipe.evaluation, policy.engine  # loads the weights, before the bar begins
-    with bar(plan.folder, len(plan.jobs)) as advance:
-        advance(len(plan.jobs) - len(todo))
-        for start in range(0, len(todo), evaluation.at_once):
-            batch = todo[start : start + evaluation.at_once]
-            try:
-                made = complete(
-                    engine,
-                    policy.tokenizer,
-                    grader,
-                    problems,
-                    batch,
-                    policy.sampling,
-                    policy.length,
-                    evaluation.seed,
-                )
-            except torch.OutOfMemoryError as error:
-                raise DataError(
-                    f"the GPU has not enough memory for {len(batch)} completions of {policy.length} tokens at a time; "
-                    "give a smaller --batch-size; the same command goes on where it was"
-                ) from error
+    seed, engine = policy.recipe.evaluation.seed, policy.engine  # loads the weights, before the bar begins
+    requests = [request_of(job, problems, policy.sampling, policy.length, seed) for job in todo]
+    with bar(plan.folder, len(own)) as advance:
+        advance(len(own) - len(todo))
+        speed = Speedometer(engine.counts.generated_tokens)
+        for done in completions(engine, requests):
+            made = graded(done, engine.stops, policy.tokenizer, grader, problems)
             rows = [
                 samples.row_of(s, problems[s.problem].id, problems[s.problem].answer, hashes[s.problem]) for s in made
             ]
             samples.append(place, rows)
-            advance(len(batch))
+            advance(len(made), speed.told(engine.counts.generated_tokens))
 
 
 def _measure(task: Task, plans: Sequence[Plan], ks: Sequence[int], grader: Grader, folder: Path) -> dict[str, Any]:
@@ -327,7 +336,9 @@ def _folders_of(folder: Path, name: str, measured: Mapping[str, Any]) -> dict[st
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
-def _card(policy: Target, tasks: Sequence[Task], measured: Mapping[str, dict], grader: Grader) -> dict[str, Any]:
+def _card(
+    policy: Target, tasks: Sequence[Task], measured: Mapping[str, dict], grader: Grader, folder: Path
+) -> dict[str, Any]:
     first = policy.tokenizer.decode(policy.policy.prompt_ids(tasks[0].problems[0]), skip_special_tokens=False)
     return _with_mean(
         {
@@ -335,13 +346,13 @@ def _card(policy: Target, tasks: Sequence[Task], measured: Mapping[str, dict], g
             "accuracy": None,
             "benchmarks": dict(measured),
             "checkpoint": policy.checkpoint,
-            "engine": policy.engine_facts(),
+            "engine": policy.engine_facts() | samples.engine_of(folder),
             "sampling": {
                 "temperature": policy.sampling.temperature,
                 "top_p": policy.sampling.top_p,
                 "max_completion_length": policy.length,
                 "seed": policy.recipe.evaluation.seed,
-                "batch_size": policy.recipe.evaluation.at_once,
+                "batch_size": policy.recipe.at_once,
             },
             "prompt": {**policy.prompt_facts(), "example": first},
             "grader": _grader_facts(grader),

@@ -11,10 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import parts
+from ..engines.base import Counts
 from ..errors import DataError
 from ..parts import Damaged, Lock, Parts, Taken
 from ..progress import say
@@ -22,9 +24,10 @@ from ..rewards.grading import VERSION
 from ..rewards.workers import Grader
 from .sampling import Job, Sample
 
-SAMPLES, SETTINGS, CARD, CARD_TEXT, PROBLEMS = (
+SAMPLES, SETTINGS, ENGINE, CARD, CARD_TEXT, PROBLEMS = (
     "samples",
     "settings.json",
+    "engine.json",
     "evaluation.json",
     "evaluation.md",
     "problems.jsonl",
@@ -76,7 +79,16 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         DataError: if it cannot be written; the files before stay whole.
     """
-    _write(parts_of(folder).next_path(), rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _write(parts_of(folder).next_path(), rows)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of several processes that sample into a folder, one at a time adds to it."""
+    with Lock(folder / ".adding.lock").held(lambda who: None):
+        yield
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -171,6 +183,20 @@ def opened(folder: Path) -> Iterator[None]:
         ) from None
     except PermissionError as error:
         raise DataError(f"the folder {folder} cannot be written: {error.strerror}") from error
+
+
+def note_engine(folder: Path, facts: Mapping[str, Any], counts: Counts) -> None:
+    """Notes what generated samples of the folder, and adds what it did to what was done before."""
+    with _alone(folder / SAMPLES):
+        before = engine_of(folder)
+        done = {name: before.get(name, 0) + number for name, number in asdict(counts).items()}
+        parts.write_text(folder / SAMPLES / ENGINE, json.dumps({**facts, **done}, indent=2) + "\n")
+
+
+def engine_of(folder: Path) -> dict[str, Any]:
+    """What generated the samples, as it said itself, and what it did in tokens; empty if nothing has yet."""
+    path = folder / SAMPLES / ENGINE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def date_of(folder: Path) -> str | None:

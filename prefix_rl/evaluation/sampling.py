@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from ..data.problems import Problem
 from ..data.tokenizer import DemonstrationTable, Turn
-from ..prefixes import AnswerGuard, cut, join
+from ..engines.base import Engine, Request, Sampling, completions, seed_of
+from ..prefixes import AnswerGuard, cut
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from .engines import Engine, Sampling, seed_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One completion to be sampled."""
 
@@ -85,14 +85,14 @@ def sample(
     jobs = jobs_of(problems, prompt_ids, prefixes, samples)
     if limits is not None:
         jobs = [replace(job, max_tokens=limits[job.problem]) for job in jobs]
-    found: list[Sample] = []
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        found += complete(
-            engine, tokenizer, grader, problems, batch, Sampling(temperature, top_p), max_completion_length, seed
-        )
-        progress(len(batch))
-    return found
+    limit = max_completion_length
+    requests = [request_of(job, problems, Sampling(temperature, top_p), limit, seed) for job in jobs]
+    found: dict[Job, Sample] = {}
+    for done in completions(engine, requests, batch_size):
+        made = graded(done, engine.stops, tokenizer, grader, problems)
+        found |= {request.about: one for (request, _), one in zip(done, made, strict=True)}
+        progress(len(done))
+    return [found[job] for job in jobs]
 
 
 def prefixes_of(
@@ -133,25 +133,25 @@ def jobs_of(
     return jobs
 
 
-def complete(
-    engine: Engine,
+def request_of(
+    job: Job, problems: Sequence[Problem], sampling: Sampling, max_completion_length: int, seed: int
+) -> Request:
+    """What an engine is asked for. The seed follows from the problem's id and the job's index."""
+    limit = min(job.max_tokens or max_completion_length, max_completion_length) - len(job.prefix_ids)
+    own = seed_of(seed, problems[job.problem].id, job.index)
+    return Request([*job.prompt_ids, *job.prefix_ids], limit, own, sampling, about=job)
+
+
+def graded(
+    done: Sequence[tuple[Request, Sequence[int]]],
+    stops: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     grader: Grader | None,
     problems: Sequence[Problem],
-    jobs: Sequence[Job],
-    sampling: Sampling,
-    max_completion_length: int,
-    seed: int,
 ) -> list[Sample]:
-    """The graded completions of one batch. Each has a seed of its own, from the problem's id and its index."""
-    longest = [min(job.max_tokens or max_completion_length, max_completion_length) for job in jobs]
-    made = engine.generate(
-        [[*job.prompt_ids, *job.prefix_ids] for job in jobs],
-        [limit - len(job.prefix_ids) for job, limit in zip(jobs, longest, strict=True)],
-        [seed_of(seed, problems[job.problem].id, job.index) for job in jobs],
-        sampling,
-    )
-    completions = [join(job.prefix_ids, new, n) for job, new, n in zip(jobs, made, longest, strict=True)]
+    """The samples that completions are, graded together. ``request.about`` is the job of each."""
+    jobs: list[Job] = [request.about for request, _ in done]
+    completions = [[*job.prefix_ids, *ids] for job, (_, ids) in zip(jobs, done, strict=True)]
     texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
     prefixes = tokenizer.batch_decode([list(job.prefix_ids) for job in jobs], skip_special_tokens=True)
     asked = [
@@ -166,7 +166,7 @@ def complete(
             completion_ids=completion,
             text=text,
             outcome=verdict and verdict.outcome,
-            truncated=not set(completion[-1:]) & set(engine.stops),
+            truncated=not set(completion[-1:]) & set(stops),
             index=job.index,
             answer=verdict and verdict.answer,
             found_by=verdict and verdict.found_by,

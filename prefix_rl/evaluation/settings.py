@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Interval
 
@@ -33,8 +33,6 @@ class Evaluation:
     """Completions for each problem; null: the benchmark's own number (32 for AIME and AMC, 1 elsewhere)."""
     k: tuple[Annotated[int, Ge(1)], ...] = ()
     """Of pass@k and maj@k; empty: the number of samples."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What generates."""
     temperature: Annotated[float, Ge(0)] = 1.0
     """0: greedy. Where there is no recipe `prefix-rl evaluate` takes 0.6."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
@@ -42,13 +40,9 @@ class Evaluation:
     max_completion_length: Annotated[int, Ge(2)] | None = None
     """Tokens; null: training.max_completion_length, and where there is no recipe 8192."""
     batch_size: Annotated[int, Ge(1)] | None = None
-    """Completions generated and saved together; null: 64, with vLLM 1,024."""
+    """Completions in the making at a time in one process; null: 64, with vLLM 1,024. Servers have
+    engine.max_in_flight."""
     prefix_fractions: tuple[Fraction, ...] = ()
     """Also the accuracy from these fractions of a demonstration."""
     seed: int = 0
     """Of all sampling."""
-
-    @property
-    def at_once(self) -> int:
-        """Completions generated together."""
-        return self.batch_size or (64 if self.engine == "transformers" else 1024)

@@ -11,11 +11,12 @@ from typing import Any
 from .. import preflight
 from ..checkpoints import FINAL
 from ..data import benchmarks
+from ..engines.base import Engine, Sampling
+from ..engines.choice import engine_for, known_of, require
 from ..errors import RecipeError
 from ..policy import Policy, find, run_of
 from ..recipe import LAB, Recipe, load_recipe
 from .card import checkpoint_facts
-from .engines import Engine, Sampling, TransformersEngine, VllmEngine, require_vllm
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 DEFAULTS: dict[str, Any] = {
@@ -62,8 +63,7 @@ class Target:
     """
 
     def __init__(self, name: str, recipe: Recipe, day: str | None = None):
-        if recipe.evaluation.engine == "vllm":
-            require_vllm()
+        require(recipe)
         if day and recipe.model.date is None:  # the date of the evaluation that is gone on with
             recipe = replace(recipe, model=replace(recipe.model, date=day))
         self.policy = Policy(recipe, name)
@@ -74,28 +74,17 @@ class Target:
 
     @cached_property
     def engine(self) -> Engine:
-        """What generates, with the weights loaded."""
-        policy, evaluation = self.policy, self.recipe.evaluation
-        if evaluation.engine == "transformers":
-            return TransformersEngine(policy.load(), policy.tokenizer, policy.stops)
-        return VllmEngine(
-            policy.path, policy.stops, self.longest_prompt + self.length, evaluation.seed,
-            dtype=self.recipe.model.dtype, revision=policy.revision, tokenizer_revision=policy.revision,
-        )  # fmt: skip
+        """What generates, with the weights loaded or the servers looked at."""
+        return engine_for(self.policy, self.longest_prompt + self.length)
 
     def engine_facts(self) -> dict[str, Any]:
-        """Which engine, which version, and how it was set."""
+        """Which engine, which version, and how it was set, as far as it is known before it is loaded."""
         import torch
 
-        model, name, device = self.recipe.model, self.recipe.evaluation.engine, self.policy.device
-        return {
-            "name": name,
-            "version": preflight.installed(name),
-            "torch": preflight.installed("torch"),
-            "dtype": model.dtype or "as saved",
-            "attn_implementation": model.attn_implementation,
-            "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        }
+        device = self.policy.device
+        here = {"torch": preflight.installed("torch"),
+                "device": torch.cuda.get_device_name() if device == "cuda" else device}  # fmt: skip
+        return known_of(self.policy) | ({} if self.recipe.engine.name == "server" else here)
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
@@ -108,7 +97,7 @@ class Target:
         date = self.policy.date
         return {
             "checkpoint": {k: v for k, v in self.checkpoint.items() if k != "files"},
-            "engine": {k: v for k, v in self.engine_facts().items() if k not in ("torch", "device")},
+            "engine": known_of(self.policy),
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
             "max_completion_length": self.length,

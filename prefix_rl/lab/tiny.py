@@ -13,7 +13,8 @@ CHAT_TEMPLATE = (
 def make_tiny(folder: Path, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
     """Writes a small Qwen2 with random weights and a tokenizer that has one token for each byte.
 
-    Loading goes through the same code as for a real model; nothing is downloaded.
+    Its attention heads are 32 wide: vLLM has no narrower ones on a CPU. Loading goes
+    through the same code as for a real model; nothing is downloaded.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -39,8 +40,9 @@ def make_tiny(folder: Path, hidden: int = 64, layers: int = 2, seed: int = 0) ->
             hidden_size=hidden,
             intermediate_size=4 * hidden,
             num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=max(hidden // 32, 1),
+            num_key_value_heads=max(hidden // 64, 1),
+            head_dim=32,
             max_position_embeddings=4096,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

@@ -83,20 +83,22 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
 
     def shares(target: Target, fraction: float, samples: int, limit: int | None = None) -> list[float]:
         """The share of right samples, by problem."""
-        problems, evaluation = evaluation_data(target.recipe)[:limit], target.recipe.evaluation
+        problems = evaluation_data(target.recipe)[:limit]
+        prompts = [target.policy.prompt_ids(problem) for problem in problems]
+        target.longest_prompt = max(map(len, prompts))
         made = sample(
             target.engine,
             target.tokenizer,
             target.policy.turn,
             problems,
-            [target.policy.prompt_ids(problem) for problem in problems],
+            prompts,
             grader,
             samples=samples,
             max_completion_length=target.length,
             temperature=target.sampling.temperature,
             top_p=target.sampling.top_p,
-            batch_size=evaluation.at_once,
-            seed=evaluation.seed,
+            batch_size=target.engine.at_once,
+            seed=target.recipe.evaluation.seed,
             prefix_fraction=fraction,
             guard=target.recipe.data.answer_guard,
         )

@@ -32,10 +32,9 @@ from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
 from ..speed.forward import Encoder, transformers_model
-from ..speed.generation import shared_prefill
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
-from . import credit, further, ledger, planning, resume
+from . import credit, further, ledger, planning, resume, vllm
 from .batch import COPY, ROW, Forward, GenerationBatch, Slot
 from .ranks import Ranks
 from .turn import turn_behind
@@ -94,8 +93,7 @@ class PrefixTrainer(GRPOTrainer):
         )
         self._parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
-        own_loop = self.speed.shared_prefill and not (self.use_vllm or self.use_transformers_continuous_batching)
-        self._prompts_encoded_once = shared_prefill if own_loop else nullcontext
+        self._generating = vllm.generating(self, self._ranks)
         for callback in self._saved.callbacks(budget, args.output_dir):
             self.add_callback(callback)
 
@@ -127,8 +125,9 @@ class PrefixTrainer(GRPOTrainer):
             self._open.fill(begun=True)
             rows = planning.to_generate(plan, all_rows=self.use_vllm)
             prompt_ids = planning.begun(prompt_ids, plan, rows)
-            num_generations = 1  # a vLLM server would otherwise keep every num_generations-th prompt only
-        with self._prompts_encoded_once(self.accelerator.unwrap_model(self.model_wrapped)):
+        if self.use_vllm or plan is not None:  # a vLLM server would otherwise keep every num_generations-th prompt only
+            num_generations = 1
+        with self._generating(plan, len(prompt_ids)):
             ids, logps = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs
             )
@@ -186,6 +185,7 @@ class PrefixTrainer(GRPOTrainer):
             whole,
         ))  # fmt: skip
         self._log(ledger.prefix_metrics(rollouts, batch.planned, decided) if needs.prefixes else {})
+        self._log(vllm.difference(output, prefixes, ranks))
         self._log(ledger.totals(self.method, self._saved.memory, self.cost), last=True)
         own, width = ranks.own(len(batch.inputs)), prefixes.size(1)
         output |= {**decided.keys(own, width), "prefix_mask": prefixes, "rewards": batch.rewards[own]}

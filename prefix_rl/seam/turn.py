@@ -25,6 +25,6 @@ def turn_behind(trainer, tokenizer, prompts: Sequence, prompt_ids: Sequence[Sequ
         if not trainer.use_vllm:
             trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = stops
     if trainer.use_vllm:
-        own = trainer.vllm_generation.generation_kwargs or {}
+        own = getattr(trainer.vllm_generation, "generation_kwargs", None) or {}
         trainer.vllm_generation.generation_kwargs = {"stop_token_ids": stops, **own}
     return turn

@@ -1,0 +1,1 @@
+"""What generates, outside training: transformers, vLLM in this process, or servers."""

@@ -1,0 +1,76 @@
+"""The ``engine`` block of a recipe: what generates, outside training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from annotated_types import Ge, Gt, Interval
+
+API_KEY = "PREFIX_RL_API_KEY"
+"""The environment variable that holds the key of the endpoints, if they want one."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What generates for `evaluate`, `collect` and the ladder; training has TRL's own settings (training.use_vllm)."""
+
+    name: Literal["transformers", "vllm", "server"] = "transformers"
+    """transformers; vllm: in this process; server: OpenAI-compatible endpoints that take and return token ids (`vllm
+    serve`, SGLang)."""
+    endpoints: tuple[str, ...] = ()
+    """Of server: their addresses, http://HOST:PORT; requests are shared out among them."""
+    served_model: str | None = None
+    """Of server: the name under which the endpoints serve the policy; null: the policy's own name or folder."""
+    max_in_flight: Annotated[int, Ge(1)] = 64
+    """Of server: requests in the making at each endpoint."""
+    timeout: Annotated[float, Gt(0)] = 1800.0
+    """Of server: seconds until a completion must be there."""
+    retries: Annotated[int, Ge(0)] = 6
+    """Of server: how often in a row an endpoint may fail before it is left out, and one request before all stops."""
+    retry_wait: Annotated[float, Gt(0)] = 1.0
+    """Of server: seconds to wait after a failure; twice as long after each further one, at most a minute."""
+    tensor_parallel_size: Annotated[int, Ge(1)] = 1
+    """Of vllm: GPUs that hold one copy of the model."""
+    gpu_memory_utilization: Annotated[float, Interval(gt=0, le=1)] = 0.9
+    """Of vllm: the share of a GPU's memory that it takes."""
+    enforce_eager: bool = False
+    """Of vllm: no CUDA graphs; it starts sooner and generates more slowly."""
+
+    def problems_found(self) -> list[str]:
+        """What is wrong with these settings.
+
+        >>> EngineSettings("server").problems_found()
+        ['engine.endpoints is empty: engine.name = server needs addresses, as [http://localhost:8000]']
+        """
+        found = []
+        if self.name == "server" and not self.endpoints:
+            found.append("engine.endpoints is empty: engine.name = server needs addresses, as [http://localhost:8000]")
+        if self.name != "server" and self.endpoints:
+            found.append(f"engine.endpoints are of engine.name = server; it is {self.name}")
+        for url in self.endpoints:
+            try:
+                parts = urlsplit(url)
+                good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+            except ValueError:
+                parts, good = None, False
+            if not good:
+                found.append(f"engine.endpoints: {url!r} is no address; give http://HOST:PORT")
+            elif parts.username is not None or parts.query:
+                found.append(
+                    f"engine.endpoints: the address at {parts.hostname} holds a user, a password or a query, and "
+                    f"recipes are written down; give the key in the environment variable {API_KEY}"
+                )
+        if len(set(map(base_url, self.endpoints))) < len(self.endpoints):
+            found.append("engine.endpoints: an address stands there twice")
+        return found
+
+
+def base_url(endpoint: str) -> str:
+    """The address without what people add to it.
+
+    >>> base_url("http://localhost:8000/v1/")
+    'http://localhost:8000'
+    """
+    return endpoint.rstrip("/").removesuffix("/v1").rstrip("/")
