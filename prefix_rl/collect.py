@@ -31,9 +31,10 @@ from .data.problems import Problem
 from .data.tokenizer import encode_prompt
 from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
 from .errors import DataError, UserError
-from .progress import bar, say
+from .progress import Lines, bar, how_far, say
 from .recipe import Recipe, load_recipe, prompt_of, training_data
 from .rewards.workers import Grader
+from .status import progress, recorded
 from .train import policy_of
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def collect(
     }
     store = _open_or_create(Path(output), {**_data_facts(recipe, problems, prompts, tokenizer), **about})
     grader = recipe.reward.grader() if method.needs_answers else None
-    with store.writing():
+    with store.writing(), recorded(store.folder, "collecting"):
         try:
             _sample(store, model, tokenizer, problems, prompts, limits, grader, plan)
         except KeyboardInterrupt:
@@ -426,13 +427,16 @@ def _attempts_bar(before: int, graded: bool) -> Iterator[Callable[[Plan, Sequenc
     """A bar of attempts and how many were right; its end moves, as it depends on what is solved."""
     from tqdm import tqdm
 
-    with tqdm(desc="sampling", unit=" attempts", initial=before, leave=False, delay=1) as shown:
+    lines = Lines()
+    with tqdm(desc="sampling", unit=" attempts", initial=before, leave=False, delay=1, disable=None) as shown:
 
         def show(plan: Plan, first: Sequence[Tally], every: Sequence[Tally]) -> None:
             done = sum(tally.attempts for tally in every)
             shown.n, shown.total = done, done + plan.remaining(first, every)
-            if graded:
-                shown.set_postfix_str(f"{sum(tally.right for tally in every):,} right")
+            right = f"{sum(tally.right for tally in every):,} right" if graded else ""
+            shown.set_postfix_str(right)
+            progress("attempts", done, shown.total)
+            lines.now_and_then(lambda: f"sampling: {how_far(done, shown.total)} attempts {right}".rstrip())
 
         yield show
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from .errors import StackError
+from .progress import calm
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -124,6 +125,8 @@ def quiet() -> None:
     import warnings
 
     import torch
+
+    calm()
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

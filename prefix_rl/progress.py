@@ -1,22 +1,96 @@
-"""What a person sees while something takes long."""
+"""What a person sees while something takes long: bars on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
+
+from . import status
+
+LINE_SECONDS = 30.0
+"""Between two lines about the same thing, where nobody looks."""
 
 
 def say(message: str) -> None:
     """A line for the person, apart from results on standard output."""
-    print(message, file=sys.stderr, flush=True)
+    if "tqdm" in sys.modules and somebody_looks():
+        from tqdm import tqdm
+
+        tqdm.write(message, file=sys.stderr)  # above a bar, not through it
+        sys.stderr.flush()
+    else:
+        print(message, file=sys.stderr, flush=True)
+
+
+def somebody_looks() -> bool:
+    """Whether a terminal shows what is said."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def calm() -> None:
+    """Makes other libraries' bars, where nobody looks, a line every 30 seconds; what is quicker is not shown at all."""
+    from tqdm import tqdm
+
+    if not somebody_looks() and not isinstance(tqdm.__dict__["__init__"], partialmethod):
+        tqdm.__init__ = partialmethod(tqdm.__init__, mininterval=LINE_SECONDS, delay=LINE_SECONDS)
 
 
 @contextmanager
-def bar(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """A progress bar; yields what to call with the number of things just done. Silent on all ranks but the first."""
+def bar(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], object]]:
+    """A progress bar; yields what to call with the number of things just done.
+
+    Where nobody looks it is a line every 30 seconds; on all ranks but the first it is silent.
+    """
     from tqdm import tqdm
 
-    with tqdm(desc=what, total=total, disable=int(os.environ.get("RANK", "0")) > 0, leave=False, delay=1) as shown:
-        yield shown.update
+    silent = int(os.environ.get("RANK", "0")) > 0
+    done, lines = 0, Lines()
+    with tqdm(
+        desc=what,
+        total=total,
+        disable=True if silent else None,
+        leave=False,
+        delay=1,
+        unit=unit or "it",
+        mininterval=0.1,
+    ) as shown:
+
+        def advance(count: int = 1) -> None:
+            nonlocal done
+            done += count
+            shown.update(count)
+            if not silent:
+                status.progress(what, done, total)
+                lines.now_and_then(lambda: f"{what}: {how_far(done, total)}{f' {unit}' if unit else ''}")
+
+        yield advance
+
+
+class Lines:
+    """Says a line every 30 seconds, where nobody looks at a bar."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def now_and_then(self, line: Callable[[], str]) -> None:
+        """Says the line if none was said for long."""
+        if time.monotonic() - self.last >= LINE_SECONDS and not somebody_looks():
+            self.said()
+            say(line())
+
+    def said(self) -> None:
+        """Something was said just now."""
+        self.last = time.monotonic()
+
+
+def how_far(done: float, total: float | None) -> str:
+    """``40 of 200 (20 %)``.
+
+    >>> how_far(40, 200), how_far(1200, None)
+    ('40 of 200 (20 %)', '1,200')
+    """
+    return f"{done:,} of {total:,} ({100 * done / total:.0f} %)" if total else f"{done:,}"

@@ -96,6 +96,7 @@ def fine_tune(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from .reports.terminal import show_lines
     from .trainer import MetricsFile
 
     settings = recipe.method.supervised
@@ -141,6 +142,7 @@ def fine_tune(
         callbacks=[MarkWhole(), MetricsFile(folder)],
         **adapters,
     )
+    show_lines(trainer, "the supervised stage")
     if trainer.accelerator.is_main_process:
         set_aside_incomplete(folder)
         say(

@@ -24,6 +24,7 @@ from .data.problems import Problem, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, UserError
 from .progress import bar, say
 from .recipe import LAB, Recipe, batches, load_run, prompt_of, world_size
+from .status import recorded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,6 +46,12 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     preflight.check(recipe)
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
+    with recorded(run, "training"):
+        return _trained(recipe, problems, held_out, run)
+
+
+def _trained(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem], run: Path) -> Path:
+    """The run in its folder, which can be written."""
     reward = _reward(recipe)
     _arguments(recipe)  # joins the processes, and says what TRL does not accept before anything is graded or trained
     problems = _verified(recipe, problems, reward)
@@ -129,6 +136,8 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
+    from .reports.health import schedule_end
+    from .reports.terminal import show_lines
     from .trainer import PrefixTrainer
 
     if reward is None:
@@ -157,6 +166,7 @@ def build(
         speed=recipe.speed,
         **adapters,
     )
+    show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
     if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:
         raise StackError(
             "accelerate was given a DeepSpeed configuration and left DeepSpeed out; do not combine it with --cpu or "

@@ -45,6 +45,7 @@ from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
 from .reports.rollouts import segments, write_rollouts
+from .reports.tokens import token_columns
 from .rollouts import Memory, Rollouts, Row, Step
 from .speed.forward import Encoder
 from .speed.generation import shared_prefill
@@ -308,7 +309,7 @@ class PrefixTrainer(GRPOTrainer):
     # --- 2 who gets credit? 3 which tokens move? ----------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self._outcomes = None
+        self._outcomes = self._found = None
         if self.model.training and self.method.injects:
             inputs = self._with_continuation_start(self._planned, inputs, completions, completion_ids_list)
         with self._timed():
@@ -326,6 +327,7 @@ class PrefixTrainer(GRPOTrainer):
             for name, rows in (("reward_with_prefix", prefixed), ("reward_without_prefix", ~prefixed)):
                 self._log(name, torch.nanmean(self._rewards[rows]))
         self._outcomes = list(self._pending_extra_logs.get("outcome", [])) or None
+        self._found = list(self._pending_extra_logs.get("found", [])) or None
         return rewards_per_func
 
     @contextmanager
@@ -388,7 +390,7 @@ class PrefixTrainer(GRPOTrainer):
             "rewards": self._rewards[own],
         }
         if self.rollouts_every and self._generations % self.rollouts_every == 0:
-            self._save_rollouts(inputs, output)
+            self._save_rollouts(inputs, output, None if entropies is None else entropies[own, :width])
         self._generations += 1
         return output
 
@@ -656,11 +658,15 @@ class PrefixTrainer(GRPOTrainer):
         if continuation_count:
             self._log("entropy_continuation", continuation_sum / continuation_count)
 
-    def _save_rollouts(self, inputs, output: Mapping[str, torch.Tensor]) -> None:
-        outcomes = self._outcomes or [None] * len(inputs)
+    def _save_rollouts(self, inputs, output: Mapping[str, torch.Tensor], entropies: torch.Tensor | None) -> None:
+        outcomes, found = self._outcomes or [None] * len(inputs), self._found or [None] * len(inputs)
         records = []
         for i, given in enumerate(inputs):
             mask = output["completion_mask"][i].bool()
+            ids, credit = output["completion_ids"][i][mask].tolist(), output["advantages"][i][mask].tolist()
+            marks = (output[name][i][mask].tolist() for name in ("prefix_mask", "update_mask"))
+            pieces = segments(ids, *marks, self._tokenizer.decode)
+            measured = None if entropies is None else entropies[i][mask].tolist()
             records.append(
                 {
                     "step": self.state.global_step,
@@ -669,16 +675,15 @@ class PrefixTrainer(GRPOTrainer):
                     "answer": str(given.get("answer", "")),
                     "prefix_tokens": len(self._planned[i].ids),
                     "demonstration_tokens": self._planned[i].of,
-                    "completion_ids": output["completion_ids"][i][mask].tolist(),
-                    "segments": segments(
-                        output["completion_ids"][i][mask].tolist(),
-                        output["prefix_mask"][i][mask].tolist(),
-                        output["update_mask"][i][mask].tolist(),
-                        self._tokenizer.decode,
-                    ),
+                    "completion_ids": ids,
+                    "segments": pieces,
                     "reward": float(output["rewards"][i]),
                     "outcome": outcomes[i],
-                    "advantage": float(output["advantages"][i][mask][-1]) if bool(mask.any()) else 0.0,
+                    "advantage": credit[-1] if credit else 0.0,
+                    "found": found[i],
+                    **token_columns(
+                        ids, "".join(p["text"] for p in pieces), self._tokenizer.batch_decode, credit, measured
+                    ),
                 }
             )
         records = gather_object(records)

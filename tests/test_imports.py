@@ -13,7 +13,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "fields"},
+    {"errors", "progress", "status", "fields"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},
     {"recipe", "preflight", "reports", "evaluation.metrics", "evaluation.engines", "evaluation.sampling", "lab"},
@@ -23,7 +23,7 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"trainer", "speed.generation"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"trainer", "speed.generation", "reports.terminal"}
 
 
 @cache

@@ -21,6 +21,7 @@ from ..recipe import LAB, Recipe, prompt_of, training_data
 from ..rewards.equality import Rules
 from ..rewards.grading import VERSION, Outcome
 from ..rewards.workers import Grader
+from ..status import recorded
 from . import samples
 from .card import markdown, versions
 from .metrics import estimate
@@ -61,7 +62,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     policy.check_context([job for plan in plans for job in plan.jobs])
     grader = recipe.reward.grader()
     benchmarks.check_answers(tasks, grader)
-    with samples.opened(folder):
+    with samples.opened(folder), recorded(folder, "evaluating"):
         samples.continue_with(folder, policy.settings())
         say(f"{path}: {', '.join(_announced(task) for task in tasks)}; samples go to {folder / samples.SAMPLES}")
         try:
