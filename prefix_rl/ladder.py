@@ -36,7 +36,7 @@ from annotated_types import Ge
 from . import preflight
 from .errors import RecipeError, UserError, nearest
 from .fields import check, fields_of
-from .progress import say
+from .progress import Lines, how_far, say
 from .recipe import LAB, Recipe, load_recipe, read_yaml
 
 RESULT = "result.json"
@@ -551,10 +551,12 @@ def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
     collecting = {job.traces: job for job in waiting.values() if job.collect}
     failed: list[str] = []
     running: dict[Path, str] = {}
-    lock, stop = threading.Lock(), threading.Event()
-    with tqdm(desc=what, total=done + len(waiting), initial=done, disable=not jobs) as bar:
+    lock, stop, lines = threading.Lock(), threading.Event(), Lines()
+    total = done + len(waiting)
+    with tqdm(desc=what, total=total, initial=done, disable=None if jobs else True) as bar:
 
         def one(job: Job, command: str) -> None:
+            nonlocal done
             if stop.is_set():
                 return
             with lock:
@@ -566,7 +568,9 @@ def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
                 if problem and not stop.is_set():
                     failed.append(problem)
                 if command == "run":
+                    done += 1
                     bar.update()
+                    lines.now_and_then(lambda: f"{what}: {how_far(done, total)} runs")
                 bar.set_postfix_str(", ".join(running.values()))
 
         try:

@@ -35,8 +35,12 @@ def calm() -> None:
     """Makes other libraries' bars, where nobody looks, a line every 30 seconds; what is quicker is not shown at all."""
     from tqdm import tqdm
 
-    if not somebody_looks() and not isinstance(tqdm.__dict__["__init__"], partialmethod):
+    if not somebody_looks() and not _calmed:
         tqdm.__init__ = partialmethod(tqdm.__init__, mininterval=LINE_SECONDS, delay=LINE_SECONDS)
+        _calmed.append(True)
+
+
+_calmed: list[bool] = []
 
 
 @contextmanager

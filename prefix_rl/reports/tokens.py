@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of a part of a character
-_BLANK = 2  # a decoder may put so many characters between two tokens
+_BLANK = 2  # so many characters a decoder may put between two tokens
 
 
 def token_columns(
@@ -66,23 +67,28 @@ def token_ends(text: str, pieces: Sequence[str]) -> list[int]:
     >>> token_ends("x²!", ["x", "\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}", "!"])
     [1, 1, 2, 3]
     """
-    ends, at, halves = [], 0, False
-    for number, piece in enumerate(pieces):
+    ends, at, parts = [], 0, 0
+    for piece in pieces:
         if _HALF in piece and not text.startswith(piece, at):
-            halves = True
-            ends.append(at)
+            parts += 1
             continue
-        # behind parts of characters it is not known how many there were: the piece is looked for a little further on
-        reach = at + (4 * _BLANK if halves else _BLANK)
+        reach = at + (parts if parts else _BLANK)  # so many characters may stand before it
         found = text.find(piece, at, reach + len(piece)) if piece else at
         if found < 0 and piece.strip():
             piece = piece.strip()
             found = text.find(piece, at, reach + len(piece))
-        if halves and found > at:
-            ends[number - 1] = found
-        halves = False
-        at = found + len(piece) if found >= 0 else at
+        found = max(found, at)
+        ends += _shared(text[at:found], parts, at)
+        at, parts = min(found + len(piece), len(text)), 0
         ends.append(at)
+    ends += _shared(text[at:], parts, at)
     if ends:
         ends[-1] = len(text)
     return ends
+
+
+def _shared(characters: str, parts: int, start: int) -> list[int]:
+    """Where each of so many tokens ends that are parts of these characters: they share the bytes equally."""
+    sizes = list(accumulate(len(c.encode(errors="replace")) for c in characters))
+    total = sizes[-1] if sizes else 0
+    return [start + sum(size <= total * part / parts + 1e-9 for size in sizes) for part in range(1, parts + 1)]

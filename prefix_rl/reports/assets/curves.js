@@ -113,6 +113,12 @@ function ticks(low, high, count) {
   return found;
 }
 
+// With as many digits as tell a tick from its neighbour.
+function tickText(tick, all) {
+  const step = all.length > 1 ? all[1] - all[0] : 1, size = Math.max(...all.map(Math.abs));
+  return short(Math.abs(tick) < step / 2 ? 0 : tick, Math.min(12, Math.max(3, Math.ceil(Math.log10(size / step)) + 1)));
+}
+
 class Chart {
   constructor(name, index) {
     this.name = name;
@@ -171,10 +177,11 @@ class Chart {
     this.left = left; this.right = right; this.inner = inner;
     const plot = s("svg", { x: LEFT, y: TOP, width: inner, height: tall, overflow: "hidden" }); // cuts lines at its edge
     const marks = [];
-    for (const tick of ticks(low, high, 5)) {
+    const rows = ticks(low, high, 5);
+    for (const tick of rows) {
       const y = TOP + tall - ((tick - low) / (high - low)) * tall;
       marks.push(s("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }),
-        s("text", { x: LEFT - 5, y: y + 4, "text-anchor": "end" }, short(curves.log ? 10 ** tick : tick)));
+        s("text", { x: LEFT - 5, y: y + 4, "text-anchor": "end" }, curves.log ? short(10 ** tick) : tickText(tick, rows)));
     }
     for (const tick of ticks(left, right, Math.max(2, Math.floor(inner / 90)))) {
       const x = LEFT + this.x(tick);

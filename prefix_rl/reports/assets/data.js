@@ -85,7 +85,7 @@ function short(value, digits = 3) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e5 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
-  return String(Number(value.toPrecision(size >= 1000 ? 5 : digits)));
+  return String(Number(value.toPrecision(Math.max(digits, size >= 1000 ? 5 : 0))));
 }
 
 function mean(values) {

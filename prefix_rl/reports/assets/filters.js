@@ -87,9 +87,10 @@ function filterControls(run, change, everywhere) {
   };
   const set = (key, what) => (value) => { filters[key] = value; change(what); };
   const search = h("input", { type: "search", id: "search", value: filters.text, placeholder: "text", oninput: later(200, () => {
-    filters.text = search.value.toLowerCase();
-    change("filter");
-  }) });
+    if (typed()) change("filter");
+  }), onkeydown: (event) => { if (event.key === "Enter") all(); } });
+  const typed = () => filters.text !== (filters.text = search.value.toLowerCase());
+  const all = () => { typed(); everywhere(); };
   const names = (table) => Object.entries(table).map(([key, [text]]) => [key, text]);
   return [
     h("div", { class: "controls" },
@@ -97,7 +98,7 @@ function filterControls(run, change, everywhere) {
       select("Start", [["", "all"], ["prefixed", "from a prefix"], ["alone", "without a prefix"]], filters.start, set("start", "filter"), { id: "start" }),
       number("low", "Reward from"), number("high", "to"),
       h("label", {}, "Search ", search),
-      h("button", { type: "button", id: "everywhere", onclick: everywhere }, "in all generations")),
+      h("button", { type: "button", id: "everywhere", onclick: all }, "in all generations")),
     h("div", { class: "controls" },
       select("Groups", names(ORDERS), filters.order, set("order", "order"), { id: "order" }),
       select("Rollouts by", names(WITHIN), filters.within, set("within", "order"), { id: "within" }),

@@ -2,7 +2,7 @@
 
 const HEAD = 900, TAIL = 400, FOLD = 1700; // characters of a long rollout that are shown folded, and what is long
 const GROUPS_AT_ONCE = 40;
-const view = { runs: [], a: 0, b: -1, at: -1, follow: true, shown: GROUPS_AT_ONCE, turn: 0, open: new Set(), whole: new Set(), found: null };
+const view = { runs: [], a: 0, b: -1, at: -1, follow: true, shown: GROUPS_AT_ONCE, turn: 0, search: 0, open: new Set(), whole: new Set(), found: null };
 
 const runA = () => view.runs[view.a];
 const runB = () => (view.b >= 0 && view.b !== view.a ? view.runs[view.b] : null);
@@ -75,11 +75,14 @@ function go(at) {
   drawGroups();
 }
 
-// Above the slider, for each generation the share of its rollouts that the filters leave; found texts where searched.
+// Above the slider, for each generation the share of its rollouts that are right; where filters are set, of those that
+// they leave; where a text was searched, of those that have it.
 function drawStrip() {
-  const run = runA(), left = view.found ?? counts(run);
+  const run = runA(), plain = !view.found && !asked();
+  const left = view.found ?? (plain ? run.generations.map((saved) => saved.outcomes.filter((o) => o === "right").length) : counts(run));
   view.parts.strip.replaceChildren(...run.generations.map((saved, i) => {
-    const bar = h("i", { title: `step ${saved.step}: ${left[i] ?? "?"} of ${saved.outcomes.length}`, class: i === view.at ? "here" : null });
+    const told = `step ${saved.step}: ${left[i] ?? "?"} of ${saved.outcomes.length}${plain ? " right" : ""}`;
+    const bar = h("i", { title: told, class: i === view.at ? "here" : null });
     bar.style.height = `${(100 * (left[i] ?? 0)) / Math.max(saved.outcomes.length, 1)}%`;
     return bar;
   }));
@@ -93,13 +96,13 @@ function drawHits() {
 }
 
 async function everywhere() {
-  const run = runA(), turn = ++view.turn, needle = filters.text, found = [];
+  const run = runA(), search = ++view.search, asked = JSON.stringify(filters), found = [];
   for (const [i, saved] of run.generations.entries()) {
     view.parts.count.textContent = `searching step ${saved.step} …`;
     const groups = await load(`${run.number}-${saved.step}`);
-    if (turn !== view.turn || needle !== filters.text || run !== runA()) return;
+    if (search !== view.search || asked !== JSON.stringify(filters) || run !== runA()) return; // something else is asked
     found[i] = groups.reduce((n, group) => n + group.rollouts.filter(
-      (r) => wanted(r.outcome, r.reward, r.prefix) && hasText(group, r, needle)).length, 0);
+      (r) => wanted(r.outcome, r.reward, r.prefix) && hasText(group, r, filters.text)).length, 0);
   }
   view.found = found;
   drawStrip();
@@ -128,6 +131,10 @@ async function drawGroups() {
   const inOrder = ordered(some, ORDERS[filters.order], (item) => facts(item.group));
   count.textContent = asked() ? `${left} of ${plural(all, "rollout")} in ${plural(some.length, "group")}` : `${plural(all, "rollout")} in ${plural(some.length, "group")}`;
   if (run.limit) count.textContent += `; the middle of completions longer than ${run.limit.toLocaleString("en")} characters was left out to keep the page small (rollouts/ has them whole)`;
+  const held = { advantage: "advantages", entropy: "entropies" }[filters.shade];
+  if (held && !groups.some((g) => g.rollouts.some((r) => r[held] || (held === "advantages" && r.advantage)))) {
+    count.textContent += `; no ${filters.shade} of single tokens was saved with these`;
+  }
   place.replaceChildren(...inOrder.slice(0, view.shown).map((item, i) => drawGroup(run, saved, item, i === 0)));
   if (inOrder.length > view.shown) {
     const rest = inOrder.length - view.shown;
@@ -185,7 +192,7 @@ async function drawBeside(other, saved, key, place, id) {
   }
   const group = groups.find((g) => g.key === key);
   const kept = group.rollouts.filter((r) => wanted(r.outcome, r.reward, r.prefix));
-  place.replaceChildren(h("h3", {}, `${other.name}, step ${near.step}`), h("p", { class: "quiet" }, ...headOf(group, kept).slice(0, 2)),
+  place.replaceChildren(h("h3", {}, `${other.name}, step ${near.step}`), h("p", { class: "quiet" }, headOf(group, kept)[0], `, reward ${short(facts(group).reward)}`),
     listOf(group, kept, `${id} beside`));
 }
 
