@@ -142,7 +142,7 @@ class Chart {
     const log = curves.log, found = [];
     this.lost = 0;
     for (const run of this.index.runs) {
-      const data = curves.data.get(run.number), held = data?.metrics[this.name];
+      const data = curves.data.get(run.number), held = own(data?.metrics, this.name);
       if (!held || curves.hidden.has(run.name)) continue;
       const all = held.at.map((at, i) => [data[curves.x][at], held.values[i]]);
       const points = all.filter(([x, y]) => x !== null && (y === null || !log || y > 0));

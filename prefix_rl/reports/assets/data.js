@@ -78,6 +78,11 @@ function select(label, options, value, change, props) {
   return h("label", {}, `${label} `, made);
 }
 
+// What an object holds under a name that others chose: "constructor" is a name like any other.
+function own(object, name) {
+  return object && Object.hasOwn(object, name) ? object[name] : undefined;
+}
+
 // --- numbers ----------------------------------------------------------------------------------------------------------
 
 function short(value, digits = 3) {

@@ -76,7 +76,7 @@ function ordered(items, order, of) {
 // The controls; `change(what)` is called with "filter", "order" or "look".
 function filterControls(run, change, everywhere) {
   const outcomes = [...new Set(run.generations.flatMap((saved) => saved.outcomes.filter((o) => o !== null)))];
-  const known = Object.keys(OUTCOMES).filter((o) => outcomes.includes(o)).concat(outcomes.filter((o) => !(o in OUTCOMES)));
+  const known = Object.keys(OUTCOMES).filter((o) => outcomes.includes(o)).concat(outcomes.filter((o) => !own(OUTCOMES, o)));
   if (filters.outcome && filters.outcome !== "not_right" && !known.includes(filters.outcome)) filters.outcome = "";
   const number = (key, label) => {
     const made = h("input", { type: "number", step: "any", id: `reward-${key}`, value: filters[key] ?? "", onchange: () => {
@@ -94,7 +94,7 @@ function filterControls(run, change, everywhere) {
   const names = (table) => Object.entries(table).map(([key, [text]]) => [key, text]);
   return [
     h("div", { class: "controls" },
-      select("Outcome", [["", "all"], ...known.map((o) => [o, OUTCOMES[o] ?? o]), ["not_right", "all but right"]], filters.outcome, set("outcome", "filter"), { id: "outcome" }),
+      select("Outcome", [["", "all"], ...known.map((o) => [o, own(OUTCOMES, o) ?? o]), ["not_right", "all but right"]], filters.outcome, set("outcome", "filter"), { id: "outcome" }),
       select("Start", [["", "all"], ["prefixed", "from a prefix"], ["alone", "without a prefix"]], filters.start, set("start", "filter"), { id: "start" }),
       number("low", "Reward from"), number("high", "to"),
       h("label", {}, "Search ", search),

@@ -207,7 +207,7 @@ function listOf(group, kept, id) {
 
 function drawRollout(rollout, answer, id, most) {
   const outcome = rollout.outcome, right = outcome === "right";
-  const verdict = outcome === null ? "no verdict" : OUTCOMES[outcome] ?? outcome;
+  const verdict = outcome === null ? "no verdict" : own(OUTCOMES, outcome) ?? outcome;
   const told = [`reward ${short(rollout.reward)}`, `advantage ${rollout.advantage > 0 ? "+" : ""}${short(rollout.advantage)}`];
   if (rollout.tokens !== null && rollout.tokens !== undefined) told.push(plural(rollout.tokens, "token"));
   told.push(rollout.prefix ? `prefix ${rollout.prefix}${rollout.of ? ` of ${rollout.of}` : ""}` : "no prefix");

@@ -37,10 +37,10 @@ function drawRecipes(index) {
   const section = document.getElementById("recipes");
   if (!runs.length) return section.replaceChildren();
   const keys = [...new Set(runs.flatMap((run) => Object.keys(run.recipe)))];
-  const differ = keys.filter((key) => new Set(runs.map((run) => run.recipe[key])).size > 1);
+  const differ = keys.filter((key) => new Set(runs.map((run) => own(run.recipe, key))).size > 1);
   const table = (some) => h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Recipes" }, h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "setting"), runs.map((run) => h("th", { scope: "col" }, run.name)))),
-    h("tbody", {}, some.map((key) => h("tr", {}, h("td", {}, key), runs.map((run) => h("td", {}, run.recipe[key] ?? "–")))))));
+    h("tbody", {}, some.map((key) => h("tr", {}, h("td", {}, key), runs.map((run) => h("td", {}, own(run.recipe, key) ?? "–")))))));
   const same = keys.length - differ.length;
   section.replaceChildren(
     h("h2", {}, runs.length > 1 ? "What differs between the recipes" : "The recipe"),
