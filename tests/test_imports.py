@@ -19,7 +19,7 @@ LAYERS = [
     {"recipe", "preflight", "reports", "evaluation.metrics", "evaluation.engines", "evaluation.sampling", "lab"},
     {"trainer", "supervised"},
     {"train", "evaluation"},
-    {"cli", "collect", "grade", "ladder", "lab.quickstart", "reports.schedule", "reports.report", "reports.ladder"},
+    {"cli", "collect", "grade", "ladder", "lab.quickstart", "reports.schedule", "reports.ladder"},
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip

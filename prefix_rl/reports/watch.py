@@ -153,10 +153,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> tuple[str, bytes] | None:
         """What is asked for; None to whoever has no token, comes by another host's name, or asks for nothing here."""
-        watched, (_, token, *rest) = self.server.watched, [*self.path.partition("?")[0].split("/"), "", ""][:4]
-        if not secrets.compare_digest(token.encode(), self.server.token.encode()) or not self._for_us():
+        watched, parts = self.server.watched, self.path.partition("?")[0].split("/")
+        if len(parts) != 3 or not secrets.compare_digest(parts[1].encode(), self.server.token.encode()):
             return None
-        name = rest[0]
+        if not self._for_us():
+            return None
+        name = parts[2]
         if name == "":
             before, script, end = shell(live=True)
             return "text/html; charset=utf-8", (before + script + end).encode()
