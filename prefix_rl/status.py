@@ -99,6 +99,9 @@ def recorded(folder: str | os.PathLike, doing: str) -> Iterator[None]:
         yield
         return
     record = _Record(Path(folder), doing)
+    if _is_another_that_lives(read_status(Path(folder), doing)):
+        yield  # it keeps its file; the command itself says if two cannot share the folder
+        return
     try:
         record.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -119,6 +122,13 @@ def recorded(folder: str | os.PathLike, doing: str) -> Iterator[None]:
         record.end("ended")
     finally:
         _records.remove(record)
+
+
+def _is_another_that_lives(status: Mapping[str, Any] | None) -> bool:
+    """Whether a status is that of another process of this machine, which is still there."""
+    if status is None or status["state"] != "running" or status.get("space") != _space():
+        return False
+    return status["pid"] != os.getpid() and _born(status["pid"]) == status.get("born") is not None
 
 
 def progress(what: str, done: float, total: float | None = None) -> None:

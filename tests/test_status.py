@@ -158,6 +158,30 @@ def test_training_and_evaluating_in_one_folder_do_not_mix(tmp_path):
     assert read_run(tmp_path).state().says == "ended"
 
 
+def test_what_went_wrong_is_not_hidden_by_what_was_done_later(tmp_path):
+    with pytest.raises(ValueError, match="no"):
+        with recorded(tmp_path, "evaluating"):
+            raise ValueError("no")
+    with recorded(tmp_path, "training"):
+        pass
+    assert read_run(tmp_path).state().says == "failed: ValueError: no"
+    with recorded(tmp_path, "evaluating"):  # tried again
+        pass
+    assert read_run(tmp_path).state().says == "ended"
+
+
+def test_a_second_process_leaves_a_living_one_its_status(started, tmp_path):
+    process = started("works")
+    with pytest.raises(ValueError, match="refused"):
+        with recorded(tmp_path, "training"):
+            raise ValueError("refused")
+    assert state(tmp_path).name == "running"
+    process.kill()
+    process.wait()
+    with recorded(tmp_path, "training"):  # a dead one is replaced
+        assert read_status(tmp_path)["pid"] == os.getpid()
+
+
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with recorded(tmp_path, "training"):

@@ -17,6 +17,7 @@ import pytest
 
 from prefix_rl import progress
 from prefix_rl.reports.health import check
+from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.reports.tables import text_table
 from prefix_rl.reports.terminal import TerminalLines, step_line
 
@@ -32,11 +33,20 @@ def command(folder, recipe="prefix_rft", *more):
     return [sys.executable, "-c", PROGRAM, "train", str(path), *SMALL, f"output.dir={folder}", *more]
 
 
-@pytest.mark.timeout(300)
-def test_a_log_has_one_line_a_step_and_no_bars(tmp_path):
-    done = subprocess.run(command(tmp_path / "run"), capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a small run through the command, and what it said to a file."""
+    folder = tmp_path_factory.mktemp("log") / "run"
+    done = subprocess.run(
+        command(folder, "prefix_rft", "output.rollouts_every=1"), capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    log = done.stdout + done.stderr
+    return folder, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_log_has_one_line_a_step_and_no_bars(trained):
+    folder, log = trained
     steps = re.findall(
         r"^step (\d+)/6  reward \S+ \| prefix \S+ at \d+ tokens \| len \d+ \| [\d.]+ s", log, re.MULTILINE
     )
@@ -45,10 +55,39 @@ def test_a_log_has_one_line_a_step_and_no_bars(tmp_path):
     for noise in ("\r", "{'", "it/s", "0%|"):
         assert noise not in log, noise
     assert len(log) < 4000
-    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     assert len(first) > 40  # the whole dictionary is in the file
-    status = json.loads((tmp_path / "run" / "status.training.json").read_text())
+    status = json.loads((folder / "status.training.json").read_text())
     assert (status["state"], status["progress"]) == ("ended", {"what": "training", "done": 6, "total": 6})
+
+
+@pytest.mark.timeout(300)
+def test_saved_rollouts_hold_what_the_page_shows_of_tokens(trained):
+    folder, _ = trained
+    rows = [row for step in range(6) for row in read_rollouts(folder, step)]
+    assert any(row["found"] for row in rows)
+    for row in rows:
+        text, tokens = "".join(s["text"] for s in row["segments"]), len(row["completion_ids"])
+        assert len(row["advantages"]) in (1, tokens)
+        assert row["advantages"][-1] == pytest.approx(row["advantage"], rel=1e-3)
+        if not row["prefix_tokens"]:
+            assert row["entropies"] is None
+            continue
+        # entropies were measured on the prefix, to choose the tokens that get gradient: those with the highest
+        assert row["token_ends"][-1] == len(text)
+        assert [e is not None for e in row["entropies"]] == [i < row["prefix_tokens"] for i in range(tokens)]
+    kept, left = [], []
+    for row in (r for r in read_rollouts(folder, 0) if r["prefix_tokens"]):
+        at, marks = 0, []
+        for segment in row["segments"]:
+            marks += [(at + len(segment["text"]), segment["kind"])]
+            at += len(segment["text"])
+        for end, entropy in zip(row["token_ends"], row["entropies"], strict=True):
+            if entropy is not None:
+                kind = next(kind for until, kind in marks if end <= until)
+                (kept if kind == "kept" else left).append(entropy)
+    assert kept
+    assert min(kept) >= max(left) - 1e-3
 
 
 @pytest.mark.timeout(300)

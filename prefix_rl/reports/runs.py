@@ -93,16 +93,15 @@ class Run:
                 has watched; None: by the clocks of both machines.
         """
         now = time.time() if now is None else now
-        states = []
+        states = {}
         for doing in DOING:
             if (status := read_status(self.folder, doing)) is not None:
                 heard = unheard and unheard(self.folder / doing, status.get("beat", now), now)
-                states.append(state_of(status, now, heard))
-        for state in states:
-            if state.name in ("running", "hangs"):
-                return state
-        if states:
-            return states[0]
+                states[status.get("beat", 0.0)] = state_of(status, now, heard)
+        lives = [state for state in states.values() if state.name in ("running", "hangs")]
+        unfinished = [state for state in states.values() if state.name != "ended"]
+        if states:  # what goes on before what went wrong, and that before what is done
+            return (lives or unfinished or [states[max(states)]])[0]
         if (self.folder / FINAL).is_dir() or self.evaluation:
             return State("ended", "ended")
         return state_of(None, now)
