@@ -8,13 +8,13 @@ size, was cut off; it is set aside and never continued from.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
+from .parts import PARTIAL, write_text
 
 MARK = "prefix_rl.json"
 FINAL = "final"
@@ -29,16 +29,11 @@ _FREE_TRAINING_KEYS = {
 
 
 def mark_whole(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Declares a checkpoint whole. The mark appears in one step: it is written beside and renamed."""
+    """Declares a checkpoint whole. The mark appears whole."""
     sizes = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     sizes.pop(MARK, None)
-    beside = folder / f"{MARK}.partial"
-    sizes.pop(beside.name, None)
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump({**facts, "files": sizes}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(folder / MARK)
+    sizes.pop(MARK + PARTIAL, None)
+    write_text(folder / MARK, json.dumps({**facts, "files": sizes}, indent=1))
 
 
 def facts_of(folder: Path) -> dict[str, Any] | None:

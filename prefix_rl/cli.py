@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from . import __version__
+from .data.attempts import Plan
+from .data.settings import PRESETS
+from .data.settings import Settings as PrepareSettings
+from .evaluation.settings import Evaluation
+from .options import options
 from .progress import bar, say
 
 app = typer.Typer(
@@ -17,11 +23,27 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="block.key=value", help="Values that replace the recipe's.")
 ]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"prefix-rl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _general(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog="Example: prefix-rl train recipes/lab/prefix_rft.yaml training.max_steps=50")
@@ -35,55 +57,24 @@ def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
 @app.command(
     epilog="Example: prefix-rl prepare gsm8k-train.jsonl.gz --output data/gsm8k.jsonl --against gsm8k-test.jsonl"
 )
+@options(PrepareSettings, names={"columns": "column"})
 def prepare(
     sources: Annotated[
         list[str], typer.Argument(help="Files (.jsonl, .jsonl.gz, .parquet), or owner/name[:configuration] on the hub.")
     ],
     output: Annotated[Path, typer.Option(help="The training file to write, .jsonl.")],
-    split: Annotated[str, typer.Option(help="The split, of a data set on the hub.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Read the first rows only.")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="OURS=THEIRS for a column not known by name; may be repeated.")
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A model; its tokenizer measures prompts and demonstrations.")
     ] = None,
-    renumber: Annotated[bool, typer.Option(help="Give new ids: the number of the row in its source.")] = False,
-    against: Annotated[
-        list[str] | None, typer.Option(help="An evaluation set whose problems must not be trained on; may be repeated.")
-    ] = None,
-    ngram: Annotated[int, typer.Option(help="So many words in a row in common with it are too many (8; 13).")] = 8,
-    spare_phrases: Annotated[
-        bool, typer.Option(help="Drop no problem for turns of phrase, which 3 different evaluation problems share.")
-    ] = False,
-    force: Annotated[bool, typer.Option(help="Go on if a whole evaluation set stands in the sources.")] = False,
-    similarity: Annotated[
-        float,
-        typer.Option(help="Drop problems with the same numbers and answer that are as similar to an earlier one."),
-    ] = 0.8,
-    near_duplicates: Annotated[bool, typer.Option(help="Whether to look for those.")] = True,
-    pass_rates: Annotated[
-        str | None,
-        typer.Option(help="Measured pass rates: rows of id and pass_rate (or right, attempts), or a trace store."),
-    ] = None,
-    pass_rate: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="Keep problems with a pass rate in [LOW, HIGH]."),
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="A model; its tokenizer measures demonstrations.")] = None,
-    max_completion_length: Annotated[int | None, typer.Option(help="Drop longer demonstrations (tokens).")] = None,
-    demonstrations: Annotated[
-        int | None, typer.Option(help="At most so many for a problem, the first right ones.")
-    ] = None,
-    require_demonstration: Annotated[bool, typer.Option(help="Drop problems without a demonstration.")] = False,
-    demonstration_share: Annotated[
-        float, typer.Option(help="The share of the problems that keep their demonstrations (0.1, 0.01).")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of that choice; the same as a recipe's makes the same choice.")] = 42,
     preset: Annotated[
         str | None,
         typer.Option(
             help="openr1-46k: one right demonstration of at most 8192 tokens for each problem, or what else is given."
         ),
     ] = None,
+    near_duplicates: Annotated[bool, typer.Option(help="Whether to look for problems that are only similar.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    **given: Any,
 ) -> None:
     """Turn raw rows into training rows. Every demonstration is graded by the training reward.
 
@@ -93,7 +84,7 @@ def prepare(
     """
     from .data.columns import parse_columns
     from .data.funnel import table
-    from .data.prepare import PRESETS, Settings, dropped_path, manifest_path
+    from .data.prepare import dropped_path, manifest_path
     from .data.prepare import prepare as run
     from .errors import DataError, nearest
     from .rewards.equality import TRAINING_RULES
@@ -101,15 +92,11 @@ def prepare(
 
     if preset is not None and preset not in PRESETS:
         raise DataError(f"--preset {preset}: no such preset{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
-    chosen = {"max_completion_length": max_completion_length, "demonstrations": demonstrations,
-              "require_demonstration": require_demonstration or None}  # fmt: skip
-    chosen = PRESETS.get(preset, {}) | {name: value for name, value in chosen.items() if value is not None}
-    settings = Settings(**{
-        "split": split, "limit": limit, "columns": parse_columns(column or []), "renumber": renumber,
-        "against": tuple(against or ()), "ngram": ngram, "spare_phrases": spare_phrases, "force": force,
-        "similarity": similarity if near_duplicates else None, "pass_rates": pass_rates, "pass_rate": pass_rate,
-        "demonstration_share": demonstration_share, "seed": seed, **chosen,
-    })  # fmt: skip
+    given["columns"] = parse_columns(given.get("columns", []))
+    given["against"] = tuple(given.get("against", ()))
+    if not near_duplicates:
+        given["similarity"] = None
+    settings = PrepareSettings(**PRESETS.get(preset, {}) | given)
     loaded = None
     if tokenizer:
         from .data.tokenizer import load_tokenizer
@@ -147,19 +134,19 @@ def schedule(
 ) -> None:
     """Show the prefix lengths, in tokens, that a recipe will draw on its data."""
     from . import preflight
-    from .data.tokenizer import DemonstrationTable, load_tokenizer
+    from .data.tokenizer import DemonstrationTable
+    from .policy import Policy
     from .recipe import load_run
     from .reports import schedule as reports
-    from .train import model_path
 
     preflight.quiet()
     found, train_problems, _ = load_run(recipe, overrides or [])
     having = [p for p in train_problems if p.demonstrations]
     chosen = having[:problems] if problems else having
-    tokenizer = load_tokenizer(model_path(found))
+    policy = Policy(found)
     table = DemonstrationTable(
-        [p.demonstrations for p in chosen], [p.answer for p in chosen], tokenizer,
-        found.data.answer_guard, usable=found.method.usable,
+        [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
+        found.data.answer_guard, usable=found.method.usable, turn=policy.turn,
     )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
@@ -169,34 +156,14 @@ def schedule(
 
 
 @app.command(epilog="Example: prefix-rl evaluate Qwen/Qwen2.5-Math-7B-Instruct --on aime24,math500 --engine vllm")
+@options(Evaluation, omit=("data", "allow_overlap"), commas=("on", "k", "prefix_fractions"), defaults=False)
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, a model, or lab (its base policy).")],
     overrides: Overrides = None,
-    on: Annotated[
-        str | None,
-        typer.Option(help="Benchmarks (aime24,aime25,amc23,math500,minerva,olympiadbench,gsm8k), NAME=FILE, FILE."),
-    ] = None,
-    benchmarks: Annotated[str | None, typer.Option(help="A folder of their files, instead of the hub.")] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Completions for each problem; 32 for AIME and AMC, else 1.")
-    ] = None,
-    k: Annotated[
-        str | None, typer.Option(help="Of pass@k and maj@k, as 4,16; the number of samples unless given.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0.6 where no recipe says otherwise; 0: greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="1 where no recipe says otherwise.")] = None,
-    max_completion_length: Annotated[
-        int | None, typer.Option(help="Tokens; 8192 where no recipe says otherwise.")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="transformers or vllm.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all sampling.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Completions generated and saved together; 64, with vLLM 1,024.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="The first problems of each benchmark only.")] = None,
     config: Annotated[str | None, typer.Option(help="A recipe, where the target is no run.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where the results go; the run's folder unless given.")] = None,
     regrade: Annotated[bool, typer.Option(help="TARGET is an evaluation's folder: grade its samples again.")] = False,
+    **given: Any,
 ) -> None:
     """Measure accuracy (avg@k, pass@k, maj@k), without any prefix, and leave a card that says how.
 
@@ -206,12 +173,6 @@ def evaluate(
     from .evaluation.evaluate import evaluate as run
     from .evaluation.evaluate import grade_again
 
-    given = {
-        "on": on and on.split(","), "benchmarks": benchmarks, "samples": samples, "k": k and _numbers(k),
-        "temperature": temperature, "top_p": top_p, "max_completion_length": max_completion_length, "engine": engine,
-        "seed": seed, "batch_size": batch_size, "limit": limit,
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
     if regrade:
         if useless := sorted(given.keys() - {"k"}):
             raise typer.BadParameter(f"--regrade samples nothing, so it takes no {', '.join(useless)}")
@@ -227,13 +188,6 @@ def evaluate(
     print(text_table(rows_of(card)))
 
 
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise typer.BadParameter(f"--k {text}: give whole numbers above 0 with commas between them, as 4,16")
-    return [int(part) for part in parts]
-
-
 @app.command(epilog="Example: prefix-rl compare runs/prefix_rft runs/dr_grpo --on math500")
 def compare(
     ours: Annotated[Path, typer.Argument(metavar="A", help="The folder of an evaluation.")],
@@ -244,7 +198,7 @@ def compare(
     """Test whether A is better than B, paired by problem, and say what it would take to see the difference."""
     from .evaluation.card import text_table
     from .evaluation.compare import compare_folders, rows_of
-    from .evaluation.samples import write_text
+    from .parts import write_text
 
     found = compare_folders(ours, theirs, on.split(",") if on else ())
     for warning in found["warnings"]:
@@ -336,19 +290,11 @@ def quickstart(
 
 
 @app.command(epilog="Example: prefix-rl collect recipes/lab/prefix_rl.yaml --output runs/traces --k 64 --cap 512")
+@options(Plan)
 def collect(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="The trace store, a folder.")] = Path("runs/traces"),
-    k: Annotated[
-        int | None,
-        typer.Option(help="Attempts at every problem: 512, or as many as the method learns from (upft 1, rft 16)."),
-    ] = None,
-    max_pass_rate: Annotated[float, typer.Option(help="A problem is hard if at most this share is right.")] = 0.0,
-    wanted: Annotated[int, typer.Option(help="Right traces wanted for a hard problem.")] = 1,
-    cap: Annotated[
-        int | None, typer.Option(help="Attempts at one problem at most: 2500, or k for a method of own traces.")
-    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Attempts generated together.")] = None,
     seed: Annotated[int, typer.Option(help="Of all sampling.")] = 0,
     policy: Annotated[str | None, typer.Option(help="A policy in place of the recipe's model.")] = None,
@@ -356,6 +302,7 @@ def collect(
         str | None, typer.Option("--import", help="Import the traces of this file or store instead of sampling.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="What wrote the imported traces.")] = None,
+    **given: Any,
 ) -> None:
     """Collect traces with the policy itself, for `data.traces` of a recipe: right ones of hard problems, or what the
     recipe's method learns from.
@@ -368,10 +315,7 @@ def collect(
     if import_from:
         summary = import_file(recipe, overrides or [], output, import_from, source=source, policy=policy)
     else:
-        summary = run(
-            recipe, overrides or [], output, k=k, max_pass_rate=max_pass_rate, wanted=wanted, cap=cap,
-            batch_size=batch_size, seed=seed, policy=policy,
-        )  # fmt: skip
+        summary = run(recipe, overrides or [], output, batch_size=batch_size, seed=seed, policy=policy, **given)
     print(collect_main_table(summary))
     say(f"the traces are in {output}; train on them with data.traces={output}")
 
@@ -408,18 +352,31 @@ def tiny(
 
 @app.command(epilog="Example: prefix-rl check recipes/qwen2.5-math-7b/prefix_rft.yaml")
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Check a recipe, its data and the installed packages without training. Prints the resolved recipe."""
-    from . import preflight
-    from .recipe import load_run
+    """Check a recipe, its data, its policy and the installed packages without training. Prints the resolved recipe.
 
-    found, train_problems, held_out = load_run(recipe, overrides or [])
-    preflight.check(found)
-    print(found.dump(), end="")
-    say(f"good: {len(train_problems)} problems to train on, {len(held_out)} to evaluate on")
+    What only this machine lacks (a GPU, vLLM, the hub) is listed apart, and is no fault of the recipe.
+    """
+    from .check import check as run
+
+    found = run(recipe, overrides or [])
+    print(found.recipe.dump(), end="")
+    for note in found.notes:
+        say(f"note: {note}")
+    if found.missing:
+        say("\n".join(["this machine cannot train it as it is:", *(f"  - {what}" for what in found.missing)]))
+    say(f"good: {found.problems} problems to train on, {found.held_out} to evaluate on")
+
+
+@app.command(epilog="Example: prefix-rl schema > recipe.schema.json")
+def schema() -> None:
+    """Print a JSON Schema of recipes, by which an editor completes and checks them while they are written."""
+    from .reference import schema as made
+
+    print(json.dumps(made(), indent=2, ensure_ascii=False))
 
 
 def main() -> None:
     """The console script."""
-    from .train import run_or_explain
+    from .progress import run_or_explain
 
     sys.exit(run_or_explain(lambda: app(standalone_mode=True)))

@@ -21,107 +21,30 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import preflight
 from .costs import inference_flops
+from .data.attempts import MAY_GROW, Plan
+from .data.imports import import_traces
 from .data.problems import Problem
-from .data.tokenizer import encode_prompt
-from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, import_traces, tokenizer_sha256
+from .data.traces import CUT, UNGRADED, Account, Tally, Trace, TraceStore, tokenizer_sha256
 from .errors import DataError, UserError
+from .policy import Policy
 from .progress import Lines, bar, how_far, say
-from .recipe import Recipe, load_recipe, prompt_of, training_data
+from .recipe import Recipe, load_recipe, training_data
 from .rewards.workers import Grader
 from .status import progress, recorded
-from .train import policy_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-_MAY_GROW = ("k", "wanted", "cap")
 SUMMARY = "summary.json"
 """What a collection came to, in the store's folder."""
 HARD = "hard.jsonl"
 """The hard problems as training rows, in the store's folder: what PrefixRL trains on."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many attempts at which problems."""
-
-    k: int = 512
-    """Attempts at every problem."""
-    max_pass_rate: float = 0.0
-    """A problem is hard if at most this share of the ``k`` is right."""
-    wanted: int = 1
-    """Right traces wanted for a hard problem; truncated ones do not count."""
-    cap: int = 2500
-    """Attempts at one problem at most, ``k`` included."""
-
-    def problems_found(self) -> list[str]:
-        """What is wrong with these numbers."""
-        found = [f"{name} = {value}: must be at least 1" for name in _MAY_GROW if (value := getattr(self, name)) < 1]
-        if not 0 <= self.max_pass_rate <= 1:
-            found.append(f"max_pass_rate = {self.max_pass_rate:g}: a share, from 0 to 1")
-        if self.cap < self.k:
-            found.append(f"cap = {self.cap}: fewer than the k = {self.k} attempts that every problem gets")
-        return found
-
-    def is_hard(self, first: Tally) -> bool:
-        """Whether a problem is hard, from its first ``k`` attempts.
-
-        >>> Plan(k=4, max_pass_rate=0.25).is_hard(Tally(attempts=4, right=1))
-        True
-        """
-        return first.right / self.k <= self.max_pass_rate
-
-    def next_batch(self, first: Sequence[Tally], every: Sequence[Tally], size: int) -> list[int]:
-        """The problem of each attempt of the next batch; empty when all is done.
-
-        Stage 1 goes problem by problem. Stage 2 goes round the open problems, those with the fewest attempts first, and
-        fills the batch even if few are left: a batch costs about the same time however full it is.
-
-        Args:
-            first: the tally of each problem's first ``k`` attempts.
-            every: the tally of all of its attempts.
-            size: attempts in a batch.
-
-        >>> plan = Plan(k=2, wanted=1, cap=5)
-        >>> plan.next_batch([Tally(1), Tally(0)], [Tally(1), Tally(0)], size=8)
-        [0, 1, 1]
-        >>> never, often = Tally(attempts=2), Tally(attempts=2, right=2, usable=2)
-        >>> plan.next_batch([never, often, never], [Tally(3), often, never], size=4)
-        [2, 0, 2, 0]
-        """
-        batch = [i for i, tally in enumerate(every) for _ in range(min(self.k - tally.attempts, size))][:size]
-        if batch:
-            return batch
-        left = self._left(first, every)
-        order = sorted(left, key=lambda i: (every[i].attempts, i))
-        while len(batch) < size and (order := [i for i in order if left[i] > 0]):
-            for i in order:
-                batch.append(i)
-                left[i] -= 1
-        return batch[:size]
-
-    def remaining(self, first: Sequence[Tally], every: Sequence[Tally]) -> int:
-        """The attempts that are left in this stage; in stage 2 at most so many.
-
-        >>> Plan(k=2, cap=5).remaining([Tally(2), Tally(2, 2, 2)], [Tally(4), Tally(2, 2, 2)])
-        1
-        """
-        stage_1 = sum(max(self.k - tally.attempts, 0) for tally in every)
-        return stage_1 or sum(self._left(first, every).values())
-
-    def _left(self, first: Sequence[Tally], every: Sequence[Tally]) -> dict[int, int]:
-        """The attempts that each open problem may still get in stage 2."""
-        return {
-            i: self.cap - tally.attempts
-            for i, tally in enumerate(every)
-            if self.is_hard(first[i]) and tally.usable < self.wanted and tally.attempts < self.cap
-        }
 
 
 def collect(
@@ -186,22 +109,28 @@ def collect(
     if wrong:
         raise UserError("nothing can be collected with these settings:", wrong)
 
-    path, tokenizer = policy_of(recipe)
-    prompts = _prompts(recipe, problems)
+    asked = _policy(recipe, Path(output))
+    prompts = _prompts(asked, problems)
+    asked.check_context(
+        {p.place or p.id: ids for p, ids in zip(problems, prompts, strict=True)},
+        settings["max_completion_length"], "training.max_completion_length", droppable=True,
+    )  # fmt: skip
+    for note in asked.notes:
+        say(f"note: {note}")
     limits = _limits(recipe, problems)
-    model = _load(path, recipe)
+    model = asked.load()
     about = {
-        "model": path,
+        "model": asked.path,
         "model_sha256": _weights_sha256(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "limits_sha256": _sha256(limits),
         "settings": settings,
     }
-    store = _open_or_create(Path(output), {**_data_facts(recipe, problems, prompts, tokenizer), **about})
+    store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
     grader = recipe.reward.grader() if method.needs_answers else None
     with store.writing(), recorded(store.folder, "collecting"):
         try:
-            _sample(store, model, tokenizer, problems, prompts, limits, grader, plan)
+            _sample(store, asked, model, problems, prompts, limits, grader, plan)
         except KeyboardInterrupt:
             say(f"stopped; what was sampled is in {store.folder}. The same command goes on from there.")
             raise
@@ -215,10 +144,18 @@ def collect(
     return summary
 
 
-def _prompts(recipe: Recipe, problems: Sequence[Problem]) -> list[str | list[dict[str, str]]]:
-    """What the policy is asked, each problem as its trace will be learned."""
-    seed = recipe.training_value("seed")
-    return [prompt_of(p, recipe.data, recipe.method.excerpt(p.id, seed).instruction) for p in problems]
+def _policy(recipe: Recipe, store: Path) -> Policy:
+    """The policy; its prompts show the date of the store that is gone on with, if they show one."""
+    if recipe.model.date is None and (store / "store.json").is_file():
+        day = TraceStore.open(store).facts.get("date")
+        recipe = replace(recipe, model=replace(recipe.model, date=day))
+    return Policy(recipe)
+
+
+def _prompts(policy: Policy, problems: Sequence[Problem]) -> list[list[int]]:
+    """The ids of what the policy is asked, each problem as its trace will be learned."""
+    method, seed = policy.recipe.method, policy.recipe.training_value("seed")
+    return [policy.prompt_ids(p, method.excerpt(p.id, seed).instruction) for p in problems]
 
 
 def _limits(recipe: Recipe, problems: Sequence[Problem]) -> list[int | None]:
@@ -240,20 +177,19 @@ def import_file(
     """Imports the traces of another model into the trace store ``output``; returns the store's summary.
 
     They are graded by the training reward and tokenized for the recipe's model; no model is loaded. What was imported
-    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.traces.import_traces`.
+    stands under ``last_import`` of the summary. See :func:`~prefix_rl.data.imports.import_traces`.
 
     Raises:
         UserError: for a recipe, data, a file or a store that cannot be used.
     """
     preflight.quiet()
     recipe, problems = _recipe_and_problems(config, overrides, policy)
-    _, tokenizer = policy_of(recipe)
-    prompts = _prompts(recipe, problems)
-    store = _open_or_create(Path(output), _data_facts(recipe, problems, prompts, tokenizer))
+    asked = _policy(recipe, Path(output))
+    store = _open_or_create(Path(output), _data_facts(asked, problems, _prompts(asked, problems)))
     grader = recipe.reward.grader() if recipe.method.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
-            done = import_traces(given, store, tokenizer, grader, problems, source, advance)
+            done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance, asked.turn)
             summary = {**summarize(store, problems), "last_import": {"from": str(given), **done}}
             store.write_json(SUMMARY, summary)
     finally:
@@ -272,35 +208,16 @@ def _recipe_and_problems(
     return recipe, training_data(recipe)
 
 
-def _load(path: str, recipe: Recipe) -> PreTrainedModel:
-    """The policy, on the GPU if there is one that the recipe does not forgo."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    options = {"revision": recipe.model.revision, "attn_implementation": recipe.model.attn_implementation}
-    options = {name: value for name, value in options.items() if value is not None}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.model.dtype or "auto", **options)
-    except (OSError, ValueError) as error:
-        raise DataError(f"no model could be loaded from {path}: {error}") from error
-    cuda = torch.cuda.is_available() and not recipe.training_value("use_cpu")
-    return model.to("cuda" if cuda else "cpu").eval()
-
-
 # --- what a store belongs to ------------------------------------------------------------------------------------------
 
 
-def _data_facts(
-    recipe: Recipe,
-    problems: Sequence[Problem],
-    prompts: Sequence[str | list[dict[str, str]]],
-    tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, Any]:
+def _data_facts(policy: Policy, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {
-        "tokenizer_sha256": tokenizer_sha256(tokenizer),
-        "data": recipe.data.train,
+        "tokenizer_sha256": tokenizer_sha256(policy.tokenizer),
+        "data": policy.recipe.data.train,
         "problems_sha256": _sha256([(p.id, p.text, p.answer) for p in problems]),
-        "prompts_sha256": _sha256([encode_prompt(prompt, tokenizer) for prompt in prompts]),
+        "prompts_sha256": _sha256(prompts),
+        **({"date": policy.date} if policy.date else {}),
     }
 
 
@@ -343,9 +260,9 @@ def _open_or_create(folder: Path, facts: Mapping[str, Any]) -> TraceStore:
         what for name, what in _COMPARED.items() if name in then and name in facts and then[name] != facts[name]
     ]
     for name in old.keys() & new:
-        if name in _MAY_GROW and new[name] < old[name]:
+        if name in MAY_GROW and new[name] < old[name]:
             differences.append(f"{name} was {old[name]}, now {new[name]}; it may grow, not shrink")
-        elif name not in _MAY_GROW and new[name] != old[name]:
+        elif name not in MAY_GROW and new[name] != old[name]:
             differences.append(f"{name} was {old[name]}, now {new[name]}")
     if differences:
         raise DataError(
@@ -363,20 +280,21 @@ def _open_or_create(folder: Path, facts: Mapping[str, Any]) -> TraceStore:
 
 def _sample(
     store: TraceStore,
+    policy: Policy,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
-    prompts: Sequence[str | list[dict[str, str]]],
+    prompts: Sequence[Sequence[int]],
     limits: Sequence[int | None],
     grader: Grader | None,
     plan: Plan,
 ) -> None:
     """Samples and stores batches until the plan is done."""
+    from .evaluation.engines import TransformersEngine
     from .evaluation.sampling import sample
 
-    facts = store.facts
+    facts, engine = store.facts, TransformersEngine(model, policy.tokenizer, policy.stops)
     settings, parameters = facts["settings"], facts["parameters"]
-    lengths = [len(encode_prompt(prompt, tokenizer)) for prompt in prompts]
+    lengths = [len(prompt) for prompt in prompts]
     counted = store.attempts(plan.k), store.attempts()
     first, every = ([tallies.get(p.id, Tally()) for p in problems] for tallies in counted)
     with _attempts_bar(sum(tally.attempts for tally in every), settings["graded"]) as show:
@@ -384,8 +302,9 @@ def _sample(
         while batch := plan.next_batch(first, every, settings["batch_size"]):
             done = sum(tally.attempts for tally in every)
             samples = sample(
-                model,
-                tokenizer,
+                engine,
+                policy.tokenizer,
+                policy.turn,
                 [problems[i] for i in batch],
                 [prompts[i] for i in batch],
                 grader,

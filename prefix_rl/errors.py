@@ -22,6 +22,10 @@ class DataError(UserError):
     """Rows that cannot be trained on or evaluated."""
 
 
+class UnreachableError(DataError):
+    """What only the hub has, and the hub could not be asked: nothing is known to be wrong with it."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written, or not be continued from."""
 
@@ -44,3 +48,20 @@ def at_most(problems: Sequence[str], shown: int = 20) -> list[str]:
     """The first problems, and how many more there are."""
     more = len(problems) - shown
     return [*problems[:shown], f"... and {more} more"] if more > 0 else list(problems)
+
+
+def unavailable(what: str, error: Exception) -> DataError:
+    """The error of something that could not be loaded: :class:`UnreachableError` if the hub could not be asked for it.
+
+    The hub's own answer (no such name, no such revision, no access) is not that.
+    """
+    chain, at = [], error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    names = {cls.__name__ for e in chain for cls in type(e).__mro__}
+    answered = names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DisabledRepoError"}
+    silent = names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "Timeout",
+                      "TimeoutException", "TransportError", "NetworkError"}  # fmt: skip
+    kind = UnreachableError if silent and not answered else DataError
+    return kind(f"{what}: {' '.join(str(error).split())[:400]}")

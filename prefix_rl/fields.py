@@ -5,19 +5,25 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import inspect
+import itertools
 import json
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
-from pydantic import TypeAdapter, ValidationError
 
 from .errors import nearest
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 REQUIRED = dataclasses.MISSING
 
@@ -28,15 +34,60 @@ class Field:
 
     type: Any
     default: Any = REQUIRED
+    doc: str = ""
+    """What the source says of it, if that was asked for."""
 
 
-def fields_of(cls: type) -> dict[str, Field]:
-    """The fields of a dataclass."""
+def fields_of(cls: type, docs: bool = False) -> dict[str, Field]:
+    """The fields of a dataclass, by name; with ``docs`` also what the texts below them in the source say."""
     hints = typing.get_type_hints(cls, include_extras=True)
+    texts = _docs(cls) if docs else {}
     return {
-        f.name: Field(hints[f.name], f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        f.name: Field(
+            hints[f.name],
+            f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
+            texts.get(f.name, ""),
+        )
         for f in dataclasses.fields(cls)
     }
+
+
+@cache
+def _docs(cls: type) -> dict[str, str]:
+    """The text below each attribute of a class and its bases, or under ``Attributes:`` of its docstring."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        body = tree.body[0].body
+        listed = (ast.get_docstring(tree.body[0]) or "").partition("Attributes:\n")[2]
+        items = re.finditer(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+        found |= {item[1]: " ".join(item[2].split()) for item in items}
+        for attribute, below in itertools.pairwise(body):
+            if isinstance(attribute, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[attribute.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    return found
+
+
+def said(doc: str) -> str:
+    """A docstring as a person reads it on a terminal: without the marks of code.
+
+    >>> said("As ``data.seed`` of a recipe.")
+    'As data.seed of a recipe.'
+    """
+    return doc.replace("``", "")
+
+
+def core_of(kind: Any) -> Any:
+    """A type without its bounds, and without null.
+
+    >>> core_of(Annotated[int, Ge(1)] | None)
+    <class 'int'>
+    """
+    if typing.get_origin(kind) is Annotated:
+        return core_of(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return core_of(next(a for a in typing.get_args(kind) if a is not type(None)))
+    return kind
 
 
 def check(
@@ -69,7 +120,7 @@ def check(
             if field.default is REQUIRED:
                 problems[name] = f"is missing: give {describe(field.type)}"
             continue
-        nested = _dataclass_in(field.type)
+        nested = dataclass_in(field.type)
         if nested and given[key] is not None:
             inner, found = check(name, given[key], fields_of(nested))
             problems |= found
@@ -78,7 +129,7 @@ def check(
         try:
             value = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
             values[key] = given[key] if value == given[key] else value  # 100 stays 100 where a float is allowed too
-        except (ValidationError, TypeError, ValueError):
+        except (TypeError, ValueError):  # pydantic's ValidationError is a ValueError
             problems[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
     return values, problems
 
@@ -100,6 +151,8 @@ def describe(kind: Any) -> str:
         return ", or ".join(dict.fromkeys(describe(a) for a in sorted(args, key=lambda a: a is type(None))))
     if origin in (list, tuple):
         return f"a list, each {describe(args[0])}"
+    if dataclasses.is_dataclass(kind):
+        return "a block"
     words = {
         int: "an integer",
         float: "a number",
@@ -117,7 +170,9 @@ def _bound(m: object) -> str:
     return f" of at least {m.ge}" if isinstance(m, Ge) else f" above {m.gt}" if isinstance(m, Gt) else ""
 
 
-def _dataclass_in(kind: Any) -> type | None:
+def dataclass_in(kind: Any) -> type | None:
+    """The dataclass that a field holds, if it is a block of its own."""
+    """The dataclass that a field holds, if it is a block of its own."""
     return next(
         (k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)), None
     )
@@ -130,6 +185,8 @@ def _shown(value: object) -> str:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import yaml
 from .data.sources import read
 from .errors import DataError, at_most, nearest
 from .fields import check, fields_of
+from .parts import whole
 from .progress import bar
 from .rewards import second
 from .rewards.equality import Rules
@@ -243,14 +243,8 @@ def _written(output: Path | None):
     if output is None:
         yield lambda line: None
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file.write
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(output) as file:
+        yield lambda line: file.write(line.encode("utf-8", "backslashreplace"))
 
 
 # --- what a person reads ----------------------------------------------------------------------------------------------

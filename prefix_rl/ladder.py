@@ -33,7 +33,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from . import preflight
+from . import parts, preflight
 from .errors import RecipeError, UserError, nearest
 from .fields import check, fields_of
 from .progress import Lines, how_far, say
@@ -537,9 +537,11 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def _prepare_base(job: Job) -> None:
     """The lab's base policy, before several runs ask for it at once."""
-    from .train import model_path
+    from .policy import find
 
-    model_path(load_recipe(job.recipe, job.overrides))
+    recipe = load_recipe(job.recipe, job.overrides)
+    if recipe.model.name_or_path == LAB:
+        find(LAB, recipe.world)
 
 
 def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
@@ -613,7 +615,7 @@ def _run(job: Job, command: str, stop: threading.Event) -> str | None:
 
 def main(arguments: Sequence[str]) -> int:
     """``python -m prefix_rl.ladder run|collect JOB``: what the ladder starts."""
-    from .train import run_or_explain
+    from .progress import run_or_explain
 
     command, described = arguments
     given = json.loads(described)
@@ -633,9 +635,7 @@ def collect_one(job: Job) -> None:
 
 def run_one(job: Job) -> None:
     """Trains, measures, and leaves ``result.json``. Waits for a process that an earlier ladder may have left behind."""
-    from filelock import FileLock
-
-    with FileLock(job.folder / ".lock"):
+    with parts.Lock(job.folder / ".lock").held(lambda who: say(f"waiting for another process{who} to end {job.name}")):
         if job.result() is None:
             _train_and_measure(job)
 
@@ -657,9 +657,7 @@ def _train_and_measure(job: Job) -> None:
         "git_commit": preflight.git_commit(),
         "versions": preflight.versions(),
     }
-    beside = run / f"{RESULT}.partial"
-    beside.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    beside.replace(run / RESULT)
+    parts.write_text(run / RESULT, json.dumps(found) + "\n")
 
 
 def curve_of(run: Path) -> list[dict[str, float]]:
@@ -676,23 +674,23 @@ def curve_of(run: Path) -> list[dict[str, float]]:
 def measure(job: Job, run: Path) -> dict[str, Any]:
     """Accuracy of the final policy on every level, and of every checkpoint from parts of a demonstration."""
     from .checkpoints import checkpoints
-    from .data.tokenizer import load_tokenizer
+    from .evaluation.engines import TransformersEngine
     from .evaluation.sampling import by_problem, sample
-    from .recipe import evaluation_data, prompt_of
+    from .policy import Policy
+    from .recipe import evaluation_data
 
     preflight.quiet()
-    from transformers import AutoModelForCausalLM
-
     recipe = load_recipe(job.recipe, job.overrides)
     grader = recipe.reward.grader()
 
     def shares(policy: Path, of: Recipe, fraction: float, samples: int, limit: int | None = None) -> list[float]:
-        problems = evaluation_data(of)[:limit]
+        problems, asked = evaluation_data(of)[:limit], Policy(of, policy)
         made = sample(
-            AutoModelForCausalLM.from_pretrained(policy, dtype=of.model.dtype or "auto").eval(),
-            load_tokenizer(str(policy)),
+            TransformersEngine(asked.load(), asked.tokenizer, asked.stops),
+            asked.tokenizer,
+            asked.turn,
             problems,
-            [prompt_of(problem, of.data) for problem in problems],
+            [asked.prompt_ids(problem) for problem in problems],
             grader,
             samples=samples,
             max_completion_length=of.evaluation_length,

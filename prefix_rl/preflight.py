@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-from .errors import StackError
+from .errors import StackError, nearest
 from .progress import calm
 
 if TYPE_CHECKING:
@@ -77,28 +77,61 @@ def stack_problems(found: dict[str, str | None]) -> list[str]:
 
 
 def recipe_problems(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[str]:
+    """What keeps this recipe from being trained here: what this machine lacks, and what is wrong wherever it is."""
+    return missing(recipe, found, cuda) + faults(recipe)
+
+
+def missing(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[str]:
     """What this recipe needs and this machine does not have."""
-    value, problems = recipe.training_value, []
+    value, lacking = recipe.training_value, []
     if value("use_vllm"):
         if not found["vllm"]:
-            problems.append("training.use_vllm = true, but vLLM is not installed: pip install 'prefix_rl[vllm]'")
+            lacking.append("training.use_vllm = true, but vLLM is not installed: pip install 'prefix_rl[vllm]'")
         elif not Version("0.22") <= Version(found["vllm"]) < Version("0.32"):
-            problems.append(f"vllm {found['vllm']}: TRL 1.16 works with 0.22 to 0.31")
+            lacking.append(f"vllm {found['vllm']}: TRL 1.16 works with 0.22 to 0.31")
     if recipe.model.lora and not found["peft"]:
-        problems.append("model.lora needs peft: pip install 'prefix_rl[lora]'")
+        lacking.append("model.lora needs peft: pip install 'prefix_rl[lora]'")
+    if not cuda and not value("use_cpu"):
+        lacking.append("no GPU was found; to train on the CPU set training.use_cpu=true training.bf16=false")
+    if names := _reporters(recipe):
+        from transformers.integrations import integration_utils as known
+
+        there = known.get_available_reporting_integrations()
+        lacking += [
+            f"training.report_to = {name}: its package is not installed: pip install {_PACKAGE_OF.get(name, name)}"
+            for name in names if name in known.INTEGRATION_TO_CALLBACK and name not in there
+        ]  # fmt: skip
+    return lacking
+
+
+def faults(recipe: Recipe) -> list[str]:
+    """What would fail, or train on the wrong thing, with the installed packages on any machine."""
+    value, found = recipe.training_value, []
     bf16 = value("bf16") is not False and not value("fp16")
     if value("use_transformers_continuous_batching") and bf16 and recipe.model.dtype != "bfloat16":
-        problems.append(
+        found.append(
             "training.use_transformers_continuous_batching with bf16 and float32 weights: TRL 1.16 casts the weights "
             "to bfloat16 in place at the first generation, for good; set model.dtype = bfloat16, or "
             "training.bf16 = false"
         )
-    if not cuda and not value("use_cpu"):
-        problems.append("no GPU was found; to train on the CPU set training.use_cpu=true training.bf16=false")
-    reporters = value("report_to")
-    if "tensorboard" in (reporters or "") and not installed("tensorboard"):
-        problems.append("training.report_to = tensorboard needs tensorboard: pip install tensorboard")
-    return problems
+    if names := _reporters(recipe):
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as EVERY
+
+        found += [
+            f"training.report_to = {name}: no such reporter{nearest(name, EVERY)}; there are {', '.join(sorted(EVERY))}"
+            for name in names if name not in EVERY
+        ]  # fmt: skip
+    return found
+
+
+def _reporters(recipe: Recipe) -> list[str]:
+    wanted = recipe.training_value("report_to")
+    names = [wanted] if isinstance(wanted, str) else list(wanted or ())
+    return [name for name in names if name not in ("none", "all")]
+
+
+_PACKAGE_OF = {"comet_ml": "comet-ml", "clearml": "clearml", "dagshub": "dagshub mlflow", "dvclive": "dvclive",
+               "azure_ml": "azureml-mlflow", "neptune": "neptune"}  # fmt: skip
 
 
 def launched_with_deepspeed() -> bool:
@@ -118,6 +151,14 @@ def check(recipe: Recipe) -> None:
     problems = stack_problems(found) + recipe_problems(recipe, found, torch.cuda.is_available())
     if problems:
         raise StackError("this run would fail, or train on the wrong thing:", problems)
+
+
+def findings(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """What this machine lacks for a recipe, its installed versions included; and what is wrong on any machine."""
+    import torch
+
+    found = versions()
+    return stack_problems(found) + missing(recipe, found, torch.cuda.is_available()), faults(recipe)
 
 
 def quiet() -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partialmethod
 
 from . import status
+from .errors import UserError
 
 LINE_SECONDS = 30.0
 """Between two lines about the same thing, where nobody looks."""
@@ -51,7 +52,7 @@ def bar(what: str, total: int | None, unit: str = "") -> Iterator[Callable[[int]
     """
     from tqdm import tqdm
 
-    silent = int(os.environ.get("RANK", "0")) > 0
+    silent = not is_main()
     done, lines = 0, Lines()
     with tqdm(
         desc=what,
@@ -98,3 +99,21 @@ def how_far(done: float, total: float | None) -> str:
     ('40 of 200 (20 %)', '1,200')
     """
     return f"{done:,} of {total:,} ({100 * done / total:.0f} %)" if total else f"{done:,}"
+
+
+def is_main() -> bool:
+    """Whether this process writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_or_explain(command: Callable[[], object]) -> int:
+    """Runs a command; prints what a person can mend instead of a traceback. Returns the exit status."""
+    try:
+        command()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        say(f"error: {error}" if is_main() else f"error on rank {rank}: {error.what}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

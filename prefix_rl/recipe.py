@@ -15,16 +15,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Interval
 
-from . import methods
-from .data import contamination
+from . import contradictions, methods, yaml12
+from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
-from .errors import DataError, RecipeError, at_most, nearest
+from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
+from .evaluation.settings import Evaluation
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Combined, Method
@@ -62,6 +63,9 @@ class Model:
     """As transformers names it: sdpa, flash_attention_2, ..."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
+    date: str | None = None
+    """The date (2026-11-25) that a chat template with a date in it shows; null: that of the day on which the run, the
+    collection or the evaluation began."""
     lora: Lora | None = None
     """Train LoRA adapters; null: all parameters."""
 
@@ -111,47 +115,6 @@ class Reward(Rules):
         """The workers that grade by these settings; they start when first needed."""
         rules = Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
         return Grader(self.workers, self.deadline, self.memory_mb, rules)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What it is evaluated on, and how; never with a prefix, except at ``prefix_fractions``."""
-
-    data: str | None = None
-    """A file of problems, a data set on the hub, or ``lab``: for accuracy while training, and for `prefix-rl evaluate`
-    unless ``on`` is given. null: none."""
-    split: str = "test"
-    limit: Annotated[int, Ge(1)] | None = None
-    """The first problems only (of each benchmark)."""
-    allow_overlap: bool = False
-    """Train although problems of ``data`` stand among the training problems."""
-    on: tuple[str, ...] = ()
-    """What `prefix-rl evaluate` measures on: names of benchmarks (math500), name=FILE, files of problems."""
-    benchmarks: str | None = None
-    """A folder with local files of the named benchmarks (math500.jsonl); null: $PREFIX_RL_BENCHMARKS, or else the
-    hub."""
-    samples: Annotated[int, Ge(1)] | None = None
-    """Completions for each problem; null: the benchmark's own number (32 for AIME and AMC, 1 elsewhere)."""
-    k: tuple[Annotated[int, Ge(1)], ...] = ()
-    """Of pass@k and maj@k; empty: the number of samples."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What generates."""
-    temperature: Annotated[float, Ge(0)] = 1.0
-    """0: greedy."""
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    """Sample from the most likely tokens that together have this probability."""
-    max_completion_length: Annotated[int, Ge(2)] | None = None
-    """Tokens; null: training.max_completion_length."""
-    batch_size: Annotated[int, Ge(1)] | None = None
-    """Completions generated and saved together; null: 64, with vLLM 1,024."""
-    prefix_fractions: tuple[Fraction, ...] = ()
-    """Also the accuracy from these fractions of a demonstration."""
-    seed: int = 0
-
-    @property
-    def at_once(self) -> int:
-        """Completions generated together."""
-        return self.batch_size or (64 if self.engine == "transformers" else 1024)
 
 
 @dataclass(frozen=True)
@@ -227,9 +190,19 @@ class Recipe:
         """The most tokens that a completion may have in an evaluation."""
         return self.evaluation.max_completion_length or self.training_value("max_completion_length")
 
+    @property
+    def uses_lab(self) -> bool:
+        """Whether the policy or the problems are the lab's."""
+        return LAB in (self.model.name_or_path, self.data.train)
+
+    @property
+    def whole_training(self) -> dict[str, Any]:
+        """The ``training`` block with TRL's defaults."""
+        return {name: field.default for name, field in training_fields().items()} | dict(self.training)
+
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
-        return self.training[name] if name in self.training else _training_fields()[name].default
+        return self.training[name] if name in self.training else training_fields()[name].default
 
 
 def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -239,8 +212,42 @@ def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence
         RecipeError: with every problem that can be found without reading the data.
     """
     recipe, problems = _read(path, overrides)
-    _raise_if(path, problems)
+    raise_if(path, problems)
     return recipe
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A recipe with its data, and what is wrong with them."""
+
+    recipe: Recipe | None
+    """None if no recipe can be made of what is written."""
+    train: list[Problem]
+    held_out: list[Problem]
+    faults: list[str]
+    missing: list[str]
+    """What could not be looked at from here: data sets of a hub that does not answer."""
+
+
+def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
+    """The recipe, the problems to train on, those to evaluate on while training, and every fault of all three."""
+    recipe, faults = _read(path, overrides)
+    train, held_out, missing = [], [], []
+    if recipe:
+        sources = [("data.train", train, training_data)]
+        if recipe.training_value("eval_strategy") not in ("no", None):
+            sources.append(("evaluation.data", held_out, evaluation_data))
+        for name, into, load in sources:
+            try:
+                into += load(recipe)
+            except UnreachableError as error:
+                missing.append(f"{name}: {error}")
+            except DataError as error:
+                faults += [f"{name}: {error.what}", *error.problems]
+        if train:
+            faults += contradictions.with_data(recipe, train)
+            faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
+    return Reading(recipe, train, held_out, faults, missing)
 
 
 def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem], list[Problem]]:
@@ -249,22 +256,9 @@ def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Re
     Raises:
         RecipeError: with every problem of the recipe and of the data.
     """
-    recipe, problems = _read(path, overrides)
-    train, held_out = [], []
-    if recipe:
-        sources = [("data.train", train, training_data)]
-        if recipe.training_value("eval_strategy") not in ("no", None):
-            sources.append(("evaluation.data", held_out, evaluation_data))
-        for name, into, load in sources:
-            try:
-                into += load(recipe)
-            except DataError as error:
-                problems += [f"{name}: {error.what}", *error.problems]
-        if train:
-            problems += _problems_with_data(recipe, train)
-            problems += _overlap(recipe, train, held_out)
-    _raise_if(path, problems)
-    return recipe, train, held_out
+    found = read_run(path, overrides)
+    raise_if(path, [*found.faults, *found.missing])
+    return found.recipe, found.train, found.held_out
 
 
 def training_data(recipe: Recipe) -> list[Problem]:
@@ -275,10 +269,11 @@ def training_data(recipe: Recipe) -> list[Problem]:
     else:
         found = data_problems.load(data.train, data.split, data.limit, recipe.method.needs_answers)
     if data.traces is not None:
-        from .data import traces
+        from .data.attach import attach
+        from .data.traces import TraceStore
 
-        store = traces.TraceStore.open(Path(data.traces))
-        found = traces.attach(found, store, method=recipe.method, seed=recipe.training_value("seed"))
+        store = TraceStore.open(Path(data.traces))
+        found = attach(found, store, method=recipe.method, seed=recipe.training_value("seed"))
     return data_problems.with_demonstrations_for(found, data.demonstration_share, recipe.training_value("seed"))
 
 
@@ -292,6 +287,19 @@ def evaluation_data(recipe: Recipe) -> list[Problem]:
     return data_problems.load(evaluation.data, evaluation.split, evaluation.limit)
 
 
+def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]:
+    """The problems to evaluate on, from a file also if that is done later only; none where an overlap is allowed."""
+    evaluation = recipe.evaluation
+    if evaluation.allow_overlap or evaluation.data is None:
+        return []
+    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
+        try:
+            return evaluation_data(recipe)
+        except DataError:
+            return []  # whoever evaluates on it is told
+    return held_out
+
+
 def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list[dict[str, str]]:
     """What the policy is asked: chat messages, or the text itself. ``instruction`` stands behind that of the data."""
     text = problem.text + data.instruction + instruction
@@ -301,42 +309,21 @@ def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list
     return [*system, {"role": "user", "content": text}]
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Batches:
-    """How rollouts, updates and steps relate, over all ranks."""
-
-    rollouts: int  # of one generation batch
-    prompts: int  # distinct ones in it
-    steps: float  # optimizer steps that one generation batch serves
-
-
-def batches(recipe: Recipe, world_size: int) -> Batches:
-    """The batch arithmetic of TRL, from the ``training`` block."""
-    value = recipe.training_value
-    accumulation = value("gradient_accumulation_steps")
-    per_micro_step = value("per_device_train_batch_size") * world_size
-    generation = value("generation_batch_size")
-    micro_steps = value("steps_per_generation") or (generation // per_micro_step if generation else accumulation)
-    rollouts = generation or per_micro_step * micro_steps
-    return Batches(
-        rollouts=rollouts,
-        prompts=rollouts // value("num_generations"),
-        steps=micro_steps * value("num_iterations") / accumulation,
-    )
-
-
-def world_size() -> int:
-    """How many processes train together, as ``accelerate launch`` says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
-def _training_fields() -> dict[str, Field]:
+def read_yaml(path: str | os.PathLike) -> dict:
+    """The mapping in a YAML file.
+
+    Raises:
+        RecipeError: if there is no such file, it is no UTF-8, no YAML, empty, or something other than a mapping.
+    """
+    return yaml12.read(path, BLOCKS)
+
+
+def training_fields() -> dict[str, Field]:
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it."""
     return fields_from_source("trl.trainer.grpo_config", "GRPOConfig")
 
 
@@ -352,7 +339,7 @@ _SET_ELSEWHERE = {
 _OLD_KEYS = {
     "torch_dtype": "is now model.dtype",
     "dtype": "belongs to the model block: model.dtype",
-    "max_prompt_length": "is gone: TRL no longer cuts prompts. Filter the data with `prefix-rl prepare`",
+    "max_prompt_length": "is gone: TRL cuts no prompts. Filter the data with `prefix-rl prepare --max-prompt-length`",
     "evaluation_strategy": "is now called eval_strategy",
     "overwrite_output_dir": "is gone: a run's folder is continued or refused, see output.resume",
     "vllm_device": "is gone: see vllm_mode and vllm_gpu_memory_utilization",
@@ -364,7 +351,7 @@ _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
     """The recipe, and the problems found. Wrong values stand at their defaults in it, so that more can be found."""
     given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
-    misplaced = _apply(given, overrides)
+    misplaced = yaml12.apply(overrides, given, BLOCKS)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
         misplaced.append(f"{block}: no such block{nearest(block, BLOCKS)}; there are {', '.join(BLOCKS)}")
     made: dict[str, Any] = {}
@@ -384,7 +371,8 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
         return None, listed
     recipe = Recipe(**made)
     doubtful = _doubtful(problems)
-    return recipe, listed + [p for p in _contradictions(recipe) if not any(name in p for name in doubtful)]
+    contradicting = contradictions.between_blocks(recipe)
+    return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
 
 
 def _doubtful(problems: Mapping[str, str]) -> set[str]:
@@ -444,192 +432,13 @@ def _training(given: object) -> tuple[dict | None, dict[str, str]]:
             )
     problems |= {f"training.{key}": _SET_ELSEWHERE[key] for key in given if key in _SET_ELSEWHERE}
     rest = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
-    values, found = check("training", rest, _training_fields(), _OLD_KEYS)
+    values, found = check("training", rest, training_fields(), _OLD_KEYS)
     return {key: values[key] for key in rest if key in values} | _FIXED, problems | found
 
 
-def _contradictions(recipe: Recipe) -> list[str]:
-    """What cannot be together in the blocks, though each is well-formed."""
-    value, problems = recipe.training_value, []
-    group_size, completion = value("num_generations"), value("max_completion_length")
-    if group_size < 2:
-        problems.append(f"training.num_generations = {group_size}: credit is relative to a group, so at least 2")
-    if value("generation_batch_size") and value("steps_per_generation"):
-        problems.append("training.generation_batch_size and training.steps_per_generation: give only one of them")
-    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations")
-    for name in sizes:
-        if value(name) < 1:
-            problems.append(f"training.{name} = {value(name)}: must be an integer of at least 1")
-    if problems:
-        return problems
-    found = batches(recipe, world_size())
-    if found.rollouts % group_size or found.rollouts < group_size:
-        problems.append(
-            f"one generation batch has {found.rollouts} rollouts (training.per_device_train_batch_size x processes x "
-            f"steps), which is not a multiple of training.num_generations = {group_size}"
-        )
-    save_steps = value("save_steps")
-    if value("save_strategy") == "steps" and save_steps >= 1 and save_steps % max(found.steps, 1):
-        problems.append(
-            f"training.save_steps = {save_steps} is not a multiple of the {found.steps:g} steps that one generation "
-            "batch serves; a checkpoint inside that window could not be resumed exactly"
-        )
-    training = {name: f.default for name, f in _training_fields().items()} | dict(recipe.training)
-    problems += recipe.method.problems(training)
-    problems += recipe.world.problems_found()
-    if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
-        problems.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
-    if recipe.evaluation.temperature == 0 and (recipe.evaluation.samples or 1) > 1:
-        problems.append(
-            f"evaluation.samples = {recipe.evaluation.samples} with evaluation.temperature = 0: greedy decoding gives "
-            "the same completion every time; set evaluation.samples = 1, or a temperature"
-        )
-    if (recipe.model.name_or_path == LAB or recipe.data.train == LAB) and recipe.data.prompt != "plain":
-        problems.append("data.prompt = chat: the lab's policy knows no chat template; set data.prompt = plain")
-    if recipe.data.prompt == "plain" and recipe.data.system_prompt is not None:
-        problems.append("data.system_prompt needs data.prompt = chat")
-    if recipe.model.chat_template and not Path(recipe.model.chat_template).is_file():
-        problems.append(f"model.chat_template: there is no file {recipe.model.chat_template}")
-    if completion < 2:
-        problems.append(f"training.max_completion_length = {completion}: must be at least 2")
-    return problems
-
-
-def _problems_with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
-    problems = []
-    prompts = batches(recipe, world_size()).prompts
-    demonstrated = [bool(p.demonstrations) for p in train]
-    rows = sum(recipe.method.copies(demonstrated))
-    if recipe.method.reinforces and rows < prompts:
-        copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
-        problems.append(
-            f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
-            "training would end before its first step"
-        )
-    if recipe.method.own_traces and recipe.data.traces is None:
-        problems.append(
-            f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
-            "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"
-        )
-    elif recipe.uses_demonstrations and not any(demonstrated):
-        problems.append(
-            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
-            "demonstrations or solution, or data.traces)"
-        )
-    return problems
-
-
-def _overlap(recipe: Recipe, train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
-    """What is wrong with evaluating on these problems. A file is looked at even if it is evaluated on later only."""
-    evaluation = recipe.evaluation
-    if evaluation.allow_overlap or evaluation.data is None:
-        return []
-    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
-        try:
-            held_out = evaluation_data(recipe)
-        except DataError:
-            return []  # whoever evaluates on it is told
-    found = contamination.overlap([p.text for p in train], [p.text for p in held_out])
-    if not found:
-        return []
-    shown = found[0] if len(found[0]) <= 60 else found[0][:57] + "..."
-    return [
-        f"evaluation.data: {len(found)} of its {len(held_out)} problems stand in data.train, for example {shown!r}. "
-        f"Take them out (prefix-rl prepare --against {evaluation.data}), or set evaluation.allow_overlap = true"
-    ]
-
-
-def _raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:
+def raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:
+    """Raises a RecipeError that lists the problems, if there are any."""
     if problems:
         name = "the settings given" if isinstance(path, Mapping) else os.fspath(path)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise RecipeError(f"{name}: {count}, nothing was started", at_most(problems, 40))
-
-
-def _apply(recipe: dict, overrides: Sequence[str]) -> list[str]:
-    """Applies ``block.key=value`` to the recipe in place; the problems of those that are not of this form."""
-    problems = []
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        *blocks, key = path.strip().removeprefix("--").split(".")
-        if not equals or not (blocks or key in BLOCKS):
-            problems.append(f"{override!r}: an override is block.key=value, for example training.learning_rate=1e-6")
-            continue
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            problems.append(f"{override!r}: the value is not YAML ({_first_line(error)})")
-            continue
-        target = recipe
-        for block in blocks:
-            if not isinstance(target.get(block), dict):
-                target[block] = {}
-            target = target[block]
-        target[key] = value
-    return problems
-
-
-# --- YAML -------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, in which 1e-6 is a number and ``off`` a word, and in which no key stands twice."""
-
-    yaml_implicit_resolvers: ClassVar[dict] = {}
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if keys.count(key) > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
-
-
-for _tag, _pattern, _starts in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-     "-+0123456789."),
-    ("merge", "<<", "<"),
-):  # fmt: skip
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _starts]
-    )
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(node.value, 0 if node.value.startswith(("0o", "0x")) else 10)
-)
-
-
-def read_yaml(path: str | os.PathLike) -> dict:
-    """A YAML file that holds one mapping.
-
-    Raises:
-        RecipeError: if there is no such file, it is no UTF-8, no YAML, empty, or something other than a mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {os.fspath(path)}: {error}") from error
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        tab = next((n for n, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)), None)
-        hint = f"\n  Line {tab} is indented with a tab; YAML wants blanks." if tab else ""
-        raise RecipeError(f"{os.fspath(path)} is not YAML: {_first_line(error)}{hint}") from error
-    if content is None:
-        raise RecipeError(f"{os.fspath(path)} is empty; a recipe has the blocks {', '.join(BLOCKS)}")
-    if not isinstance(content, dict):
-        blocks = ", ".join(BLOCKS)
-        raise RecipeError(
-            f"{os.fspath(path)} holds a {type(content).__name__}; a recipe is a mapping with the blocks {blocks}"
-        )
-    return content
-
-
-def _first_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{getattr(error, 'problem', None) or error}{place}"

@@ -15,18 +15,18 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from .batches import world_size
 from .checkpoints import FINAL, check_continues, facts_of, last_whole, mark_whole, set_aside_incomplete
 from .costs import Cost, update_flops
 from .data.problems import Problem
-from .data.tokenizer import DemonstrationTable, encode_prompt, opening_of
+from .data.tokenizer import DemonstrationTable, stop_ids
 from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Supervised
+from .policy import Policy
 from .progress import say
-from .recipe import Recipe, prompt_of, world_size
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 _SHARED_KEYS = (
     "bf16", "fp16", "use_cpu", "seed", "gradient_checkpointing", "gradient_checkpointing_kwargs", "max_grad_norm",
@@ -70,10 +70,8 @@ def micro_batches(settings: Supervised, ranks: int) -> tuple[int, int]:
 
 
 def fine_tune(
-    recipe: Recipe,
+    policy: Policy,
     problems: Sequence[Problem],
-    policy: str,
-    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     facts: Mapping[str, Any],
     adapters: Mapping[str, Any],
@@ -99,17 +97,13 @@ def fine_tune(
     from .reports.terminal import show_lines
     from .trainer import MetricsFile
 
+    recipe, tokenizer = policy.recipe, policy.tokenizer
     settings = recipe.method.supervised
     micro, accumulation = micro_batches(settings, world_size())
-    dataset = rows(recipe, problems, tokenizer)
+    dataset = rows(policy, problems)
     places = order(len(dataset), settings, recipe.training_value("seed"))
     steps = len(places) // settings.batch_size
     shared = {key: recipe.training[key] for key in _SHARED_KEYS if key in recipe.training}
-    loading = {
-        "dtype": recipe.model.dtype,
-        "attn_implementation": recipe.model.attn_implementation,
-        "revision": recipe.model.revision,
-    }
     args = SFTConfig(
         **shared,
         output_dir=str(folder),
@@ -125,7 +119,7 @@ def fine_tune(
         max_length=None,
         packing=False,
         eval_strategy="no",
-        model_init_kwargs={key: value for key, value in loading.items() if value is not None} or None,
+        model_init_kwargs=policy.loading or None,
     )
 
     class MarkWhole(TrainerCallback):
@@ -135,14 +129,17 @@ def fine_tune(
                 mark_whole(folder / f"checkpoint-{state.global_step}", whole)
 
     trainer = SFTTrainer(
-        model=policy,
+        model=policy.load(trainable=True) if policy.adapters else policy.path,
         args=args,
         train_dataset=dataset.select(places),
         processing_class=tokenizer,
         callbacks=[MarkWhole(), MetricsFile(folder)],
-        **adapters,
+        **({} if policy.adapters else adapters),
     )
     show_lines(trainer, "the supervised stage")
+    generates = trainer.model.generation_config
+    if set(policy.stops) != set(stop_ids(generates, tokenizer)):
+        generates.eos_token_id = policy.stops  # saved with the policy, which learns to end so
     if trainer.accelerator.is_main_process:
         set_aside_incomplete(folder)
         say(
@@ -181,7 +178,7 @@ def fine_tune(
     return cost
 
 
-def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def rows(policy: Policy, problems: Sequence[Problem]) -> Dataset:
     """``input_ids`` and ``labels`` of every lesson: ``prompt | demonstration | end``, -100 on the prompt.
 
     Which demonstrations, how much of them, and what the prompt asks for beside the problem, the method says. Those that
@@ -192,21 +189,20 @@ def rows(recipe: Recipe, problems: Sequence[Problem], tokenizer: PreTrainedToken
     """
     from datasets import Dataset
 
+    recipe = policy.recipe
     table = DemonstrationTable(
         [p.demonstrations for p in problems],
         [p.answer for p in problems],
-        tokenizer,
+        policy.tokenizer,
         "none",
         usable=recipe.method.usable,
-        opening=opening_of(encode_prompt(prompt_of(problems[0], recipe.data), tokenizer), tokenizer)
-        if problems
-        else "",
+        turn=policy.turn,
     )
     budget, seed = recipe.training_value("max_completion_length"), recipe.training_value("seed")
     found, too_long = [], 0
     for row, problem in enumerate(problems):
         excerpt = recipe.method.excerpt(problem.id, seed)
-        prompt = encode_prompt(prompt_of(problem, recipe.data, excerpt.instruction), tokenizer) if table[row] else []
+        prompt = policy.prompt_ids(problem, excerpt.instruction) if table[row] else []
         for demonstration in recipe.method.lessons(problem.id, table[row], seed):
             completion = excerpt.of(demonstration)
             if len(completion) > budget:

@@ -10,20 +10,22 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import preflight
+from . import parts, preflight
+from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
 from .data.prepare import is_verified
 from .data.problems import Problem, verify
-from .errors import CheckpointError, DataError, RecipeError, StackError, UserError
-from .progress import bar, say
-from .recipe import LAB, Recipe, batches, load_run, prompt_of, world_size
+from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
+from .policy import Policy
+from .progress import bar, is_main, run_or_explain, say
+from .recipe import LAB, Recipe, load_run, prompt_of
 from .status import recorded
 
 if TYPE_CHECKING:
@@ -52,12 +54,17 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
 
 def _trained(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem], run: Path) -> Path:
     """The run in its folder, which can be written."""
+    policy = Policy(_with_date_of(run, recipe))
+    recipe = policy.recipe
+    policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
     reward = _reward(recipe)
-    _arguments(recipe)  # joins the processes, and says what TRL does not accept before anything is graded or trained
-    problems = _verified(recipe, problems, reward)
+    arguments(
+        recipe, policy.loading
+    )  # joins the processes, and says what TRL does not accept before anything is graded or trained
+    problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     if not recipe.method.reinforces:
-        return _imitate(recipe, problems, run)
-    trainer = build(recipe, problems, held_out, reward)
+        return _imitate(policy, problems, run)
+    trainer = build(policy, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
     if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
         if is_main() and not (run / FINAL).is_dir():  # it was killed between its last checkpoint and its end
@@ -106,32 +113,30 @@ def _final_from(checkpoint: Path, run: Path) -> None:
 def _put_in_place(run: Path) -> None:
     """The policy under its name, once it is whole; one of fewer steps makes room."""
     try:
-        if (run / FINAL).is_dir():
-            shutil.rmtree(run / FINAL)
-        (run / _PARTIAL).rename(run / FINAL)
+        parts.settle(run / _PARTIAL, run / FINAL)
     except OSError as error:
         raise CheckpointError(
             f"the policy is in {run / _PARTIAL} and could not be renamed to {FINAL}: {error.strerror or error}"
         ) from error
 
 
-def _imitate(recipe: Recipe, problems: Sequence[Problem], run: Path) -> Path:
+def _imitate(policy: Policy, problems: Sequence[Problem], run: Path) -> Path:
     """A run that is its supervised stage."""
-    facts = _facts(recipe, problems)
+    facts = _facts(policy.recipe, problems)
     if is_main():
-        _record(run, recipe, facts)
-    policy, spent = _start(recipe, problems, facts)
+        _record(run, policy.recipe, facts)
+    stage, spent = _start(policy, problems, facts)
     if is_main():
-        shutil.copytree(policy, run / FINAL, dirs_exist_ok=True)
+        shutil.copytree(stage, run / FINAL, dirs_exist_ok=True)
         _record_cost(run, spent)
         say(f"the policy is in {run / FINAL}")
     return run
 
 
 def build(
-    recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem] = (), reward: MathReward | None = None
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem] = (), reward: MathReward | None = None
 ) -> PrefixTrainer:
-    """The trainer that a recipe describes, on these problems. A supervised stage is trained first.
+    """The trainer that the policy's recipe describes, on these problems. A supervised stage is trained first.
 
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
@@ -140,23 +145,25 @@ def build(
     from .reports.terminal import show_lines
     from .trainer import PrefixTrainer
 
+    recipe = policy.recipe
     if reward is None:
-        _arguments(recipe)
+        arguments(recipe, policy.loading)
         reward = _reward(recipe)
-        problems = _verified(recipe, problems, reward)
+        problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     facts = _facts(recipe, problems)
-    model, spent = _start(recipe, problems, facts)
-    path, tokenizer = policy_of(recipe)
-    adapters = _adapters(recipe)
-    if recipe.method.supervised and adapters and model != path:  # the stage's adapters are trained on
-        model, adapters = _with_adapters(path, model, recipe), {}
+    start, spent = _start(policy, problems, facts)
+    model, adapters = start, _adapters(recipe)
+    if start != policy.path and adapters:  # the stage's adapters are trained on
+        model, adapters = Policy(recipe, start).load(trainable=True), {}
+    elif policy.adapters and start == policy.path:
+        model, adapters = policy.load(trainable=True), {}
     trainer = PrefixTrainer(
         model=model,
         reward_funcs=reward,
-        args=_arguments(recipe),
+        args=arguments(recipe, policy.loading),
         train_dataset=_dataset(recipe, problems),
         eval_dataset=_dataset(recipe, held_out) if held_out else None,
-        processing_class=tokenizer,
+        processing_class=policy.tokenizer,
         method=recipe.method,
         answer_guard=recipe.data.answer_guard,
         rollouts_every=recipe.output.rollouts_every,
@@ -167,6 +174,8 @@ def build(
         **adapters,
     )
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
+    if policy.date:
+        trainer.chat_template = policy.template  # with the date fixed; what is saved with the policy stays as it was
     if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:
         raise StackError(
             "accelerate was given a DeepSpeed configuration and left DeepSpeed out; do not combine it with --cpu or "
@@ -192,102 +201,42 @@ def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
     }
 
 
-def _start(recipe: Recipe, problems: Sequence[Problem], facts: dict[str, Any]) -> tuple[str, Cost]:
+def _start(policy: Policy, problems: Sequence[Problem], facts: dict[str, Any]) -> tuple[str, Cost]:
     """The policy that reinforcement learning starts from, and what it cost to have it and its traces."""
-    path, tokenizer = policy_of(recipe)
-    spent = Cost()
+    recipe, spent = policy.recipe, Cost()
     if recipe.data.traces is not None:
         from .data.traces import TraceStore
 
         store = TraceStore.open(Path(recipe.data.traces))
-        store.check_tokenizer(tokenizer)
+        store.check_tokenizer(policy.tokenizer)
         spent += store.cost()
     if not recipe.uses_supervision:
-        return path, spent
+        return policy.path, spent
     from .supervised import fine_tune
 
     stage = Path(recipe.output.dir, "sft")
-    spent += fine_tune(recipe, problems, path, tokenizer, stage, facts, _adapters(recipe))
+    spent += fine_tune(policy, problems, stage, facts, _adapters(recipe))
     return str(stage / FINAL), spent
 
 
-def _with_adapters(path: str, adapters: str, recipe: Recipe):
-    """The model with trained adapters on it, to be trained on."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **changes):
+    """TRL's arguments; what only TRL can judge is reported as a problem of the recipe.
 
-    base = AutoModelForCausalLM.from_pretrained(
-        path,
-        revision=recipe.model.revision,
-        dtype=getattr(torch, recipe.model.dtype or "float32"),
-        attn_implementation=recipe.model.attn_implementation,
-    )
-    return PeftModel.from_pretrained(base, adapters, is_trainable=True)
-
-
-def _arguments(recipe: Recipe):
-    """TRL's arguments; what only TRL can judge is reported as a problem of the recipe."""
+    Args:
+        loading: how TRL loads the model, see :attr:`~prefix_rl.policy.Policy.loading`.
+        changes: what differs from the training block.
+    """
     from trl import GRPOConfig
 
-    loading = {
-        "dtype": recipe.model.dtype,
-        "attn_implementation": recipe.model.attn_implementation,
-        "revision": recipe.model.revision,
-    }
-    loading = {key: value for key, value in loading.items() if value is not None}
     try:
         return GRPOConfig(
             output_dir=recipe.output.dir,
             remove_unused_columns=False,
-            model_init_kwargs=loading or None,
-            **recipe.training,
+            model_init_kwargs=dict(loading or {}) or None,
+            **{**recipe.training, **changes},
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"TRL does not accept the training block: {error}") from error
-
-
-def policy_of(recipe: Recipe):
-    """What to load the model from, and its tokenizer."""
-    from .data.tokenizer import load_tokenizer
-
-    path = model_path(recipe)
-    tokenizer = load_tokenizer(path, **({"revision": recipe.model.revision} if recipe.model.revision else {}))
-    if recipe.model.chat_template:
-        tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
-    if recipe.data.prompt == "chat" and not tokenizer.chat_template:
-        raise RecipeError(
-            f"data.prompt = chat, but the tokenizer of {path} has no chat template; set model.chat_template to a Jinja "
-            "file, or data.prompt = plain"
-        )
-    _check_context(path, recipe)
-    return path, tokenizer
-
-
-def _check_context(path: str, recipe: Recipe) -> None:
-    """The model must have positions for a whole completion."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(path, revision=recipe.model.revision).get_text_config()
-    except (OSError, ValueError) as error:
-        raise DataError(f"no model could be loaded from {path}: {error}") from error
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions <= recipe.training_value("max_completion_length"):
-        raise RecipeError(
-            f"training.max_completion_length = {recipe.training_value('max_completion_length')}, but {path} has "
-            f"positions for {positions} tokens, prompt included; lower it, or take a model with a longer context"
-        )
-
-
-def model_path(recipe: Recipe) -> str:
-    """Where the model is; the lab's base policy is trained first if need be."""
-    if recipe.model.name_or_path != LAB:
-        return recipe.model.name_or_path
-    from .lab.base import base_policy
-
-    with bar("training the lab's base policy", recipe.world.base_steps) as advance:
-        return str(base_policy(recipe.world, advance))
 
 
 def _adapters(recipe: Recipe) -> dict[str, Any]:
@@ -356,6 +305,32 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     return kept
 
 
+def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -> list[Problem]:
+    """The problems to evaluate on while training, but for those that no completion could be graded against.
+
+    Which these are is decided once for all ranks, and said.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    if not held_out or recipe.evaluation.data == LAB:
+        return list(held_out)
+    decided: list[Any] = [None]
+    if is_main():
+        bare = [replace(problem, demonstrations=()) for problem in held_out]
+        with bar("grading the answers of evaluation.data", len(bare)) as advance:
+            _, bad_gold, _ = verify(bare, reward.grader, advance)
+        decided = [{problem.id for problem in bad_gold}]
+        if bad_gold:
+            count = f"{len(bad_gold)} of {len(held_out)} problems of evaluation.data"
+            places = [f"  - {p.place or p.id}: {p.answer[:60]!r}" for p in bad_gold]
+            say("\n".join([f"left out {count}, whose gold answers cannot be parsed:", *at_most(places, 10)]))
+    broadcast_object_list(decided)
+    kept = [problem for problem in held_out if problem.id not in decided[0]]
+    if not kept:
+        raise DataError("no gold answer of evaluation.data can be parsed; nothing was trained")
+    return kept
+
+
 def _hash_of(problems: Sequence[Problem]) -> str:
     digest = hashlib.sha256()
     for p in problems:
@@ -364,11 +339,6 @@ def _hash_of(problems: Sequence[Problem]) -> str:
 
 
 # --- the run's folder -------------------------------------------------------------------------------------------------
-
-
-def is_main() -> bool:
-    """Whether this process writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _open_folder(run: Path, recipe: Recipe) -> None:
@@ -382,6 +352,15 @@ def _open_folder(run: Path, recipe: Recipe) -> None:
         raise CheckpointError(f"the run's folder {run} cannot be written: {error.strerror or error}") from error
     if recipe.output.resume == "never" and (run / "run.json").exists():
         raise CheckpointError(f"{run} holds a run already, and output.resume = never; give another output.dir")
+
+
+def _with_date_of(run: Path, recipe: Recipe) -> Recipe:
+    """The recipe with the date that the prompts of this run have shown so far, if it was begun on another day."""
+    try:
+        then = json.loads((run / "run.json").read_text(encoding="utf-8")).get("date")
+    except (OSError, ValueError):
+        return recipe
+    return replace(recipe, model=replace(recipe.model, date=then)) if then and recipe.model.date is None else recipe
 
 
 def _checkpoint_to_resume(trainer: PrefixTrainer, run: Path, recipe: Recipe) -> Path | None:
@@ -409,7 +388,7 @@ def _ended(reached: dict[str, Any], max_steps: int, budget: float | None) -> str
 
 def _record(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
     """The resolved recipe and what it ran on, beside the results."""
-    (run / "recipe.yaml").write_text(recipe.dump(), encoding="utf-8")
+    parts.write_text(run / "recipe.yaml", recipe.dump())
     started = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -418,13 +397,14 @@ def _record(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
         "versions": preflight.versions(),
         "world_size": facts["world_size"],
         "data_sha256": facts["data"],
+        "date": recipe.model.date,
     }
-    (run / "run.json").write_text(json.dumps(started, indent=2) + "\n", encoding="utf-8")
+    parts.write_text(run / "run.json", json.dumps(started, indent=2) + "\n")
 
 
 def _announce(recipe: Recipe, trainer: PrefixTrainer) -> None:
     found, args = batches(recipe, world_size()), trainer.args
-    (Path(args.output_dir) / "training_arguments.json").write_text(args.to_json_string() + "\n", encoding="utf-8")
+    parts.write_text(Path(args.output_dir) / "training_arguments.json", args.to_json_string() + "\n")
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     say(
         f"{recipe.method_name}: {length} on {len(trainer.train_dataset)} problems; a generation batch has "
@@ -434,7 +414,7 @@ def _announce(recipe: Recipe, trainer: PrefixTrainer) -> None:
 
 
 def _record_cost(run: Path, cost: Cost) -> None:
-    (run / "cost.json").write_text(json.dumps(asdict(cost), indent=2) + "\n", encoding="utf-8")
+    parts.write_text(run / "cost.json", json.dumps(asdict(cost), indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -451,19 +431,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="block.key=value", help="values that replace the recipe's")
     given, more = parser.parse_known_args(arguments)
     return run_or_explain(lambda: train(given.config, [*given.overrides, *more]))
-
-
-def run_or_explain(command) -> int:
-    """Runs a command; prints what a person can mend instead of a traceback. Returns the exit status."""
-    try:
-        command()
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        say(f"error: {error}" if is_main() else f"error on rank {rank}: {error.what}")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from .checkpoints import mark_whole
 from .costs import Cost, inference_flops, update_flops
-from .data.tokenizer import DemonstrationTable, continuation_start, load_tokenizer, opening_of
+from .data.tokenizer import DemonstrationTable, Turn, continuation_start, end_of_turn, load_tokenizer, turn_of
 from .errors import CheckpointError, DataError, RecipeError
 from .methods.base import Method
 from .prefixes import AnswerGuard, Demonstration, Prefix, join
@@ -142,8 +142,7 @@ class PrefixTrainer(GRPOTrainer):
             self._tokenizer,
             answer_guard,
             usable=self._usable,
-            stop_ids=self.eos_token_ids,
-            opening=self._opening_of(train_dataset),
+            turn=self._turn_behind(train_dataset),
         )
         if method.injects and not any(self.demonstrations[row] for row in range(len(self.demonstrations))):
             why = (
@@ -188,12 +187,23 @@ class PrefixTrainer(GRPOTrainer):
         """What the run has cost so far."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Spending)).cost
 
-    def _opening_of(self, dataset: Dataset) -> str:
-        """``<think>`` (and what follows it) if the chat template opens a thought for the policy."""
-        if not len(dataset):
-            return ""
-        prompt_ids, *_ = self._tokenize_prompts([dataset[0]["prompt"]])
-        return opening_of(prompt_ids[0], self._tokenizer)
+    def _turn_behind(self, dataset: Dataset) -> Turn:
+        """What the prompts end with, and what ends a completion; whatever generates is told of all of it."""
+        prompts, end = dataset[:1]["prompt"], None
+        prompt_ids = self._tokenize_prompts(prompts)[0][0] if prompts else []
+        if prompts and not isinstance(prompts[0], str):
+            end = end_of_turn(self._tokenizer, self.chat_template, self.chat_template_kwargs)
+        turn = turn_of(prompt_ids, self._tokenizer, self.model.generation_config, end)
+        stops = list(turn.stops)
+        if set(stops) != set(self.eos_token_ids):
+            self.eos_token_ids = stops
+            self.model.generation_config.eos_token_id = stops  # saved with the policy: it ends there from now on
+            if not self.use_vllm:
+                self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = stops
+        if self.use_vllm:
+            own = self.vllm_generation.generation_kwargs or {}
+            self.vllm_generation.generation_kwargs = {"stop_token_ids": stops, **own}
+        return turn
 
     # --- 1 what is injected? ------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ COMMANDS = [
     "collect",
     "ladder",
     "grade",
+    "schema",
 ]
 
 

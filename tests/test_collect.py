@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import prefix_rl.evaluation.sampling
 from prefix_rl import collect as collecting
 from prefix_rl.collect import Plan, collect, collect_main_table, import_file
 from prefix_rl.costs import Cost
+from prefix_rl.data.attach import attach
+from prefix_rl.data.imports import import_traces
 from prefix_rl.data.problems import Problem, load
 from prefix_rl.data.tokenizer import DemonstrationTable, load_tokenizer
-from prefix_rl.data.traces import Account, Tally, Trace, TraceStore, attach, import_traces, tokenizer_sha256
+from prefix_rl.data.traces import Account, Tally, Trace, TraceStore, tokenizer_sha256
 from prefix_rl.errors import DataError, UserError
 from prefix_rl.evaluation.sampling import Sample
 from prefix_rl.rewards.grading import Outcome
@@ -115,17 +118,21 @@ def fails(monkeypatch, error, after=0):
             raise error
         return real(handle)
 
-    monkeypatch.setattr("prefix_rl.data.traces.os.fsync", fsync)
+    monkeypatch.setattr("prefix_rl.parts.os.fsync", fsync)
 
 
 def test_a_kill_in_the_middle_of_a_part_loses_that_part_only(tmp_path, monkeypatch):
     store = store_of(tmp_path / "s", [trace()])
     before = files(tmp_path / "s")
-    fails(monkeypatch, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        store.append([trace(attempt=1)])
-    monkeypatch.undo()
-    assert "part-000001.parquet.partial" in files(tmp_path / "s")
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr("prefix_rl.parts.os.fsync", lambda handle: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            TraceStore.open(tmp_path / "s").append([trace(attempt=1)])
+        finally:
+            os._exit(3)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert files(tmp_path / "s").keys() - before == {"part-000001.parquet.partial", ".lock.by"}
     assert list(store) == [trace()]  # it does not count as long as it lies there
     again = TraceStore.open(tmp_path / "s")
     assert files(tmp_path / "s") == before
@@ -350,7 +357,7 @@ def test_what_was_imported_already_is_not_added_twice(tmp_path, grader):
 
 
 def test_an_import_that_was_cut_off_goes_on(tmp_path, grader, monkeypatch):
-    monkeypatch.setattr("prefix_rl.data.traces._IMPORTED_AT_ONCE", 2)
+    monkeypatch.setattr("prefix_rl.data.imports._IMPORTED_AT_ONCE", 2)
     file = write(tmp_path / "big.jsonl", [{"problem_id": "a", "text": rf"{n}: \boxed{{42}}"} for n in range(5)])
     whole, cut = store_of(tmp_path / "whole"), store_of(tmp_path / "cut")
     import_traces(file, whole, TOKENIZER, grader, PROBLEMS)
@@ -535,7 +542,7 @@ def scripted(monkeypatch):
     """Takes the place of sampling: ``script[problem id]`` are the numbers of the attempts that are right."""
     script, drawn = {"seeds": []}, {}
 
-    def sample(model, tokenizer, problems, prompts, grader, *, batch_size, seed, **options):
+    def sample(engine, tokenizer, turn, problems, prompts, grader, *, batch_size, seed, **options):
         assert len(problems) == batch_size
         script["seeds"].append(seed)
         made = []
@@ -642,12 +649,12 @@ def test_a_policy_may_be_given_by_its_folder(tmp_path, scripted):
     summary, _ = scripted_run(tmp_path / "lab")
     summary, _ = scripted_run(tmp_path / "same", policy=summary["policy"], overrides=["model.name_or_path=/nowhere"])
     assert files(tmp_path / "same") == files(tmp_path / "lab")
-    with pytest.raises(DataError, match="could be loaded from /nowhere"):
+    with pytest.raises(DataError, match="there is no folder /nowhere"):
         scripted_run(tmp_path / "none", policy="/nowhere")
 
 
 def test_settings_that_make_no_sense_are_all_named_before_a_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(collecting, "_load", None)
+    monkeypatch.setattr(collecting, "Policy", None)
     with pytest.raises(UserError) as error:
         collect(RECIPE, UNTRAINED, tmp_path / "s", k=0, max_pass_rate=2, batch_size=0, temperature=0.0)
     assert [p.split(" ")[0] for p in error.value.problems] == ["k", "max_pass_rate", "batch_size", "temperature"]

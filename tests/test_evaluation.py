@@ -17,13 +17,15 @@ from small import byte_level_bpe, characters, dataset, policy
 from transformers import GenerationConfig, TopPLogitsWarper
 
 from prefix_rl.data.problems import Problem
+from prefix_rl.data.tokenizer import encode_prompt, turn_of
 from prefix_rl.errors import DataError, RecipeError, StackError
 from prefix_rl.evaluation import samples
 from prefix_rl.evaluation.engines import Sampling, TransformersEngine, VllmEngine, draw, seed_of, until_stop
 from prefix_rl.evaluation.evaluate import evaluate, grade_again
-from prefix_rl.evaluation.policy import Policy, find_policy
 from prefix_rl.evaluation.sampling import by_problem, sample
+from prefix_rl.evaluation.target import Target, find_target
 from prefix_rl.lab.tiny import make_tiny
+from prefix_rl.policy import find
 from prefix_rl.rewards.grading import Outcome, Verdict
 from prefix_rl.rewards.workers import Grader
 from prefix_rl.speed import generation
@@ -46,11 +48,18 @@ def problems(count=6):
             for i, row in enumerate(dataset(count))]  # fmt: skip
 
 
+def sampled(model, tokenizer, given, prompts, grader, **options):
+    """`sample` of plain prompts."""
+    asked = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    turn = turn_of(asked[0], tokenizer)
+    return sample(TransformersEngine(model, tokenizer), tokenizer, turn, given, asked, grader, **options)
+
+
 def drawn(grader, **changes):
     tokenizer = byte_level_bpe()
     found = problems()
     options = {"max_completion_length": 12, "batch_size": 4, **changes}
-    return tokenizer, found, sample(policy(tokenizer), tokenizer, found, [p.text for p in found], grader, **options)
+    return tokenizer, found, sampled(policy(tokenizer), tokenizer, found, [p.text for p in found], grader, **options)
 
 
 def test_sampling_never_starts_from_a_prefix_unless_asked(grader):
@@ -106,8 +115,8 @@ def test_padding_does_not_change_what_is_generated(grader):
     model, given = policy(tokenizer), problems()
     prompts = [p.text + " " * (7 * i) for i, p in enumerate(given)]
     options = {"max_completion_length": 8, "temperature": 0.0}
-    together = sample(model, tokenizer, given, prompts, grader, batch_size=6, **options)
-    apart = sample(model, tokenizer, given, prompts, grader, batch_size=1, **options)
+    together = sampled(model, tokenizer, given, prompts, grader, batch_size=6, **options)
+    apart = sampled(model, tokenizer, given, prompts, grader, batch_size=1, **options)
     assert [s.completion_ids for s in together] == [s.completion_ids for s in apart]
 
 
@@ -302,7 +311,7 @@ def scripted(monkeypatch, tiny):
             made.engines.append(self.scripted)
         return self.scripted
 
-    monkeypatch.setattr(Policy, "engine", property(engine))
+    monkeypatch.setattr(Target, "engine", property(engine))
     return made
 
 
@@ -579,17 +588,18 @@ def test_results_go_where_they_belong(tmp_path, tiny, monkeypatch):
     for name in ("final", "checkpoint-4"):
         shutil.copytree(tiny, run / name)
     shutil.copy(recipe_for(tmp_path, tiny), run / "recipe.yaml")
-    assert find_policy(str(run), None, [])[::2] == (str(run / "final"), run)
-    assert find_policy(str(run / "final"), None, [])[2] == run
-    assert find_policy(str(run / "checkpoint-4"), None, [])[2] == run / "evaluations" / "checkpoint-4"
-    assert find_policy("org/model", None, ["evaluation.on=[math500]"])[2] == Path("runs/evaluations/org--model")
+    assert find(run).path == str(run / "final")
+    assert find_target(str(run), None, [])[1] == run
+    assert find_target(str(run / "final"), None, [])[1] == run
+    assert find_target(str(run / "checkpoint-4"), None, [])[1] == run / "evaluations" / "checkpoint-4"
+    assert find_target("org/model", None, ["evaluation.on=[math500]"])[1] == Path("runs/evaluations/org--model")
 
 
 @pytest.mark.parametrize(
     ("target", "overrides", "error", "message"),
     [
         ("tiny", ["evaluation.data=null"], RecipeError, "name nothing to evaluate on"),
-        ("/nowhere", [], DataError, "no tokenizer could be loaded"),
+        ("/nowhere", [], DataError, "there is no folder /nowhere"),
         ("tiny", ["evaluation.data=/no.jsonl"], DataError, "there is no file"),
         ("tiny", ["evaluation.on=[math50]"], DataError, "did you mean math500"),
         ("tiny", ["evaluation.k=[2]"], DataError, r"k = 2 is larger than .* \(1 of rows\); draw more with --samples 2"),
@@ -597,7 +607,7 @@ def test_results_go_where_they_belong(tmp_path, tiny, monkeypatch):
             "tiny",
             ["evaluation.max_completion_length=4095"],
             RecipeError,
-            "give --max-completion-length 40[0-9][0-9] or less",
+            "evaluation.max_completion_length = 40[0-9][0-9] fits for all",
         ),
         ("tiny", ["evaluation.samples=2", "evaluation.temperature=0"], RecipeError, "the same completion every time"),
         ("tiny", ["evaluation.top_p=0"], RecipeError, r"a number in \(0, 1\]"),

@@ -3,20 +3,23 @@
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from safetensors.torch import load_file
-from small import byte_level_bpe, with_chat_template, write
+from small import byte_level_bpe, policy, with_chat_template, write
 from test_collect import fails, files
 
 from prefix_rl.collect import collect, collect_main_table, import_file
+from prefix_rl.data.attach import attach
 from prefix_rl.data.difficulty import load_pass_rates
 from prefix_rl.data.problems import Problem, load
-from prefix_rl.data.traces import CUT, UNGRADED, Account, Trace, TraceStore, attach, tokenizer_sha256
+from prefix_rl.data.traces import CUT, UNGRADED, Account, Trace, TraceStore, tokenizer_sha256
 from prefix_rl.errors import DataError, RecipeError, UserError
 from prefix_rl.methods.base import Excerpt, Method
 from prefix_rl.methods.rft import RFT
 from prefix_rl.methods.upft import UPFT
+from prefix_rl.policy import Policy
 from prefix_rl.prefixes import Demonstration
 from prefix_rl.recipe import load_recipe, load_run, training_data
 from prefix_rl.rewards.workers import Grader
@@ -89,10 +92,13 @@ def given(*changes):
 
 
 def made(method, problems, tokenizer=TOKENIZER, *overrides):
-    recipe = load_recipe(LAB / "upft.yaml", [f"method={json.dumps(method)}", "training.max_completion_length=40",
-                                            "data.train=x.jsonl", "model.name_or_path=x",
-                                            *overrides])  # fmt: skip
-    found = rows(recipe, problems, tokenizer)
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        policy(tokenizer).save_pretrained(folder)
+        recipe = load_recipe(LAB / "upft.yaml", [f"method={json.dumps(method)}", "training.max_completion_length=40",
+                                                "data.train=x.jsonl", f"model.name_or_path={folder}",
+                                                *overrides])  # fmt: skip
+        found = rows(Policy(recipe), problems)
     return list(zip(found["input_ids"], found["labels"], strict=True))
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import CORPUS, TOKENIZERS
 
-from prefix_rl.data.tokenizer import DemonstrationTable, encode
+from prefix_rl.data.tokenizer import DemonstrationTable, Turn, encode
 from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, readable_from, safe_cuts, uniform
 
 ids = st.lists(st.integers(0, 999), min_size=2, max_size=60).map(tuple)
@@ -188,7 +188,7 @@ def test_a_thought_that_the_prompt_has_opened_is_not_opened_again():
     tokenizer = _tokenizer("byte-level BPE")
     given = [["<think>\n48 / 2 = 24"]]
     (doubled,) = DemonstrationTable(given, ["0"], tokenizer, guard="none")[0]
-    (once,) = DemonstrationTable(given, ["0"], tokenizer, guard="none", opening="<think>\n")[0]
+    (once,) = DemonstrationTable(given, ["0"], tokenizer, guard="none", turn=Turn("assistant\n<think>\n"))[0]
     assert tokenizer.decode(doubled.ids) == "<think>\n48 / 2 = 24"
     assert tokenizer.decode(once.ids) == "48 / 2 = 24"
 

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from small import byte_level_bpe, write
+from small import byte_level_bpe, with_chat_template, write
 
 from prefix_rl.data import prepare as module
 from prefix_rl.data.prepare import PRESETS, Settings, dropped_path, is_verified, manifest_path, prepare
 from prefix_rl.data.problems import load, with_demonstrations_for
-from prefix_rl.data.tokenizer import DemonstrationTable
+from prefix_rl.data.tokenizer import DemonstrationTable, prompt_length
 from prefix_rl.errors import DataError
 from prefix_rl.rewards.workers import Grader
 
@@ -332,8 +332,8 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_chunks(tmp_path, grade
         ("characters", 1000, 50),
         ("again", 1000, 10**6),
     ):
-        monkeypatch.setattr(module, "_ROWS_AT_ONCE", rows)
-        monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", characters)
+        monkeypatch.setattr(module.Chunks, "rows_at_once", rows)
+        monkeypatch.setattr(module.Chunks, "characters_at_once", characters)
         (tmp_path / name).mkdir()
         entered.clear()
         prepare(raw, tmp_path / name / "out.jsonl", settings, grader=grader)
@@ -357,7 +357,7 @@ def test_the_demonstrations_of_many_copies_are_not_in_memory_together(tmp_path, 
         for row in plain
         for k in range(3)
     ]
-    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 4000)
+    monkeypatch.setattr(module.Chunks, "characters_at_once", 4000)
     sizes = []
     put = module.Chunks.put
 
@@ -375,7 +375,7 @@ PROGRAM = """
 import sys
 from prefix_rl.data import prepare as module
 from prefix_rl.rewards.workers import Grader
-module._ROWS_AT_ONCE = 40
+module.Chunks.rows_at_once = 40
 print("started", flush=True)
 module.prepare(sys.argv[1], sys.argv[2], module.Settings(demonstration_share=0.5), grader=Grader(1))
 """
@@ -406,7 +406,7 @@ def test_killed_work_goes_on_and_ends_in_the_same_bytes(tmp_path, stage, monkeyp
     monkeypatch.setattr(
         module.Chunks, "put", lambda self, s, n, *rest: (written.append((s, n)), put(self, s, n, *rest))
     )
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 40)
+    monkeypatch.setattr(module.Chunks, "rows_at_once", 40)
     prepare(raw, out, Settings(demonstration_share=0.5), grader=Grader(1))
     assert not {(stage, n) for n in range(4)} & set(written)  # what was done is not done again
     prepare(raw, whole, Settings(demonstration_share=0.5), grader=Grader(1))
@@ -434,7 +434,7 @@ def test_unfinished_work_of_another_command_is_not_continued(tmp_path, grader):
 
 def test_a_full_disk_keeps_what_is_done(tmp_path, grader, monkeypatch):
     raw, out = write(tmp_path / "raw.jsonl", addition(30)), tmp_path / "out.jsonl"
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(module.Chunks, "rows_at_once", 10)
     put = module.Chunks.put
 
     def full(self, stage, number, *rest):
@@ -520,3 +520,24 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
         peaks.append(int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout))
     # 18,000 rows of 232 bytes of hashes, of which a column of 8 is in memory at a time, are 1 MB or so; as rows 180 MB
     assert peaks[1] - peaks[0] < 30, peaks
+
+
+def test_problems_with_too_long_a_prompt_are_dropped_and_counted(tmp_path, grader):
+    tokenizer = with_chat_template()
+    rows = [
+        {"problem": f"{'1 + ' * n}1 = ?", "answer": str(n + 1), "solution": f"\\boxed{{{n + 1}}}"} for n in (1, 2, 30)
+    ]
+    raw = write(tmp_path / "raw.jsonl", rows)
+    longest = prompt_length(rows[1]["problem"], tokenizer)
+    # the turn of the user around it: <|user|>, <|end|>, and <|assistant|>
+    assert longest == len(tokenizer(rows[1]["problem"])["input_ids"]) + 3
+    for most, kept in ((longest, 2), (longest - 1, 1)):
+        out = tmp_path / f"{most}.jsonl"
+        manifest = prepare(
+            raw, out, Settings(max_prompt_length=most, similarity=None), tokenizer=tokenizer, grader=grader
+        )
+        assert [p.text for p in load(str(out))] == [row["problem"] for row in rows[:kept]]
+        reason = f"its prompt is longer than max_prompt_length = {most} tokens"
+        assert step(manifest, "budget")["dropped"]["rows"] == {reason: 3 - kept}
+    with pytest.raises(DataError, match="max_prompt_length needs a tokenizer"):
+        prepare(raw, tmp_path / "none.jsonl", Settings(max_prompt_length=5), grader=grader)

@@ -22,6 +22,7 @@ from prefix_rl.data.problems import Problem
 from prefix_rl.errors import CheckpointError, DataError, RecipeError
 from prefix_rl.methods.base import Supervised
 from prefix_rl.methods.luffy import LUFFY
+from prefix_rl.policy import Policy
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.supervised import fine_tune, micro_batches, order, rows
@@ -62,7 +63,7 @@ def recipe_for(start, *overrides, **stage):
 
 
 def stage_of(folder, recipe, start, given=None, adapters=None):
-    return fine_tune(recipe, given or problems(), start, TOKENIZER, folder, FACTS, adapters or {})
+    return fine_tune(Policy(recipe, start), given or problems(), folder, FACTS, adapters or {})
 
 
 def parameters(folder):
@@ -115,7 +116,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused():
 
 
 def test_the_prompt_has_no_label_and_the_end_has_one(start):
-    found = rows(recipe_for(start), problems(), TOKENIZER)
+    found = rows(Policy(recipe_for(start)), problems())
     assert len(found) == 16
     for row, problem in zip(found, problems(), strict=True):
         prompt = TOKENIZER(problem.text)["input_ids"]
@@ -130,8 +131,10 @@ def test_a_row_is_what_a_whole_demonstration_is_to_the_rl_stage(start, tmp_path,
     tokenizer = byte_level_bpe(chat_template=template)
     text = f"{opening}1 + 1 is 2 so \\boxed{{2}}"
     given = [Problem(id="0", text="1 + 1 = ?", answer="2", demonstrations=({"text": text},), place="row 0")]
-    recipe = recipe_for(start, "data.train=rows.jsonl", "data.prompt=chat", "data.system_prompt=Be brief.")
-    (row,) = rows(recipe, given, tokenizer)
+    policy(tokenizer).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    chat = ["data.train=rows.jsonl", "data.prompt=chat", "data.system_prompt=Be brief."]
+    (row,) = rows(Policy(recipe_for(tmp_path / "start", *chat)), given)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1 = ?"}]
     data = [{"prompt": messages, "answer": "2", "demonstrations": [{"text": text}]}] * 2
     trainer = PrefixTrainer(
@@ -150,16 +153,16 @@ def test_a_row_is_what_a_whole_demonstration_is_to_the_rl_stage(start, tmp_path,
 
 
 def test_demonstrations_that_are_too_long_are_left_out(start, capsys):
-    long = [sum(label != -100 for label in row["labels"]) for row in rows(recipe_for(start), problems(), TOKENIZER)]
+    long = [sum(label != -100 for label in row["labels"]) for row in rows(Policy(recipe_for(start)), problems())]
     assert min(long[1::2]) > 2 * max(long[::2])
     limit = f"training.max_completion_length={max(long[::2])}"
-    found = rows(recipe_for(start, limit), problems(), TOKENIZER)
+    found = rows(Policy(recipe_for(start, limit)), problems())
     assert [len(row) for row in found["input_ids"]] == [
         len(TOKENIZER(p.text)["input_ids"]) + n for p, n in zip(problems()[::2], long[::2], strict=True)
     ]
     assert f"left out 8 demonstrations of more than max_completion_length = {max(long[::2])}" in capsys.readouterr().err
     with pytest.raises(DataError, match="no demonstration is left to fine-tune on: 16 have more than"):
-        rows(recipe_for(start, "training.max_completion_length=3"), problems(), TOKENIZER)
+        rows(Policy(recipe_for(start, "training.max_completion_length=3")), problems())
 
 
 # --- every token weighs the same --------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def test_demonstrations_that_are_too_long_are_left_out(start, capsys):
 def by_hand(start, recipe, optimizer, rates, norm=math.inf, step_of=None):
     """The stage, one demonstration at a time: the mean over the tokens of a step, then the optimizer."""
     model = AutoModelForCausalLM.from_pretrained(start)
-    stage, data = recipe.method.supervised, rows(recipe, problems(), TOKENIZER)
+    stage, data = recipe.method.supervised, rows(Policy(recipe, start), problems())
     places = order(len(data), stage, recipe.training_value("seed"))
     optimizer = optimizer(model.parameters())
     for step, rate in enumerate(rates):
@@ -251,7 +254,7 @@ def test_the_optimizer_the_schedule_and_the_clip_are_the_recipes(start, tmp_path
 def test_the_cost_of_a_stage(start, tmp_path):
     recipe = recipe_for(start, epochs=1)
     found = stage_of(tmp_path, recipe, start)
-    data = rows(recipe, problems(), TOKENIZER)
+    data = rows(Policy(recipe, start), problems())
     every = sum(len(ids) for ids in data["input_ids"])
     trained = sum(len(TOKENIZER(p.demonstrations[0]["text"])["input_ids"]) + 1 for p in problems())
     count = sum(p.numel() for p in policy(TOKENIZER).parameters())
@@ -339,7 +342,7 @@ def test_the_stage_of_another_run_is_refused(start, whole, tmp_path, finished):
     if not finished:
         shutil.rmtree(cut / "final")
     with pytest.raises(CheckpointError, match="the training data has changed"):
-        fine_tune(recipe, problems(), start, TOKENIZER, cut, {**FACTS, "data": "y"}, {})
+        fine_tune(Policy(recipe, start), problems(), cut, {**FACTS, "data": "y"}, {})
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------

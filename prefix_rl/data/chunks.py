@@ -1,22 +1,22 @@
 """Unfinished work on disk: a folder of chunks, from which the same command goes on after it was cut off.
 
 A chunk of a stage is its rows, what was dropped of it, a numpy array, and at last a file of facts; it counts once that
-file stands there. All are written beside and renamed. The folder belongs to one plan (sources with their hashes,
-settings, versions); for another plan it starts anew.
+file stands there. Each appears whole (:mod:`~prefix_rl.parts`). The folder belongs to one plan (sources with their
+hashes, settings, versions); for another plan it starts anew.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from .. import parts
 from ..errors import DataError
 
 _PLAN, _LOCK = "plan.json", ".lock"
@@ -24,6 +24,9 @@ _PLAN, _LOCK = "plan.json", ".lock"
 
 class Chunks:
     """The chunks of an output that is being made. Made by :func:`working`."""
+
+    rows_at_once, characters_at_once = 1000, 8_000_000
+    """Rows and characters at which a chunk is full."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -67,13 +70,8 @@ class Chunks:
         return self.folder / f"{stage}-{number:06}.{kind}"
 
     def _write(self, stage: str, number: int, kind: str, write) -> None:
-        path = self._path(stage, number, kind)
-        partial = path.with_name(path.name + ".new")
-        with partial.open("wb") as file:
+        with parts.whole(self._path(stage, number, kind)) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
 
 def as_line(row: dict) -> bytes:
@@ -94,38 +92,41 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
     Raises:
         DataError: if another process works on the same output, or the folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     folder, plan = output.with_name(output.name + ".partial"), json.loads(json.dumps(plan))
-    lock = FileLock(folder / _LOCK, timeout=0)
-    try:
-        if folder.is_file():
-            folder.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        if not (folder / _PLAN).exists() or json.loads((folder / _PLAN).read_text(encoding="utf-8")) != plan:
-            for old in folder.iterdir():
-                if old.name != _LOCK:
-                    old.unlink()
-            (folder / _PLAN).write_text(json.dumps(plan), encoding="utf-8")
-    except Timeout as error:
-        raise DataError(f"another process is making {output}; wait for it, or stop it") from error
-    except ValueError:
-        shutil.rmtree(folder)
-        raise DataError(f"{folder} was damaged and has been removed; run the same command again") from None
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
-    try:
-        yield Chunks(folder)
-    except DataError:
-        shutil.rmtree(folder)
-        raise
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make "
-            "room, or give back the right to read and write, and the same command goes on"
-        ) from error
-    else:
-        shutil.rmtree(folder)
-    finally:
-        lock.release()
+    with ExitStack() as lock:
+        try:
+            if folder.is_file():
+                folder.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(parts.Lock(folder / _LOCK).held())
+            _belong_to(folder, plan)
+        except parts.Taken as who:
+            raise DataError(f"another process is making {output}{who}; wait for it, or stop it") from None
+        except ValueError:
+            shutil.rmtree(folder)
+            raise DataError(f"{folder} was damaged and has been removed; run the same command again") from None
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written: {error.strerror or error}") from error
+        try:
+            yield Chunks(folder)
+        except DataError:
+            shutil.rmtree(folder)
+            raise
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make "
+                "room, or give back the right to read and write, and the same command goes on"
+            ) from error
+        else:
+            shutil.rmtree(folder)
+
+
+def _belong_to(folder: Path, plan: dict) -> None:
+    """Empties the folder of what another plan left in it."""
+    path = folder / _PLAN
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
+        return
+    for old in folder.iterdir():
+        if not old.name.startswith(_LOCK):
+            old.unlink()
+    parts.write_text(path, json.dumps(plan))

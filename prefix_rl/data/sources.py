@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DataError, at_most, nearest
+from ..errors import DataError, at_most, nearest, unavailable
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _BATCH = 256  # rows of Parquet that are in memory at a time
@@ -59,7 +59,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8"))
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))  # without a byte order mark
                 except UnicodeDecodeError as error:
                     problems.append(f"{path}:{number}: not UTF-8 at byte {error.start} of the line")
                     continue
@@ -111,9 +111,9 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
     try:
         rows = datasets.load_dataset(*name.split(":", 1), split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{name} is no local file, and the hub did not give split {split!r} of a data set of that name: {error}\n"
-            "  Without a network, give the path of a local file; with one, look at the name and at HF_HUB_OFFLINE."
-        ) from error
+        raise unavailable(
+            f"{name} is no local file, and the hub did not give split {split!r} of a data set of that name (without a "
+            "network, give the path of a local file; with one, look at the name and at HF_HUB_OFFLINE)", error
+        ) from error  # fmt: skip
     for number, row in enumerate(rows, start=1):
         yield f"{name} ({split}), row {number}", dict(row)

@@ -110,6 +110,14 @@ def markdown(card: Mapping[str, Any]) -> str:
         "code": card["git_commit"] or f"prefix_rl {card['versions']['prefix_rl']}",
         "versions": ", ".join(f"{name} {v}" for name, v in card["versions"].items() if v),
         "chat template": f"sha256 {prompt['chat_template_sha256'] or '-'}",
+        **(
+            {"chat template variables": json.dumps(prompt["chat_template_kwargs"])}
+            if prompt.get("chat_template_kwargs")
+            else {}
+        ),
+        **({"date in the prompts": prompt["date"]} if prompt.get("date") else {}),
+        **({"completions end with": ", ".join(prompt["ended_by"])} if prompt.get("ended_by") else {}),
+        **{f"note {i}": note for i, note in enumerate(prompt.get("notes", ()), start=1)},
     }
     data = [["benchmark", "source", "sha256 of the problems", "outcomes"]]
     for name, b in card["benchmarks"].items():

@@ -101,10 +101,10 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str
         ("sampling", ("temperature", "top_p", "max_completion_length")),
         ("grader", ("version", "rules")),
         ("engine", ("name", "version", "dtype")),
-        ("prompt", ("prompt", "system_prompt", "instruction", "chat_template_sha256")),
+        ("prompt", ("prompt", "system_prompt", "instruction", "chat_template_sha256", "chat_template_kwargs", "date")),
     ):
         for key in keys:
-            a, b = ours[block][key], theirs[block][key]
+            a, b = ours[block].get(key), theirs[block].get(key)
             if a != b:
                 found.append(f"{block}: {key} is {a!r} in the first and {b!r} in the second")
     return found

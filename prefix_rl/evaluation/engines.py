@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from ..data.tokenizer import stop_ids
 from ..errors import StackError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,6 @@ def seed_of(*key: int | str) -> int:
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:6], "big")
 
 
-def stop_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends a completion: the model's and the tokenizer's."""
-    declared = config.eos_token_id
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
-    return [i for i in dict.fromkeys([*declared, tokenizer.eos_token_id]) if i is not None]
-
-
 def until_stop(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
     """The ids up to and including the first stop.
 
@@ -75,9 +69,9 @@ class TransformersEngine:
     probability exceeds ``u_t``. So the seed of a row says everything, whatever else is in the batch.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] | None = None):
         self.model = model
-        self.stops = stop_ids(model.generation_config, tokenizer)
+        self.stops = stop_ids(model.generation_config, tokenizer) if stops is None else list(stops)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
 
     def generate(

@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import preflight
+from .. import parts, preflight
 from ..data import benchmarks, contamination
 from ..data.benchmarks import Task
-from ..data.tokenizer import encode_prompt
 from ..errors import DataError, RecipeError
+from ..policy import run_of
 from ..progress import bar, say
-from ..recipe import LAB, Recipe, prompt_of, training_data
+from ..recipe import LAB, Recipe, training_data
 from ..rewards.equality import Rules
 from ..rewards.grading import VERSION, Outcome
 from ..rewards.workers import Grader
@@ -25,9 +25,9 @@ from ..status import recorded
 from . import samples
 from .card import markdown, versions
 from .metrics import estimate
-from .policy import Policy, find_policy
 from .sampling import Job, complete, jobs_of, prefixes_of
 from .summary import ks_of, summarize
+from .target import Target, find_target
 
 
 def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = (), output: Path | None = None) -> dict:
@@ -51,20 +51,21 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
         UserError: for whatever a person can mend, before a model is loaded.
     """
     preflight.quiet()
-    path, recipe, folder = find_policy(target, config, overrides)
+    recipe, folder = find_target(target, config, overrides)
     folder = output or folder
     tasks = tasks_of(recipe)
-    if (Path(path).parent / "recipe.yaml").is_file():  # it is a run's
+    if run_of(target):
         _refuse_overlap(recipe, tasks)
     ks = ks_of(recipe.evaluation.k, {task.name: task.samples for task in tasks})
-    policy = Policy(path, recipe)
+    policy = Target(target, recipe, day=samples.date_of(folder))
     plans = plans_of(tasks, policy)
-    policy.check_context([job for plan in plans for job in plan.jobs])
     grader = recipe.reward.grader()
     benchmarks.check_answers(tasks, grader)
     with samples.opened(folder), recorded(folder, "evaluating"):
         samples.continue_with(folder, policy.settings())
-        say(f"{path}: {', '.join(_announced(task) for task in tasks)}; samples go to {folder / samples.SAMPLES}")
+        for note in policy.policy.notes:
+            say(f"note: {note}")
+        say(f"{policy.path}: {', '.join(_announced(task) for task in tasks)}; samples go to {folder / samples.SAMPLES}")
         try:
             for plan in plans:
                 _sample(plan, policy, grader, folder)
@@ -79,7 +80,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
         problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": p.answer} for t in tasks
                     for p in t.problems]  # fmt: skip
         lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems)
-        samples.write_text(folder / samples.PROBLEMS, lines)
+        parts.write_text(folder / samples.PROBLEMS, lines)
         _write_card(folder, card)
     grader.close()
     return card
@@ -208,23 +209,26 @@ def folder_name(task: str, fraction: float) -> str:
     return f"{task}@{fraction:g}" if fraction else task
 
 
-def plans_of(tasks: Sequence[Task], policy: Policy) -> list[Plan]:
+def plans_of(tasks: Sequence[Task], policy: Target) -> list[Plan]:
     """What is to be sampled; from fractions of the demonstrations where a benchmark has any.
 
     Raises:
         DataError: if a fraction of the demonstrations is wanted and no benchmark has any.
+        RecipeError: naming the problems for which the model has too few positions.
     """
-    data, plans = policy.recipe.data, []
+    turn, guard, plans, prompts = policy.policy.turn, policy.recipe.data.answer_guard, [], {}
     fractions = [f for f in dict.fromkeys(policy.recipe.evaluation.prefix_fractions) if f]
     for task in tasks:
-        asked = [encode_prompt(prompt_of(problem, data), policy.tokenizer) for problem in task.problems]
+        asked = [policy.policy.prompt_ids(problem) for problem in task.problems]
+        prompts |= {f"{task.name} {problem.id}": ids for problem, ids in zip(task.problems, asked, strict=True)}
         for fraction in (0.0, *fractions):
-            stops = policy.stops if fraction else ()
-            prefixes = prefixes_of(task.problems, policy.tokenizer, stops, fraction, data.answer_guard, policy.length)
+            prefixes = prefixes_of(task.problems, policy.tokenizer, turn, fraction, guard, policy.length)
             if jobs := jobs_of(task.problems, asked, prefixes, task.samples):
                 plans.append(Plan(task, fraction, jobs))
     if fractions and not any(plan.fraction for plan in plans):
         raise DataError("evaluation.prefix_fractions needs demonstrations, and no problem to evaluate on has any")
+    policy.policy.check_context(prompts, policy.length, "evaluation.max_completion_length")
+    policy.longest_prompt = max(map(len, prompts.values()))
     return plans
 
 
@@ -235,7 +239,7 @@ def _announced(task: Task) -> str:
     return f"{task.name} ({len(task.problems)} problems, {task.samples} sample{'s' if task.samples > 1 else ''} each)"
 
 
-def _sample(plan: Plan, policy: Policy, grader: Grader, folder: Path) -> None:
+def _sample(plan: Plan, policy: Target, grader: Grader, folder: Path) -> None:
     """Samples what is not there, batch by batch."""
     place, problems = folder / samples.SAMPLES / plan.folder, plan.task.problems
     there = {(r["problem"], r["index"], r["prompt"]) for r in samples.read(place, ("problem", "index", "prompt"))}
@@ -324,9 +328,8 @@ def _folders_of(folder: Path, name: str, measured: Mapping[str, Any]) -> dict[st
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
-def _card(policy: Policy, tasks: Sequence[Task], measured: Mapping[str, dict], grader: Grader) -> dict[str, Any]:
-    first = tasks[0].problems[0]
-    example = encode_prompt(prompt_of(first, policy.recipe.data), policy.tokenizer)
+def _card(policy: Target, tasks: Sequence[Task], measured: Mapping[str, dict], grader: Grader) -> dict[str, Any]:
+    first = policy.tokenizer.decode(policy.policy.prompt_ids(tasks[0].problems[0]), skip_special_tokens=False)
     return _with_mean(
         {
             "policy": policy.path,
@@ -341,7 +344,7 @@ def _card(policy: Policy, tasks: Sequence[Task], measured: Mapping[str, dict], g
                 "seed": policy.recipe.evaluation.seed,
                 "batch_size": policy.recipe.evaluation.at_once,
             },
-            "prompt": policy.prompt_facts(example),
+            "prompt": {**policy.prompt_facts(), "example": first},
             "grader": _grader_facts(grader),
             "recipe": policy.recipe.resolved(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -371,8 +374,8 @@ def _grader_facts(grader: Grader) -> dict[str, Any]:
 
 
 def _write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    samples.write_text(folder / samples.CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    samples.write_text(folder / samples.CARD_TEXT, markdown(card))
+    parts.write_text(folder / samples.CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    parts.write_text(folder / samples.CARD_TEXT, markdown(card))
 
 
 def _now() -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import parts
 from ..errors import DataError
+from ..parts import Damaged, Lock, Parts, Taken
 from ..progress import say
 from ..rewards.grading import VERSION
 from ..rewards.workers import Grader
@@ -64,9 +65,9 @@ def prompt_hash(job: Job) -> str:
     return hashlib.sha256(repr((list(job.prompt_ids), list(job.prefix_ids))).encode()).hexdigest()[:16]
 
 
-def parts(folder: Path) -> list[Path]:
-    """The files of a benchmark's samples, in the order in which they were written."""
-    return sorted(folder.glob("[0-9]*.parquet"))
+def parts_of(folder: Path) -> Parts:
+    """The files of a benchmark's samples."""
+    return Parts(folder, "{:05}.parquet", _schema)
 
 
 def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -75,22 +76,13 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         DataError: if it cannot be written; the files before stay whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    there = parts(folder)
-    number = int(there[-1].stem) + 1 if there else 0
-    _write(folder / f"{number:05d}.parquet", rows)
+    _write(parts_of(folder).next_path(), rows)
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    beside = path.with_suffix(".partial")
     try:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=_schema()), beside, compression="zstd")
-        beside.replace(path)
+        parts_of(path.parent).write(path, rows)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DataError(
             f"{path} cannot be written: {error.strerror or error}; what was sampled before is whole, and the same "
             "command goes on from there"
@@ -103,19 +95,18 @@ def read(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[st
     Raises:
         DataError: naming a file that cannot be read.
     """
-    for path in parts(folder):
-        yield from _rows(path, columns)
+    with _readable():
+        for batch in parts_of(folder).batches(columns):
+            yield from batch.to_pylist()
 
 
-def _rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+@contextmanager
+def _readable() -> Iterator[None]:
     try:
-        return pq.ParquetFile(path).read(columns=list(columns) if columns else None).to_pylist()
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        yield
+    except Damaged as error:
         raise DataError(
-            f"{path} is no readable file of samples ({error}); delete it, and it is sampled again"
+            f"{error.path} is no readable file of samples ({error}); delete it, and it is sampled again"
         ) from error
 
 
@@ -128,8 +119,10 @@ def grade_again(
         How often each ``(outcome before, outcome now)`` occurred among the samples graded.
     """
     changes: Counter[tuple[str, str]] = Counter()
-    for path in parts(folder):
-        rows = _rows(path)
+    store = parts_of(folder)
+    for path in store.paths().values():
+        with _readable():
+            rows = store.rows(path)
         stale = [
             i for i, row in enumerate(rows)
             if row["problem"] in golds and (every or row["grader"] != VERSION or row["gold"] != golds[row["problem"]])
@@ -152,10 +145,13 @@ def grade_again(
 
 
 def count(folder: Path) -> int:
-    """How many samples the files hold."""
-    import pyarrow.parquet as pq
+    """Number of samples in the files.
 
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in parts(folder))
+    Raises:
+        DataError: naming a file that cannot be read.
+    """
+    with _readable():
+        return parts_of(folder).count()
 
 
 @contextmanager
@@ -165,18 +161,22 @@ def opened(folder: Path) -> Iterator[None]:
     Raises:
         DataError: if another one has it, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".evaluation.lock", timeout=0):
+        with Lock(folder / ".evaluation.lock").held():
             yield
-    except Timeout as error:
+    except Taken as who:
         raise DataError(
-            f"another process is evaluating into {folder}; wait for it, or give another --output"
-        ) from error
+            f"another process is evaluating into {folder}{who}; wait for it, or give another --output"
+        ) from None
     except PermissionError as error:
         raise DataError(f"the folder {folder} cannot be written: {error.strerror}") from error
+
+
+def date_of(folder: Path) -> str | None:
+    """The date that the prompts of the samples in the folder show, None if they show none or there are none."""
+    path = folder / SAMPLES / SETTINGS
+    return json.loads(path.read_text(encoding="utf-8")).get("date") if path.is_file() else None
 
 
 def continue_with(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -191,7 +191,7 @@ def continue_with(folder: Path, settings: Mapping[str, Any]) -> None:
         say(f"{folder} holds samples of another evaluation; they go to {_set_aside(folder)}\n  " + "\n  ".join(changed))
         there = None
     if there is None:
-        write_text(path, json.dumps(settings, indent=2) + "\n")
+        parts.write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _set_aside(folder: Path) -> Path:
@@ -203,11 +203,3 @@ def _set_aside(folder: Path) -> Path:
         if (folder / name).exists():
             (folder / name).rename(place / name)
     return place
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

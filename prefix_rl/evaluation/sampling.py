@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..data.problems import Problem
-from ..data.tokenizer import DemonstrationTable, encode_prompt
+from ..data.tokenizer import DemonstrationTable, Turn
 from ..prefixes import AnswerGuard, cut, join
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from .engines import Engine, Sampling, TransformersEngine, seed_of
+from .engines import Engine, Sampling, seed_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class Sample:
 
 
 def sample(
-    model: PreTrainedModel,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
+    turn: Turn,
     problems: Sequence[Problem],
-    prompts: Sequence[str | list[dict[str, str]]],
+    prompt_ids: Sequence[Sequence[int]],
     grader: Grader | None,
     *,
     samples: int = 1,
@@ -75,10 +76,12 @@ def sample(
     that stands in the list again goes on counting its completions, so that they differ. ``limits`` are tokens for each
     problem, where its completions are to stop earlier than ``max_completion_length``. Without a grader there are no
     outcomes.
+
+    Args:
+        turn: what the prompts end with and what ends a completion, see :attr:`~prefix_rl.policy.Policy.turn`.
+        prompt_ids: the prompt of each problem, see :meth:`~prefix_rl.policy.Policy.prompt_ids`.
     """
-    engine = TransformersEngine(model, tokenizer)
-    prompt_ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
-    prefixes = prefixes_of(problems, tokenizer, engine.stops, prefix_fraction, guard, max_completion_length)
+    prefixes = prefixes_of(problems, tokenizer, turn, prefix_fraction, guard, max_completion_length)
     jobs = jobs_of(problems, prompt_ids, prefixes, samples)
     if limits is not None:
         jobs = [replace(job, max_tokens=limits[job.problem]) for job in jobs]
@@ -95,7 +98,7 @@ def sample(
 def prefixes_of(
     problems: Sequence[Problem],
     tokenizer: PreTrainedTokenizerBase,
-    stops: Sequence[int],
+    turn: Turn,
     fraction: float,
     guard: AnswerGuard,
     max_completion_length: int,
@@ -104,7 +107,7 @@ def prefixes_of(
     if fraction <= 0:
         return [[] for _ in problems]
     table = DemonstrationTable(
-        [p.demonstrations for p in problems], [p.answer for p in problems], tokenizer, guard, stop_ids=stops
+        [p.demonstrations for p in problems], [p.answer for p in problems], tokenizer, guard, turn=turn
     )
     return [
         cut(table[i][0], fraction, min_tokens=0, max_tokens=max_completion_length - 1).ids if table[i] else None

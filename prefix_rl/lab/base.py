@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..parts import Lock, settle
+from ..progress import say
 from .world import Chains, World, chains
 
 if TYPE_CHECKING:
@@ -28,27 +30,37 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PREFIX_RL_CACHE") or Path.home() / ".cache" / "prefix_rl")
 
 
+def base_folder(world: World) -> Path:
+    """Where the base policy of these settings is, once it is trained."""
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "base.py"))
+    key = hashlib.sha256(json.dumps(_settings(world), sort_keys=True).encode() + sources).hexdigest()[:12]
+    return cache_folder() / f"lab-base-{key}"
+
+
+def _settings(world: World) -> dict[str, float]:
+    return {name: getattr(world, name) for name in _OF_THE_BASE}
+
+
 def base_policy(world: World, progress: Callable[[int], object] | None = None) -> Path:
     """The folder of the trained base policy and its tokenizer; trains it first if the cache does not hold it.
 
     The same settings give the same parameters on the same machine; other settings, or other code of the lab, another
     folder. ``progress(n)`` is called after every n steps.
     """
-    from filelock import FileLock
-
-    settings = {name: getattr(world, name) for name in _OF_THE_BASE}
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "base.py"))
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + sources).hexdigest()[:12]
-    folder = cache_folder() / f"lab-base-{key}"
+    folder = base_folder(world)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # other ranks wait here, and then find it
+    with Lock(f"{folder}.lock").held(_waiting):  # other ranks wait here, and then find it
         if not folder.is_dir():
             partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
             train_base(world, progress).save_pretrained(partial)
             tokenizer(world).save_pretrained(partial)
-            (partial / "world.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            partial.rename(folder)
+            (partial / "world.json").write_text(json.dumps(_settings(world), indent=2) + "\n", encoding="utf-8")
+            settle(partial, folder)
     return folder
+
+
+def _waiting(who: str) -> None:
+    say(f"waiting for another process{who}, which trains the lab's base policy")
 
 
 def tokenizer(world: World) -> PreTrainedTokenizerBase:

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RecipeError, UserError
+from ..policy import find
 from ..progress import Lines, say
-from ..recipe import load_recipe
-from ..train import model_path
+from ..recipe import LAB, load_recipe
+from ..status import read_status
 
 ARMS = ("dr_grpo", "prefix_rft", "prefix_rl", "sft_then_rl")
 
@@ -39,7 +40,7 @@ def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None)
     overrides += [f"training.max_steps={steps}"] if steps else []
     loaded = {arm: load_recipe(recipes / f"{arm}.yaml", overrides) for arm in ARMS}
     folders = {arm: output / arm for arm in ARMS}
-    base = model_path(loaded["prefix_rft"])
+    base = find(LAB, loaded["prefix_rft"].world).path
     say(f"the base policy is in {base}; training {', '.join(ARMS)}")
 
     trains = {
@@ -83,13 +84,12 @@ def _bars(steps: Mapping[str, int], folders: Mapping[str, Path]) -> Iterator[Cal
 
     def look() -> None:
         last = {arm: _last_metrics(folders[arm]) for arm in steps}
+        at = {arm: _steps_made(folders[arm], last[arm]) for arm in steps}
         told = {arm: f"reward {m['reward']:.2f}" if "reward" in m else "" for arm, m in last.items()}
         for arm, bar in shown.items():
-            bar.update(last[arm].get("step", 0) - bar.n)
+            bar.update(at[arm] - bar.n)
             bar.set_postfix_str(told[arm])
-        lines.now_and_then(
-            lambda: " | ".join(f"{arm} {last[arm].get('step', 0)}/{steps[arm]} {told[arm]}".rstrip() for arm in steps)
-        )
+        lines.now_and_then(lambda: " | ".join(f"{arm} {at[arm]}/{steps[arm]} {told[arm]}".rstrip() for arm in steps))
 
     try:
         yield look
@@ -130,6 +130,12 @@ def _start(arguments: Sequence[str], log: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment)
+
+
+def _steps_made(folder: Path, last: Mapping) -> int:
+    """The steps of an arm: what its process says, or what it logged last."""
+    progress = (read_status(folder) or {}).get("progress") or {}
+    return int(progress["done"]) if progress.get("what") == "training" else last.get("step", 0)
 
 
 def _last_metrics(folder: Path) -> dict:

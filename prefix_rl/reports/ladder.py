@@ -13,6 +13,7 @@ from typing import Any
 from .. import preflight
 from ..evaluation.metrics import Accuracy, Difference, over_seeds, paired_difference
 from ..ladder import Job, Ladder, by_seed, runs_in, settings_for
+from ..parts import write_text
 from .plots import COLORS, figure, save
 
 _STYLES = ("-", "--", ":", "-.")
@@ -41,9 +42,9 @@ def report(
         "regimes": {regime: regime_table(ladder, regime, cells, chosen) for regime in ladder.regimes},
     }
     paths = {name: output / name for name in ("ladder.json", "ladder.md", "curves.png", "back_generalization.png")}
-    paths["ladder.json"].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_text(paths["ladder.json"], json.dumps(results, indent=1) + "\n")
     drawn = [_curves(ladder, cells, paths["curves.png"]), _back(ladder, cells, paths["back_generalization.png"])]
-    paths["ladder.md"].write_text(markdown(ladder, results, drawn), encoding="utf-8")
+    write_text(paths["ladder.md"], markdown(ladder, results, drawn))
     return paths
 
 

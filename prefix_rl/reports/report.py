@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..parts import write_text
 from ..progress import bar
 from ..status import State
 from .page import MEGABYTES, write_page
@@ -38,19 +38,14 @@ def report(folders: Sequence[Path], output: Path, megabytes: float = MEGABYTES) 
     try:
         output.mkdir(parents=True, exist_ok=True)
         curves(runs, paths["curves.png"])
-        _write(paths["results.json"], json.dumps(rows, indent=2) + "\n")
-        _write(paths["report.md"], f"# Runs\n\n{markdown(rows)}\n\n![curves](curves.png)\n{_health(runs)}")
+        write_text(paths["results.json"], json.dumps(rows, indent=2) + "\n")
+        text = f"# Runs\n\n{markdown(rows)}\n\n![curves](curves.png)\n{_health(runs)}"
+        write_text(paths["report.md"], text.encode("utf-8", errors="replace").decode())  # names may be no Unicode
         with bar("rollouts on the page", None) as advance:
             write_page(runs, cells(rows), paths["report.html"], megabytes, advance)
     except OSError as error:
         raise DataError(f"the report cannot be written to {output}: {error.strerror or error}") from error
     return paths
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    beside.write_text(text, encoding="utf-8", errors="replace")
-    beside.replace(path)
 
 
 def _health(runs: Sequence[Run]) -> str:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from ..errors import DataError
+from ..parts import Damaged, Parts
+
 PREFIX, KEPT, CONTINUATION = "prefix", "kept", "continuation"
 
 
@@ -30,22 +33,24 @@ def segments(
     return found
 
 
+def _saved(folder: Path) -> Parts:
+    return Parts(folder, "step_{:06}.parquet")
+
+
 def write_rollouts(path: Path, records: Sequence[dict]) -> None:
     """Writes one generation batch; the file appears when it is whole."""
-    import pyarrow
-    import pyarrow.parquet
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(records)), partial, compression="zstd")
-    partial.replace(path)
+    _saved(path.parent).write(path, records)
 
 
 def read_rollouts(run: Path, step: int | None = None) -> list[dict]:
-    """The saved rollouts of one step of a run: the last one, or the last at or before ``step``."""
-    import pyarrow.parquet
+    """The saved rollouts of one step of a run: the last one, or the last at or before ``step``; none, if none is saved.
 
-    files = sorted((run / "rollouts").glob("step_*.parquet"))
-    if step is not None:
-        files = [f for f in files if int(f.stem.removeprefix("step_")) <= step]
-    return pyarrow.parquet.read_table(files[-1]).to_pylist() if files else []
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    saved = _saved(run / "rollouts")
+    files = [path for number, path in saved.paths().items() if step is None or number <= step]
+    try:
+        return saved.rows(files[-1]) if files else []
+    except Damaged as error:
+        raise DataError(f"{error.path} is no readable file of rollouts ({error}); delete it") from error

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, quantiles
 
+from ..batches import batches, world_size
 from ..data.tokenizer import DemonstrationTable
 from ..errors import RecipeError
-from ..recipe import Recipe, batches, world_size
+from ..recipe import Recipe
 from ..rollouts import Row, Step
 
 

@@ -1,0 +1,126 @@
+"""What cannot be together in a recipe, though each of its values is well-formed: a list of faults in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .batches import batches, world_size
+from .data import contamination
+from .data.problems import Problem
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+
+def between_blocks(recipe: Recipe) -> list[str]:
+    """Faults of blocks that cannot be together, though each is well-formed."""
+    value, faults = recipe.training_value, []
+    group_size, completion = value("num_generations"), value("max_completion_length")
+    if group_size < 2:
+        faults.append(f"training.num_generations = {group_size}: credit is relative to a group, so at least 2")
+    if value("generation_batch_size") and value("steps_per_generation"):
+        faults.append("training.generation_batch_size and training.steps_per_generation: give only one of them")
+    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations")
+    for name in sizes:
+        if value(name) < 1:
+            faults.append(f"training.{name} = {value(name)}: must be an integer of at least 1")
+    if faults:
+        return faults
+    batch = batches(recipe, world_size())
+    if batch.rollouts % group_size or batch.rollouts < group_size:
+        faults.append(
+            f"one generation batch has {batch.rollouts} rollouts (training.per_device_train_batch_size x processes x "
+            f"steps), which is not a multiple of training.num_generations = {group_size}"
+        )
+    save_steps = value("save_steps")
+    if value("save_strategy") == "steps" and save_steps >= 1 and save_steps % max(batch.steps, 1):
+        faults.append(
+            f"training.save_steps = {save_steps} is not a multiple of the {batch.steps:g} steps that one generation "
+            "batch serves; a checkpoint inside that window could not be resumed exactly"
+        )
+    faults += recipe.method.problems(recipe.whole_training)
+    faults += recipe.world.problems_found()
+    if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
+        faults.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
+    if recipe.evaluation.temperature == 0 and (recipe.evaluation.samples or 1) > 1:
+        faults.append(
+            f"evaluation.samples = {recipe.evaluation.samples} with evaluation.temperature = 0: greedy decoding gives "
+            "the same completion every time; set evaluation.samples = 1, or a temperature"
+        )
+    if recipe.uses_lab and recipe.data.prompt != "plain":
+        faults.append("data.prompt = chat: the lab's policy knows no chat template; set data.prompt = plain")
+    if recipe.data.prompt == "plain" and recipe.data.system_prompt is not None:
+        faults.append("data.system_prompt needs data.prompt = chat")
+    if recipe.model.chat_template and not Path(recipe.model.chat_template).is_file():
+        faults.append(f"model.chat_template: there is no file {recipe.model.chat_template}")
+    if recipe.model.chat_template and recipe.data.prompt == "plain":
+        faults.append("model.chat_template needs data.prompt = chat: a plain prompt goes through no template")
+    if value("chat_template_kwargs") and recipe.data.prompt == "plain":
+        faults.append("training.chat_template_kwargs needs data.prompt = chat: a plain prompt goes through no template")
+    if recipe.model.date is not None and not _is_date(recipe.model.date):
+        faults.append(f"model.date = {recipe.model.date}: must be a date, as 2026-11-25")
+    if value("reward_weights") and len(value("reward_weights")) != 1:
+        faults.append(
+            f"training.reward_weights = {value('reward_weights')}: there is one reward, so give one weight, or none"
+        )
+    if value("push_to_hub"):
+        faults.append(
+            "training.push_to_hub = true would publish the whole folder of the run: optimizers, and rollouts with the "
+            f"gold answers. Publish the policy alone when it is trained: hf upload NAME {recipe.output.dir}/final"
+        )
+    if value("save_only_model"):
+        faults.append(
+            "training.save_only_model = true: a checkpoint without optimizer cannot be continued from, and a run that "
+            "was cut off would go on with a fresh one; leave it out, and use training.save_total_limit to save space"
+        )
+    if completion < 2:
+        faults.append(f"training.max_completion_length = {completion}: must be at least 2")
+    return faults
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
+    """Faults of training this recipe on these problems."""
+    faults = []
+    prompts = batches(recipe, world_size()).prompts
+    demonstrated = [bool(p.demonstrations) for p in train]
+    rows = sum(recipe.method.copies(demonstrated))
+    if recipe.method.reinforces and rows < prompts:
+        copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
+        faults.append(
+            f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
+            "training would end before its first step"
+        )
+    if recipe.method.own_traces and recipe.data.traces is None:
+        faults.append(
+            f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
+            "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"
+        )
+    elif recipe.uses_demonstrations and not any(demonstrated):
+        faults.append(
+            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
+            "demonstrations or solution, or data.traces)"
+        )
+    return faults
+
+
+def overlap(recipe: Recipe, train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
+    """Faults of evaluating on problems that are trained on."""
+    shared = contamination.overlap([p.text for p in train], [p.text for p in held_out])
+    if not shared:
+        return []
+    shown = shared[0] if len(shared[0]) <= 60 else shared[0][:57] + "..."
+    return [
+        f"evaluation.data: {len(shared)} of its {len(held_out)} problems stand in data.train, for example {shown!r}. "
+        f"Take them out (prefix-rl prepare --against {recipe.evaluation.data}), or set evaluation.allow_overlap = true"
+    ]

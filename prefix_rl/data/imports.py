@@ -1,0 +1,207 @@
+"""Traces of other models: matched with the problems, tokenized, graded, and added to a trace store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, at_most
+from ..rewards.workers import Grader
+from .attach import short
+from .problems import Problem, is_unicode
+from .sources import read
+from .tokenizer import Turn, encode, turn_of
+from .traces import UNGRADED, Trace, TraceStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TEXT_COLUMNS = ("text", "completion", "solution")
+_IMPORTED_AT_ONCE = 512  # traces of one part of an import
+
+
+def import_traces(
+    given: str | Path,
+    store: TraceStore,
+    tokenizer: PreTrainedTokenizerBase,
+    grader: Grader | None,
+    problems: Sequence[Problem],
+    source: str | None = None,
+    progress: Callable[[int], object] = lambda n: None,
+    turn: Turn | None = None,
+) -> dict[str, Any]:
+    """Grades traces of other models and adds all of them, right or wrong; returns what was done with the rows.
+
+    A row names its problem by ``problem_id``, or else by the text in ``problem``, and holds the trace in ``text``,
+    ``completion`` or ``solution``. It may hold ``source``, ``truncated`` and ``flops`` (what it cost, in floating-point
+    operations). Rows of other problems are counted and left out. What the store already has of the same problem, source
+    and text is not added twice, so an import that was cut off goes on.
+
+    Args:
+        given: a file that :func:`~prefix_rl.data.sources.read` reads, or the folder of another trace store, be it of
+            another tokenizer.
+        grader: None: nobody is to grade them.
+        tokenizer: that of the store. A trace is tokenized here, once.
+        source: the name of the model; None: the row's ``source``, or else the file's name.
+        progress: called with the number of rows just done.
+        turn: what the prompts end with, and the id that ends a trace unless it is truncated; None: EOS.
+
+    Returns:
+        ``rows`` read, ``added``, ``known`` (not added twice), ``other_problems`` (left out), and ``outcomes`` of what
+        was added.
+
+    Raises:
+        DataError: naming every row that cannot be used, before anything is added; or if no row belongs to a problem.
+    """
+    store.check_tokenizer(tokenizer)
+    turn = turn or turn_of([], tokenizer)
+    if Path(given).resolve() == store.folder.resolve():
+        raise DataError(f"{given} is the trace store itself; give the traces of another one")
+    match = _Matcher(problems)
+    counts = _check_all(given, match)
+    outcomes: Counter[str] = Counter()
+    waiting: list[Trace] = []
+
+    def add() -> None:
+        samples = [(trace.text, trace.answer) for trace in waiting]
+        graded = grader.grade(samples) if grader else [UNGRADED] * len(samples)
+        store.append([replace(t, outcome=str(outcome)) for t, outcome in zip(waiting, graded, strict=True)])
+        outcomes.update(map(str, graded))
+        waiting.clear()
+
+    with store.writing():
+        known, numbers = _imported_already(store)
+        for _, row in _rows(given):
+            progress(1)
+            problem, _ = match(row)
+            if problem is None:
+                continue
+            name = source or row.get("source") or Path(given).name
+            if (key := _key(problem.id, name, _text_of(row))) in known:
+                counts["known"] += 1
+                continue
+            known.add(key)
+            waiting.append(_trace(row, problem, name, numbers[problem.id, name], tokenizer, turn))
+            numbers[problem.id, name] += 1
+            if len(waiting) == _IMPORTED_AT_ONCE:
+                add()
+        add()
+    return {
+        "rows": counts["rows"],
+        "added": outcomes.total(),
+        "known": counts["known"],
+        "other_problems": counts["other_problems"],
+        "outcomes": dict(sorted(outcomes.items())),
+    }
+
+
+def _check_all(given: str | Path, match: _Matcher) -> Counter[str]:
+    """Number of rows, and of those of other problems. All are looked at first, so that nothing is done by halves.
+
+    Raises:
+        DataError: naming the rows that cannot be used; or if none belongs to a problem.
+    """
+    counts, wrong = Counter(), []
+    for place, row in _rows(given):
+        problem, what = match(row)
+        counts["rows"] += 1
+        counts["other_problems"] += problem is None and not what
+        wrong += [f"{place}: {w}" for w in what]
+    if wrong:
+        raise DataError(f"{given} holds rows that cannot be imported; nothing was added:", at_most(wrong))
+    if counts["other_problems"] == counts["rows"]:
+        raise DataError(
+            f"none of the {counts['rows']} rows of {given} belongs to a problem of the data; nothing was added. A row "
+            "is matched by problem_id, or by the very text of problem"
+        )
+    return counts
+
+
+def _trace(
+    row: dict, problem: Problem, source: str, attempt: int, tokenizer: PreTrainedTokenizerBase, turn: Turn
+) -> Trace:
+    """The trace in a row, not graded yet."""
+    text, truncated = _text_of(row), bool(row.get("truncated"))
+    ids = _ids(text, tokenizer, turn)
+    return Trace(
+        problem_id=problem.id,
+        problem=problem.text,
+        answer=problem.answer,
+        attempt=attempt,
+        source=source,
+        text=text,
+        completion_ids=ids if truncated else [*ids, turn.end],
+        prompt_tokens=0,
+        outcome="",
+        truncated=truncated,
+        flops=None if row.get("flops") is None else float(row["flops"]),
+        imported=True,
+    )
+
+
+class _Matcher:
+    """Finds the problem of a row, and what is wrong with the row."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self._by_id = {problem.id: problem for problem in problems}
+        self._by_text = {problem.text: problem for problem in reversed(problems)}  # of equal ones the first
+
+    def __call__(self, row: dict) -> tuple[Problem | None, list[str]]:
+        wrong = []
+        trace, text = _text_of(row), row.get("problem")
+        if not isinstance(trace, str) or not trace.strip():
+            wrong.append(f"no trace in {', '.join(_TEXT_COLUMNS)}; there are {', '.join(map(repr, row)) or 'none'}")
+        elif not is_unicode(trace):
+            wrong.append("the trace is broken Unicode (half of a surrogate pair)")
+        if row.get("problem_id") is None and not isinstance(text, str):
+            wrong.append("neither problem_id nor the text of problem names its problem")
+        flops = row.get("flops")
+        if flops is not None and (isinstance(flops, bool) or not isinstance(flops, int | float) or not flops >= 0):
+            wrong.append(f"flops = {flops!r}, not a number of operations")
+        for column, kind in (("truncated", bool), ("source", str)):
+            if row.get(column) is not None and not isinstance(row[column], kind):
+                wrong.append(f"{column} = {row[column]!r}, not a {'text' if kind is str else 'truth value'}")
+        named = self._by_id.get(str(row.get("problem_id")))
+        if named and isinstance(text, str) and text != named.text:
+            wrong.append(f"problem {named.id} is {short(named.text)} in the data, here it is {short(text)}")
+        return (None if wrong else named or self._by_text.get(str(text))), wrong
+
+
+def _rows(given: str | Path) -> Iterator[tuple[str, dict]]:
+    """``(place, row)`` of a file or of another trace store."""
+    if Path(given).is_dir():
+        for number, trace in enumerate(TraceStore.open(given), start=1):
+            if trace.text.strip():  # nothing but an EOS: nothing to import
+                yield f"{given}, trace {number}", vars(trace)
+    else:
+        yield from read(str(given))
+
+
+def _text_of(row: dict) -> Any:
+    return next((row[name] for name in _TEXT_COLUMNS if row.get(name) is not None), None)
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase, turn: Turn) -> list[int]:
+    """The ids of a trace up to where EOS or padding would end it."""
+    ids, _ = encode(text, tokenizer, turn.behind)
+    stops = {tokenizer.eos_token_id, tokenizer.pad_token_id, *turn.stops}
+    return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
+
+
+def _key(problem_id: str, source: str, text: str) -> tuple[str, str, bytes]:
+    return problem_id, source, hashlib.sha256(text.encode()).digest()
+
+
+def _imported_already(store: TraceStore) -> tuple[set[tuple[str, str, bytes]], Counter]:
+    """The keys of the imported traces, and how many there are of each problem and source."""
+    known, numbers = set(), Counter()
+    for batch in store.batches(["problem_id", "source", "text", "imported"]):
+        for row in batch.to_pylist():
+            if row["imported"]:
+                known.add(_key(row["problem_id"], row["source"], row["text"]))
+                numbers[row["problem_id"], row["source"]] += 1
+    return known, numbers

@@ -1,0 +1,184 @@
+"""Steps 4 to 7 of ``prefix-rl prepare``: difficulty, budget, grading, choice make training rows of what was read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..prefixes import readable_from
+from ..rewards.grading import Outcome
+from ..rewards.workers import Grader
+from . import duplicates
+from .chunks import Chunks, as_line
+from .difficulty import PassRates
+from .funnel import Funnel
+from .problems import Problem, graded
+from .rows import Rows
+from .tokenizer import encode, prompt_length
+
+if TYPE_CHECKING:
+    from .prepare import Progress, Settings
+
+MAX_DEMONSTRATIONS = 256
+"""Copies of a problem bring their demonstrations along up to so many."""
+
+
+def make_all(
+    chunks: Chunks, rows: Rows, settings: Settings, tokenizer, rates: PassRates, grader: Grader, progress: Progress
+) -> list[dict]:
+    """Makes training rows of what was read, chunk by chunk. Returns the facts of each chunk."""
+    made = chunks.finished("made")
+    samples = np.maximum(rows.demonstrations, 1)
+    advance = progress("grading demonstrations", int(samples.sum()))
+    advance(int(samples[: made[-1]["through"] if made else 0].sum()))
+    while (first := made[-1]["through"] if made else 0) < rows.starts[-1]:
+        made.append(_make_chunk(chunks, len(made), first, rows, settings, tokenizer, rates, grader, advance))
+    return made
+
+
+def _make_chunk(
+    chunks: Chunks, number: int, first: int, rows: Rows, settings: Settings, tokenizer, rates, grader, advance
+) -> dict:
+    """Makes training rows from row ``first`` on: to the end of its chunk, or as many as memory should hold."""
+    funnel, waiting, rated, size, place = Funnel(), [], 0, 0, first
+    for place, line in enumerate(rows.lines(first), start=first):
+        row, count = json.loads(line), int(rows.demonstrations[place])
+        kind = int(rows.kind[place])
+        if kind != duplicates.KEPT:
+            gone = 0 if kind == duplicates.SAME else count
+            kept = rows[int(rows.of[place])]
+            both = {} if kind == duplicates.SAME else {"problem": row["problem"], "of_problem": kept["problem"]}
+            funnel.drop("duplicates", _DUPLICATES[kind], row, gone, of=kept["id"], **both)
+        else:
+            row = _with_copies(row, rows.copies(place), funnel)
+            rate = rates.of(row["id"])
+            rated += rate is not None
+            rate = row.pop("pass_rate", None) if rate is None else rate
+            row = {**row, **({} if rate is None else {"pass_rate": rate})}
+            if reason := _difficulty(rate, settings.pass_rate):
+                funnel.drop("difficulty", reason, row, len(row["demonstrations"]))
+            elif _is_too_long(row["problem"], tokenizer, settings.max_prompt_length):
+                reason = f"its prompt is longer than max_prompt_length = {settings.max_prompt_length} tokens"
+                funnel.drop("budget", reason, row, len(row["demonstrations"]))
+            else:
+                waiting.append(_fitting(row, tokenizer, settings.max_completion_length, funnel))
+                size += sum(len(d["text"]) for d in waiting[-1]["demonstrations"])
+        if size > chunks.characters_at_once:
+            break
+    samples = np.maximum(rows.demonstrations[first : place + 1], 1).sum()
+    advance(max(int(samples) - sum(max(len(row["demonstrations"]), 1) for row in waiting), 0))
+    problems = [Problem(r["id"], r["problem"], r["answer"], tuple(r["demonstrations"]), r["place"]) for r in waiting]
+    done = []
+    for row, outcomes in zip(waiting, graded(problems, grader, advance), strict=True):
+        row = _right(row, outcomes, funnel)
+        row = row and _chosen(row, settings, funnel)
+        if row:
+            done.append(row)
+    having = np.array([bool(row["demonstrations"]) for row in done], bool)
+    facts = {
+        "through": place + 1,
+        "rated": rated,
+        "rows": len(done),
+        "demonstrations": sum(len(r["demonstrations"]) for r in done),
+        "funnel": funnel.counts(),
+    }
+    chunks.put("made", number, [as_line(_final(row)) for row in done], funnel.listed, having, facts)
+    return facts
+
+
+_DUPLICATES = {
+    duplicates.SAME: "the same problem as an earlier row, which got its demonstrations",
+    duplicates.OTHER_ANSWER: "the same problem as an earlier row, with another answer",
+    duplicates.NEAR: "nearly the same problem as an earlier row, with the same numbers and answer",
+}
+_OUTCOMES = {
+    Outcome.WRONG: "its final answer is not the gold answer",
+    Outcome.NO_ANSWER: "it states no final answer",
+    Outcome.TIMEOUT: "grading it took too long",
+    Outcome.CRASH: "grading it crashed",
+    Outcome.BAD_GOLD: "the gold answer cannot be parsed",
+}
+
+
+def _with_copies(row: dict, copies: Iterator[dict], funnel: Funnel) -> dict:
+    """The row with the demonstrations of its copies, each text once."""
+    given = chain(row["demonstrations"], (d for copy in copies for d in copy["demonstrations"]))
+    kept, texts = [], set()
+    for n, demonstration in enumerate(given):
+        if demonstration["text"] in texts:
+            funnel.drop_demonstration("duplicates", "the problem has the same one already", row, n)
+        elif len(kept) == MAX_DEMONSTRATIONS:
+            funnel.drop_demonstration("duplicates", f"the problem has {MAX_DEMONSTRATIONS} already", row, n)
+        else:
+            texts.add(demonstration["text"])
+            kept.append(demonstration)
+    return {**row, "demonstrations": kept}
+
+
+def _difficulty(rate: float | None, wanted: tuple[float, float] | None) -> str | None:
+    if wanted is None:
+        return None
+    if rate is None:
+        return "its pass rate is not known"
+    return None if wanted[0] <= rate <= wanted[1] else f"its pass rate is outside {wanted[0]:g} to {wanted[1]:g}"
+
+
+def _is_too_long(problem: str, tokenizer, max_prompt_length: int | None) -> bool:
+    return max_prompt_length is not None and prompt_length(problem, tokenizer) > max_prompt_length
+
+
+def _fitting(row: dict, tokenizer, max_completion_length: int | None, funnel: Funnel) -> dict:
+    """The row without the demonstrations that are too short, or too long for the budget."""
+    if tokenizer is None:
+        return row
+    kept = []
+    for n, demonstration in enumerate(row["demonstrations"]):
+        length = len(demonstration.get("ids") or encode(demonstration["text"], tokenizer)[0]) + 1  # and EOS
+        if length - 1 < 2:
+            funnel.drop_demonstration("budget", "it is shorter than two tokens", row, n)
+        elif max_completion_length is not None and length > max_completion_length:
+            reason = f"it is longer than max_completion_length = {max_completion_length} tokens"
+            funnel.drop_demonstration("budget", reason, row, n)
+        else:
+            kept.append(demonstration)
+    return {**row, "demonstrations": kept}
+
+
+def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel) -> dict | None:
+    """The row with the demonstrations that earn the reward; None if its gold answer cannot be parsed."""
+    if set(outcomes) == {Outcome.BAD_GOLD}:
+        reason = "the gold answer cannot be parsed"
+        funnel.drop("grading", reason, row, len(row["demonstrations"]), answer=row["answer"][:500])
+        return None
+    kept = []
+    for n, (demonstration, outcome) in enumerate(zip(row["demonstrations"], outcomes, strict=False)):
+        if outcome is Outcome.RIGHT:
+            kept.append(demonstration)
+        else:
+            funnel.drop_demonstration("grading", _OUTCOMES[outcome], row, n)
+    return {**row, "demonstrations": kept}
+
+
+def _chosen(row: dict, settings: Settings, funnel: Funnel) -> dict | None:
+    """The row with so many demonstrations; None if it has none and needs one."""
+    kept = row["demonstrations"][: settings.demonstrations]
+    for n in range(len(kept), len(row["demonstrations"])):
+        funnel.drop_demonstration("choice", f"the problem has {settings.demonstrations} already", row, n)
+    if settings.require_demonstration and not kept:
+        funnel.drop("choice", "no demonstration is left", row)
+        return None
+    return {**row, "demonstrations": kept}
+
+
+def _final(row: dict) -> dict:
+    """The row of a training file."""
+    demonstrations = [
+        {**d, "readable": {guard: readable_from(d["text"], row["answer"], guard) for guard in ("mention", "statement")}}
+        for d in row["demonstrations"]
+    ]
+    made = {name: row[name] for name in ("id", "problem", "answer")} | {"demonstrations": demonstrations}
+    return made | ({"pass_rate": row["pass_rate"]} if "pass_rate" in row else {})

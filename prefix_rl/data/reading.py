@@ -1,0 +1,114 @@
+"""Steps 1 and 2 of ``prefix-rl prepare``: raw rows are checked and held against the evaluation sets, each row alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import duplicates
+from .chunks import Chunks, as_line
+from .columns import check_columns, normalize
+from .contamination import LONG, LONG_RUN, EvaluationIndex
+from .difficulty import is_rate
+from .funnel import Funnel
+from .problems import row_problems
+from .sources import read
+from .texts import hash64, squeezed
+
+if TYPE_CHECKING:
+    from .prepare import Progress, Settings
+
+_HEAD = 100  # rows of a source in which a named column must occur
+
+
+def read_all(chunks: Chunks, sources: Sequence[str], settings: Settings, index: EvaluationIndex, progress: Progress):
+    """Reads the sources into chunks. Returns the facts of each chunk."""
+    counts = chunks.finished("read")
+    skipped = sum(one["funnel"]["entered"].get("rows", 0) for one in counts)
+    advance = progress("reading", settings.limit)
+    advance(skipped)
+    rows = islice(_rows(sources, settings), skipped, settings.limit)
+    while not (counts and counts[-1]["last"]):
+        counts.append(_read_chunk(chunks, len(counts), rows, settings, index, advance))
+    return counts
+
+
+def _rows(sources: Sequence[str], settings: Settings) -> Iterator[tuple[str, str, dict]]:
+    """``(id if the row has none, place, row)`` of all sources."""
+    for source in sources:
+        stem = Path(source).name.split(".")[0] + "/" if len(sources) > 1 else ""
+        rows = read(source, settings.split)
+        head = list(islice(rows, _HEAD))
+        check_columns(settings.columns, source, [row for _, row in head])
+        for number, (place, row) in enumerate(chain(head, rows)):
+            yield f"{stem}{number}", place, row
+
+
+def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: EvaluationIndex, advance) -> dict:
+    funnel, lines, entries, offset = Funnel(), [], [], 0
+    found, contaminated, last = set(), {}, True
+    for default_id, place, raw in rows:
+        advance(1)
+        row = _checked(default_id, place, raw, settings, funnel)
+        hit = index.find(row["problem"]) if row else None
+        if hit:
+            name, _, _ = index.problems[hit.problem]
+            found.update(hit.whole)
+            contaminated.setdefault(name, Counter()).update({"rows dropped": 1, LONG: hit.words >= LONG_RUN})
+            reason = f"it shares {settings.ngram} words in a row, or all, with a problem of {name}"
+            funnel.drop("contamination", reason, row, len(row["demonstrations"]), **index.shown(row["problem"], hit))
+        elif row:
+            lines.append(as_line(row))
+            entries.append(_entry(row, offset))
+            offset += len(lines[-1])
+        if funnel.entered["rows"] == chunks.rows_at_once or offset > chunks.characters_at_once:
+            last = False
+            break
+    facts = {
+        "last": last,
+        "rows": len(lines),
+        "found": sorted(found),
+        "contaminated": contaminated,
+        "funnel": funnel.counts(),
+    }
+    chunks.put("read", number, lines, funnel.listed, np.array(entries, duplicates.INDEX), facts)
+    return facts
+
+
+def _entry(row: dict, offset: int) -> tuple:
+    """What :data:`~prefix_rl.data.duplicates.INDEX` holds of a row."""
+    hashes = (hash64(text) for text in (row["id"], squeezed(row["problem"]), squeezed(row["answer"])))
+    return *hashes, offset, len(row["demonstrations"]), duplicates.bands(row["problem"], row["answer"])
+
+
+def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel: Funnel) -> dict | None:
+    """The row as training reads it, or None if it cannot be used."""
+    row = normalize(raw, settings.columns)
+    if row.get("id") is None or settings.renumber:
+        row["id"] = default_id
+    wrong = row_problems(row)
+    if "pass_rate" in row and not is_rate(row["pass_rate"]):
+        wrong.append("pass_rate is no number in [0, 1]")
+    count = len(row["demonstrations"])
+    funnel.enter(count)
+    if wrong:
+        named = {"place": place, **({"id": row["id"]} if isinstance(row["id"], str) else {})}
+        problems = [what.partition("; there are")[0] for what in wrong]  # the columns of the source are others
+        funnel.drop("check", problems[0], named, count, problems=problems, columns=list(raw))
+        return None
+    row = {"place": place, **row, "id": str(row["id"]), "answer": str(row["answer"]), "problem": str(row["problem"])}
+    made = []
+    for n, given in enumerate(row["demonstrations"]):
+        demonstration = {"text": given} if isinstance(given, str) else dict(given)
+        if demonstration.pop("complete", True) is False:
+            funnel.drop_demonstration("check", "it is not complete", row, n)
+        elif not demonstration["text"].strip():
+            funnel.drop_demonstration("check", "it is empty", row, n)
+        else:
+            made.append(demonstration)
+    return {**row, "demonstrations": made}

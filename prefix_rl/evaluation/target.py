@@ -1,0 +1,126 @@
+"""What is evaluated: which policy, by which recipe, and what generates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .. import preflight
+from ..checkpoints import FINAL
+from ..data import benchmarks
+from ..errors import RecipeError
+from ..policy import Policy, find, run_of
+from ..recipe import LAB, Recipe, load_recipe
+from .card import checkpoint_facts
+from .engines import Engine, Sampling, TransformersEngine, VllmEngine, require_vllm
+
+INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+DEFAULTS: dict[str, Any] = {
+    "data": {"train": "(nothing)", "prompt": "chat", "instruction": INSTRUCTION},
+    "method": {"name": "dr_grpo"},
+    "training": {"max_completion_length": 8192},
+    "evaluation": {"temperature": 0.6},
+    "output": {"dir": "(nowhere)"},
+}
+"""How a model that belongs to no run and no recipe is evaluated: as LUFFY and Prefix-RFT evaluate (arXiv 2504.14945,
+2507.01679)."""
+
+
+def find_target(name: str, config: str | None, overrides: Sequence[str]) -> tuple[Recipe, Path]:
+    """The recipe to evaluate a policy by, and the folder that the results belong into."""
+    folder, run = Path(name), run_of(name)
+    names_data = any(o.startswith(("evaluation.on=", "evaluation.data=")) for o in overrides)
+    if config:
+        recipe = load_recipe(config, overrides)
+    elif run:  # what it was trained with was saved with it: the file of the template may be another one by now
+        recipe = load_recipe(run / "recipe.yaml", ["model.chat_template=null", *overrides])
+    elif names_data:
+        recipe = load_recipe({"model": {"name_or_path": name}, **DEFAULTS}, overrides)
+    else:
+        there = find(name).path if folder.is_dir() else name
+        newest = f"; the policy in it is {there}" if there != name else ""
+        raise RecipeError(
+            f"{name} is not the folder of a run{newest}. So it is not known what to evaluate it on; name benchmarks or "
+            f"a file with --on ({', '.join(benchmarks.BENCHMARKS)}), or give a recipe with --config"
+        )
+    if run == folder:
+        return recipe, run
+    if run:
+        return recipe, run if folder.name == FINAL else run / "evaluations" / folder.name
+    parts = "--".join(part for part in folder.parts if part not in (".", "..", "/"))
+    return recipe, Path("runs", "evaluations", LAB if name == LAB else parts)
+
+
+class Target:
+    """A policy with what generates; its weights are loaded when they are first needed.
+
+    Raises:
+        UserError: for every fault of the policy and its prompts, see :class:`~prefix_rl.policy.Policy`.
+    """
+
+    def __init__(self, name: str, recipe: Recipe, day: str | None = None):
+        if recipe.evaluation.engine == "vllm":
+            require_vllm()
+        if day and recipe.model.date is None:  # the date of the evaluation that is gone on with
+            recipe = replace(recipe, model=replace(recipe.model, date=day))
+        self.policy = Policy(recipe, name)
+        self.recipe, self.path, self.tokenizer = self.policy.recipe, self.policy.path, self.policy.tokenizer
+        self.sampling = Sampling(recipe.evaluation.temperature, recipe.evaluation.top_p)
+        self.length = recipe.evaluation_length
+        self.longest_prompt = 0
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What generates, with the weights loaded."""
+        policy, evaluation = self.policy, self.recipe.evaluation
+        if evaluation.engine == "transformers":
+            return TransformersEngine(policy.load(), policy.tokenizer, policy.stops)
+        return VllmEngine(
+            policy.path, policy.stops, self.longest_prompt + self.length, evaluation.seed,
+            dtype=self.recipe.model.dtype, revision=policy.revision, tokenizer_revision=policy.revision,
+        )  # fmt: skip
+
+    def engine_facts(self) -> dict[str, Any]:
+        """Which engine, which version, and how it was set."""
+        import torch
+
+        model, name, device = self.recipe.model, self.recipe.evaluation.engine, self.policy.device
+        return {
+            "name": name,
+            "version": preflight.installed(name),
+            "torch": preflight.installed("torch"),
+            "dtype": model.dtype or "as saved",
+            "attn_implementation": model.attn_implementation,
+            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        }
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """What tells this policy from another."""
+        facts = checkpoint_facts(self.path, self.policy.revision)
+        return facts | ({"base": self.policy.base} if self.policy.adapters else {})
+
+    def settings(self) -> dict[str, Any]:
+        """What samples depend on, besides their prompts: with other settings there are other samples."""
+        date = self.policy.date
+        return {
+            "checkpoint": {k: v for k, v in self.checkpoint.items() if k != "files"},
+            "engine": {k: v for k, v in self.engine_facts().items() if k not in ("torch", "device")},
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "max_completion_length": self.length,
+            "seed": self.recipe.evaluation.seed,
+            **({"date": date} if date else {}),
+        }
+
+    def prompt_facts(self) -> dict[str, Any]:
+        """What the policy was asked and what ended its completions."""
+        named = self.tokenizer.convert_ids_to_tokens
+        return {
+            **self.policy.facts(),
+            "ended_by": [str(named(i)) for i in self.policy.stops],
+            "notes": self.policy.notes,
+        }

@@ -1,0 +1,488 @@
+"""The policy: the one home of model, adapters, tokenizer, chat template, prompt, context, stop ids, dtype and device.
+
+Whatever trains, samples or measures a policy asks here what it is and how it is asked. All but the weights is found
+without loading them, so whatever is wrong with it is said in seconds, and in the same words by every command.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoints import FINAL, checkpoints, last_whole
+from .data.problems import Problem
+from .data.tokenizer import (
+    Turn,
+    dated,
+    encode_prompt,
+    end_of_turn,
+    has_tokenizer,
+    load_tokenizer,
+    looks_like_a_path,
+    prompt_length,
+    turn_of,
+)
+from .errors import DataError, RecipeError, UserError, at_most, nearest, unavailable
+from .lab.world import World
+from .progress import bar
+from .recipe import LAB, Recipe, prompt_of, read_yaml
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_ADAPTERS, _CONFIG = "adapter_config.json", "config.json"
+_PROBE = "What is 12 + 3?"
+
+
+# --- where it is ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a policy's weights are."""
+
+    path: str
+    """A folder, or a name on the hub."""
+    base: str
+    """Of adapters the model that they belong to; else ``path``."""
+    revision: str | None = None
+    """Of ``base``, on the hub."""
+
+    @property
+    def adapters(self) -> str | None:
+        """The folder of the adapters, None if it is a whole model."""
+        return self.path if self.path != self.base else None
+
+
+def find(name: str | Path, world: World | None = None, revision: str | None = None) -> Place:
+    """Where the policy of this name is: ``lab``, the folder of a run, of a checkpoint, of a model or of adapters, or a
+    name on the hub.
+
+    Of a run it is the final policy, or else that of its last whole checkpoint. The lab's base policy is trained if it
+    is not there.
+
+    Raises:
+        DataError: if there is nothing of that name, naming what is there instead.
+    """
+    if name == LAB:
+        path = base_policy(world or World())
+        return Place(path, path)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        parent = Path(name).parent
+        if looks_like_a_path(str(name)) or (str(parent) != "." and parent.is_dir()):
+            there = [str(p) for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
+            raise DataError(
+                f"there is no folder {name} (from {Path.cwd()}), and no model on the hub has a name like that"
+                f"{nearest(str(folder), there)}"
+            )
+        return Place(str(name), str(name), revision)
+    inside = _policy_in(folder)
+    if (inside / _ADAPTERS).is_file() and not (inside / _CONFIG).is_file():
+        return _adapted(inside)
+    return Place(str(inside), str(inside), revision if inside == folder else None)
+
+
+def base_policy(world: World) -> str:
+    """The folder of the lab's base policy, which is trained first if it is not there."""
+    from .lab.base import base_policy as made
+
+    with bar("training the lab's base policy", world.base_steps) as advance:
+        return str(made(world, advance))
+
+
+def run_of(folder: str | Path) -> Path | None:
+    """The run that a folder is, or that it is a checkpoint or the final policy of; None if it is none of these."""
+    folder = Path(folder)
+    return next((f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()), None)
+
+
+def _date_of(run: Path | None) -> str | None:
+    """The date that the prompts of a run showed, None if they showed none."""
+    model = read_yaml(run / "recipe.yaml").get("model") if run else None
+    return model.get("date") if isinstance(model, dict) else None
+
+
+def _policy_in(folder: Path) -> Path:
+    """The folder with the weights: itself, or of a run its policy."""
+    holds = [(folder / name).is_file() for name in (_CONFIG, _ADAPTERS)]
+    if any(holds):
+        return folder
+    if (folder / FINAL).is_dir():
+        return folder / FINAL
+    if whole := last_whole(folder):
+        return whole
+    if run_of(folder) == folder:
+        raise DataError(f"{folder} has no policy yet: neither {FINAL} nor a whole checkpoint")
+    there = [str(p) for p in checkpoints(folder)]
+    hint = f"; it holds {', '.join(there)}: give one of these" if there else ""
+    raise DataError(
+        f"no model could be loaded from {folder}: the folder has neither {_CONFIG} nor {_ADAPTERS}, and it is not the "
+        f"folder of a run{hint}"
+    )
+
+
+def _adapted(folder: Path) -> Place:
+    """Adapters and the model that they belong to."""
+    try:
+        given = json.loads((folder / _ADAPTERS).read_text(encoding="utf-8"))
+        base, revision = given["base_model_name_or_path"], given.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / _ADAPTERS} does not say which model the adapters belong to: {error}") from error
+    if not isinstance(base, str) or not base:
+        what = f"base_model_name_or_path = {base!r}; write its name or folder there"
+        raise DataError(f"{folder / _ADAPTERS} does not say which model the adapters belong to: {what}")
+    if not Path(base).is_dir() and looks_like_a_path(base):
+        raise DataError(
+            f"{folder} holds adapters of the model {base}, and there is no such folder (from {Path.cwd()}); bring it "
+            f"back, or set base_model_name_or_path in {folder / _ADAPTERS} to where it is now"
+        )
+    if Path(base).is_dir():
+        revision = None
+        if (inner := find(base)).adapters:
+            raise DataError(f"{folder} holds adapters of {base}, which are adapters themselves; merge those first")
+        base = inner.base
+    return Place(str(folder), base, revision)
+
+
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+
+class Policy:
+    """A policy, what it is asked and how: everything but its weights, which :meth:`load` loads.
+
+    Args:
+        recipe: its blocks model and data are used, and of training ``chat_template_kwargs`` and ``use_cpu``. As
+            :attr:`recipe` it has ``model.date`` filled in if the chat template shows a date.
+        at: a policy in place of the recipe's model.
+
+    Raises:
+        UserError: with every fault of model, tokenizer, chat template and prompt.
+    """
+
+    def __init__(self, recipe: Recipe, at: str | Path | None = None):
+        self.recipe = recipe
+        own = at is None or str(at) == recipe.model.name_or_path
+        name = recipe.model.name_or_path if own else at
+        self.place = find(name, recipe.world, recipe.model.revision if own else None)
+        self.path, self.base, self.adapters = self.place.path, self.place.base, self.place.adapters
+        self.tokenizer = self._tokenizer()
+        self.config  # noqa: B018 - a model that is not there is said now
+        self.variables = _variables(recipe)
+        self.date: str | None = None
+        self.template: str | None = None
+        if self.chat:
+            self._take_template()
+        self.notes: list[str] = []
+        """What is right and worth knowing."""
+        self._look_at_prompts()
+
+    @property
+    def revision(self) -> str | None:
+        """The branch, tag or commit of the model on the hub."""
+        return self.place.revision
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts go through the chat template."""
+        return self.recipe.data.prompt == "chat"
+
+    @property
+    def device(self) -> str:
+        """What it is sampled on: the GPU if there is one that the recipe does not forgo."""
+        import torch
+
+        return "cuda" if torch.cuda.is_available() and not self.recipe.training_value("use_cpu") else "cpu"
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How the recipe wants the weights loaded, as ``from_pretrained`` takes it; what it leaves open is absent."""
+        model = self.recipe.model
+        wanted = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": self.revision}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the adapters if they came with one, else that of the model."""
+        source = self.path if not self.adapters or has_tokenizer(Path(self.adapters)) else self.base
+        revision = {"revision": self.revision} if self.revision and source == self.base else {}
+        return load_tokenizer(source, **revision)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.base, revision=self.revision)
+        except (OSError, ValueError, KeyError) as error:
+            raise unavailable(f"no model could be loaded from {self.base}", error) from error
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """What the model declares of its own generation: of this, the ids that end it."""
+        from transformers import GenerationConfig
+
+        for source in dict.fromkeys((self.path, self.base)):
+            try:
+                return GenerationConfig.from_pretrained(source, revision=self.revision)
+            except OSError:
+                continue
+        return GenerationConfig(eos_token_id=getattr(self.config.get_text_config(), "eos_token_id", None))
+
+    @property
+    def positions(self) -> int | None:
+        """The tokens of prompt and completion that the model has positions for, None if it has no bound."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    # --- the prompt ---------------------------------------------------------------------------------------------------
+
+    def _take_template(self) -> None:
+        """The chat template, with the date in it fixed if it shows one."""
+        if file := self.recipe.model.chat_template:
+            try:
+                self.tokenizer.chat_template = Path(file).read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RecipeError(f"model.chat_template: {file} cannot be read: {error}") from error
+        if not self.tokenizer.chat_template:
+            raise RecipeError(
+                f"data.prompt = chat, but the tokenizer of {self.path} has no chat template. For a base model give "
+                "data.prompt=plain (the policy then sees the problem and data.instruction, nothing else), or a Jinja "
+                "file with model.chat_template=FILE"
+            )
+        try:
+            self.template = self.tokenizer.get_chat_template()
+        except ValueError as error:
+            raise RecipeError(f"the tokenizer of {self.path} has no default chat template: {error}") from error
+        if "strftime_now" in self.template:
+            some = Problem("", _PROBE, "")
+            then, now = (self._asked(some, template=dated(self.template, day)) for day in ("2001-02-03", "2012-11-10"))
+            if then != now:
+                self.date = self.recipe.model.date or _date_of(run_of(self.path)) or date.today().isoformat()
+                self.template = dated(self.template, self.date)
+                self.recipe = replace(self.recipe, model=replace(self.recipe.model, date=self.date))
+
+    def _asked(self, problem: Problem, instruction: str = "", template: str | None = None) -> list[int]:
+        prompt = prompt_of(problem, self.recipe.data, instruction)
+        return encode_prompt(prompt, self.tokenizer, template or self.template, self.variables)
+
+    def prompt_ids(self, problem: Problem, instruction: str = "") -> list[int]:
+        """The ids of what the policy is asked: the problem, ``data.instruction``, and ``instruction`` behind that.
+
+        Raises:
+            RecipeError: if the chat template refuses it.
+        """
+        return self._asked(problem, instruction)
+
+    @cached_property
+    def example(self) -> list[int]:
+        """The ids of a prompt, for what all prompts have in common."""
+        return self._asked(Problem("", _PROBE, ""))
+
+    @cached_property
+    def turn(self) -> Turn:
+        """What the prompts end with, and the ids that end a completion."""
+        return turn_of(self.example, self.tokenizer, self.generation_config, self._end)
+
+    @cached_property
+    def _end(self) -> int | None:
+        return end_of_turn(self.tokenizer, self.template, self.variables) if self.chat else None
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids that end a completion: the model's, the tokenizer's and the chat template's."""
+        return list(self.turn.stops)
+
+    def _look_at_prompts(self) -> None:
+        """Renders prompts, and says what the template makes of them.
+
+        Raises:
+            RecipeError: with every fault.
+        """
+        data, faults = self.recipe.data, []
+        try:
+            shown = self.tokenizer.decode(self.example, skip_special_tokens=False)
+        except RecipeError as error:
+            raise RecipeError(self._why_refused(error)) from error
+        if self.chat:
+            if _words(_PROBE) not in _words(shown):
+                faults.append(
+                    "the chat template does not show what the user says; the policy would not see the problem"
+                )
+            if data.system_prompt and _words(data.system_prompt) not in _words(shown):
+                faults.append(
+                    "data.system_prompt: the chat template leaves the system turn out; put the text into "
+                    "data.instruction, or give another template with model.chat_template"
+                )
+            known = set(re.findall(r"\w+", self.template))
+            faults += [
+                f"training.chat_template_kwargs.{name}: the chat template reads no such variable{nearest(name, known)}"
+                for name in self.variables if name not in known
+            ]  # fmt: skip
+        if faults:
+            raise RecipeError(f"the prompts of {self.path} would not be what the recipe asks for:", faults)
+        self._look_at_ids()
+
+    def _look_at_ids(self) -> None:
+        words = getattr(self.config.get_text_config(), "vocab_size", None)
+        highest = max([*self.example, *self.stops], default=0)
+        if words is not None and highest >= words:
+            raise DataError(
+                f"the tokenizer of {self.path} gives the id {highest}, but the model has {words} words; model and "
+                "tokenizer do not belong together"
+            )
+        if not self.stops:
+            raise DataError(
+                f"the tokenizer of {self.path} has no EOS and nothing else ends a completion; set eos_token"
+            )
+        name = self.tokenizer.convert_ids_to_tokens
+        if self.chat and self._end is None:
+            self.notes.append(
+                "the chat template ends an assistant's turn with no token of its own; demonstrations end with "
+                f"{self.tokenizer.eos_token}"
+            )
+        elif self.chat and self._end != self.tokenizer.eos_token_id:
+            self.notes.append(
+                f"the chat template ends a turn with {name(self._end)}, the tokenizer's EOS is "
+                f"{self.tokenizer.eos_token}; demonstrations end with {name(self._end)}, completions with any of "
+                f"{', '.join(map(str, name(self.stops)))}"
+            )
+        if self.date:
+            self.notes.append(
+                f"the chat template shows the date: prompts have that of {self.date}, however long this takes and "
+                "whenever it goes on (model.date sets another)"
+            )
+        elif self.recipe.model.date:
+            self.notes.append("model.date has no effect: the prompts show no date")
+
+    def _why_refused(self, error: UserError) -> str:
+        """Which turn the template refuses."""
+        data = self.recipe.data
+        if data.system_prompt is not None:
+            try:
+                user = [{"role": "user", "content": _PROBE}]
+                encode_prompt(user, self.tokenizer, self.template, self.variables)
+            except RecipeError:
+                return error.what
+            return (
+                f"data.system_prompt: {error.what}; without the system turn it is fine. Put the text into "
+                "data.instruction, or give another template with model.chat_template"
+            )
+        return error.what
+
+    def facts(self) -> dict[str, Any]:
+        """What prompts depend on besides the problems: for a card, and to see whether samples can be gone on with."""
+        import hashlib
+
+        data, template = self.recipe.data, self.tokenizer.chat_template if self.chat else None
+        return {
+            "prompt": data.prompt,
+            "system_prompt": data.system_prompt,
+            "instruction": data.instruction,
+            "chat_template": template,
+            "chat_template_sha256": template and hashlib.sha256(str(template).encode()).hexdigest(),
+            "chat_template_kwargs": self.variables,
+            "date": self.date,
+        }
+
+    # --- the context --------------------------------------------------------------------------------------------------
+
+    def too_long(self, prompts: Mapping[str, Sequence[int]], length: int) -> list[str]:
+        """The prompts that leave no room for a completion of ``length`` tokens, each in words by its name."""
+        positions = self.positions
+        if positions is None:
+            return []
+        return [
+            f"{name}: {len(ids)} + {length} tokens, {len(ids) + length - positions} more than there are"
+            for name, ids in prompts.items() if len(ids) + length > positions
+        ]  # fmt: skip
+
+    def check_context(
+        self, prompts: Mapping[str, Sequence[int]], length: int, setting: str, droppable: bool = False
+    ) -> None:
+        """Sees that the model has positions for every prompt and its completion.
+
+        Args:
+            prompts: ids by the name of the problem, as where it was read.
+            length: the most tokens of a completion.
+            setting: the setting that says so, for the message.
+            droppable: whether the problems can be left out.
+
+        Raises:
+            RecipeError: naming the problems, and what would fit.
+        """
+        found = self.too_long(prompts, length)
+        if not found:
+            return
+        longest, positions = max(map(len, prompts.values())), self.positions
+        fits = max(positions - longest, 0)
+        remedies = [f"{setting} = {fits} fits for all" if fits > 1 else "no completion fits behind the longest of them"]
+        # prepare knows the problems alone, neither the system prompt nor the instruction
+        room = positions - length - (len(self.example) - prompt_length(_PROBE, self.tokenizer))
+        if droppable and room > 0:
+            remedies.append(f"`prefix-rl prepare --tokenizer {self.path} --max-prompt-length {room}` leaves these out")
+        raise RecipeError(
+            f"{self.path} has positions for {positions} tokens, and with {setting} = {length} {len(found)} prompt"
+            f"{'s need' if len(found) > 1 else ' needs'} more; {', and '.join(remedies)}:",
+            at_most(found),
+        )
+
+    def check_problems(self, problems: Sequence[Problem], length: int, setting: str) -> None:
+        """:meth:`check_context` for problems to train on. Only those that may be too long are rendered.
+
+        A token of usual tokenizers stands for at least half a byte of the text.
+        """
+        if self.positions is None:
+            return
+        room = (self.positions - length - len(self.example)) / 2
+        long = [p for p in problems if len(p.text.encode()) > room]
+        prompts = {problem.place or problem.id: self.prompt_ids(problem) for problem in long}
+        self.check_context(prompts, length, setting, droppable=True)
+
+    # --- the weights --------------------------------------------------------------------------------------------------
+
+    def load(self, trainable: bool = False) -> PreTrainedModel:
+        """The model with its weights.
+
+        To be sampled it stands on :attr:`device`, adapters merged into it; dtype as saved unless the recipe says
+        otherwise. ``trainable``: on the CPU, float32 unless the recipe says otherwise, adapters apart and trainable.
+
+        Raises:
+            DataError: if it cannot be loaded.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        options = {"dtype": "float32" if trainable else "auto", **self.loading}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(self.base, **options)
+            if self.adapters:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, self.adapters, is_trainable=trainable)
+                model = model if trainable else model.merge_and_unload()
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+            raise unavailable(f"no model could be loaded from {self.path}", error) from error
+        return model if trainable else model.to(self.device).eval()
+
+
+def _variables(recipe: Recipe) -> dict[str, Any]:
+    """``training.chat_template_kwargs``; TRL takes a text with JSON in it too."""
+    given = recipe.training_value("chat_template_kwargs") or {}
+    try:
+        given = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        given = None
+    if not isinstance(given, Mapping):
+        raise RecipeError("training.chat_template_kwargs: must be a block of variables, as {enable_thinking: false}")
+    return dict(given)
+
+
+def _words(text: str) -> str:
+    """A text without what templates trim."""
+    return " ".join(text.split())
