@@ -130,8 +130,7 @@ class Trial:
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
         from prefix_rl.methods.dr_grpo import DrGRPO
-        from prefix_rl.prefixes import Prefix
-        from prefix_rl.trainer import PrefixTrainer
+        from prefix_rl.seam.trainer import PrefixTrainer
 
         torch.manual_seed(0)
         config = Qwen2Config(
@@ -157,8 +156,19 @@ class Trial:
         trainer.create_optimizer()
         self._score = trainer._generate_and_score_completions
         trainer._tokenize_prompts = lambda _: ([list(p) for p, _, _ in rows], None, {})
-        trainer._plan_prefixes = lambda _: [Prefix(c[:n], n, n + 1) for _, c, n in rows]
+        trainer._planner.planned = self._planned
         self._generate, trainer.model.generate = trainer.model.generate, self._generated
+
+    def _planned(self, inputs, step):
+        """The prefixes of these rows, whatever the data set holds."""
+        from prefix_rl.prefixes import Prefix
+        from prefix_rl.rollouts import Row
+        from prefix_rl.seam.batch import GenerationBatch, Planned
+
+        plan = [Prefix(c[:n], n, n + 1) for _, c, n in self.rows]
+        rows = [Row(i, self.trainer.num_generations, 0, ()) for i in range(len(plan))]
+        planned = Planned.over(self.trainer._ranks, plan, [True] * len(plan))
+        return GenerationBatch(inputs, rows, plan, planned, step)
 
     def _generated(self, **given):
         from transformers import LogitsProcessorList
@@ -182,10 +192,10 @@ class Trial:
     def generation(self) -> float:
         """CPU seconds of generation alone."""
         prompts, images, fields = self.trainer._tokenize_prompts(None)
-        self.trainer._plan = self.trainer._plan_prefixes(None)
-        start = time.process_time()
-        found, _ = self.trainer._generate_single_turn(prompts, images, fields, 1)
-        seconds = time.process_time() - start
+        with self.trainer._open.holding(self._planned([], self.trainer._step_now())):
+            start = time.process_time()
+            found, _ = self.trainer._generate_single_turn(prompts, images, fields, 1)
+            seconds = time.process_time() - start
         self._check((completion, [1] * len(completion)) for completion in found)
         return seconds
 

@@ -1,10 +1,10 @@
-"""Seconds a step: method dr_grpo in PrefixTrainer against TRL's own GRPOTrainer, alternating in one process.
+"""CPU seconds a step: method dr_grpo in PrefixTrainer against TRL's own GRPOTrainer, alternating in one process.
 
     python benchmarks/step_time.py [--steps 60] [--rounds 5]
 
 Both train the same policy on the same prompts with the same seed, so they see the same batches (the completions are
-equal, as the test suite shows). Prints the median seconds of a step for each, and the median ratio over the rounds with
-its smallest and largest value. Nothing here passes or fails.
+equal, as the test suite shows). Prints the median CPU seconds of a step for each, and the median ratio over the rounds
+with its smallest and largest value. Nothing here passes or fails.
 """
 
 import argparse
@@ -31,9 +31,8 @@ def main() -> None:
     from transformers import TrainerCallback
     from trl import GRPOTrainer
 
-    from prefix_rl.methods.dr_grpo import DrGRPO
+    from prefix_rl import DrGRPO, PrefixTrainer
     from prefix_rl.speed.settings import OFF
-    from prefix_rl.trainer import PrefixTrainer
 
     class Clock(TrainerCallback):
         """Notes when each step ends."""
@@ -42,7 +41,7 @@ def main() -> None:
             self.times = []
 
         def on_step_end(self, args, state, control, **kwargs):
-            self.times.append(time.perf_counter())
+            self.times.append(time.process_time())
 
     tokenizer, data = byte_level_bpe(), dataset(64, demonstrations=False)
 
@@ -75,8 +74,8 @@ def main() -> None:
     del ours[0], theirs[0]  # the round that warms up
     sys.stdout = stdout
     ratios = [o / t for o, t in zip(ours, theirs, strict=True)]
-    print(f"GRPOTrainer    {statistics.median(theirs):.4f} s a step")
-    print(f"PrefixTrainer  {statistics.median(ours):.4f} s a step")
+    print(f"GRPOTrainer    {statistics.median(theirs):.4f} CPU s a step")
+    print(f"PrefixTrainer  {statistics.median(ours):.4f} CPU s a step")
     spread = f"from {min(ratios):.3f} to {max(ratios):.3f}, {given.rounds} rounds"
     print(f"ratio          {statistics.median(ratios):.3f} ({spread})")
 

@@ -10,7 +10,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "PrefixTrainer": "trainer",
+    "PrefixTrainer": "seam.trainer",
     "Recipe": "recipe",
     "load_recipe": "recipe",
     "Method": "methods.base",

@@ -146,7 +146,7 @@ def schedule(
     policy = Policy(found)
     table = DemonstrationTable(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
-        found.data.answer_guard, usable=found.method.usable, turn=policy.turn,
+        found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn,
     )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")

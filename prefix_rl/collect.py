@@ -5,9 +5,9 @@ The policy samples every problem ``k`` times (stage 1), which says how hard it i
 they have ``wanted`` right traces, or ``cap`` attempts in all (stage 2; the paper: one trace, about 650 attempts in the
 mean, at most 2,500). Every trace is kept with what it cost.
 
-A method that learns from the policy's own traces alone (:attr:`~prefix_rl.methods.base.Method.own_traces`: UPFT, RFT)
+A method that learns from the policy's own traces alone (:attr:`~prefix_rl.methods.stage.Stages.own_traces`: UPFT, RFT)
 says how often each problem is sampled, and there is no stage 2. Of a trace no more is sampled than the method's
-:meth:`~prefix_rl.methods.base.Method.excerpt`, with the prompt that it will be learned behind; but where answers are
+:meth:`~prefix_rl.methods.stage.Stages.excerpt`, with the prompt that it will be learned behind; but where answers are
 needed the trace is sampled to its end, or it could not be graded. Where none are needed nothing is graded.
 
 What a batch samples follows from what the store holds, and its random numbers from the seed and the number of attempts
@@ -85,12 +85,12 @@ def collect(
     preflight.quiet()
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     method = recipe.method
-    k = (method.own_traces or Plan.k) if k is None else k
-    cap = (k if method.own_traces else Plan.cap) if cap is None else cap
+    k = (method.stages.own_traces or Plan.k) if k is None else k
+    cap = (k if method.stages.own_traces else Plan.cap) if cap is None else cap
     plan = Plan(k, max_pass_rate, wanted, cap)
     settings = {
         **asdict(plan),
-        "graded": method.needs_answers,
+        "graded": method.stages.needs_answers,
         "batch_size": recipe.evaluation.at_once if batch_size is None else batch_size,
         "temperature": recipe.training_value("temperature") if temperature is None else temperature,
         "max_completion_length": recipe.training_value("max_completion_length"),
@@ -98,7 +98,7 @@ def collect(
         "seed": seed,
     }
     wrong = plan.problems_found()
-    if cap > k and not method.needs_answers:
+    if cap > k and not method.stages.needs_answers:
         wrong.append(
             f"cap = {cap}: method {recipe.method_name} has nothing graded, so no problem gets more than k = {k}"
         )
@@ -127,7 +127,7 @@ def collect(
         "settings": settings,
     }
     store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
-    grader = recipe.reward.grader() if method.needs_answers else None
+    grader = recipe.reward.grader() if method.stages.needs_answers else None
     with store.writing(), recorded(store.folder, "collecting"):
         try:
             _sample(store, asked, model, problems, prompts, limits, grader, plan)
@@ -155,14 +155,14 @@ def _policy(recipe: Recipe, store: Path) -> Policy:
 def _prompts(policy: Policy, problems: Sequence[Problem]) -> list[list[int]]:
     """The ids of what the policy is asked, each problem as its trace will be learned."""
     method, seed = policy.recipe.method, policy.recipe.training_value("seed")
-    return [policy.prompt_ids(p, method.excerpt(p.id, seed).instruction) for p in problems]
+    return [policy.prompt_ids(p, method.stages.excerpt(p.id, seed).instruction) for p in problems]
 
 
 def _limits(recipe: Recipe, problems: Sequence[Problem]) -> list[int | None]:
     """The tokens to sample of each problem's traces; None: as many as there are."""
-    if recipe.method.needs_answers:
+    if recipe.method.stages.needs_answers:
         return [None] * len(problems)
-    return [recipe.method.excerpt(p.id, recipe.training_value("seed")).tokens for p in problems]
+    return [recipe.method.stages.excerpt(p.id, recipe.training_value("seed")).tokens for p in problems]
 
 
 def import_file(
@@ -186,7 +186,7 @@ def import_file(
     recipe, problems = _recipe_and_problems(config, overrides, policy)
     asked = _policy(recipe, Path(output))
     store = _open_or_create(Path(output), _data_facts(asked, problems, _prompts(asked, problems)))
-    grader = recipe.reward.grader() if recipe.method.needs_answers else None
+    grader = recipe.reward.grader() if recipe.method.stages.needs_answers else None
     try:
         with store.writing(), bar("importing", None) as advance:
             done = import_traces(given, store, asked.tokenizer, grader, problems, source, advance, asked.turn)

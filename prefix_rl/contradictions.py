@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .batches import batches, world_size
 from .data import contamination
 from .data.problems import Problem
+from .methods.stage import ROLLOUTS
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -95,13 +96,13 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
     prompts = batches(recipe, world_size()).prompts
     demonstrated = [bool(p.demonstrations) for p in train]
     rows = sum(recipe.method.copies(demonstrated))
-    if recipe.method.reinforces and rows < prompts:
+    if ROLLOUTS in recipe.method.stages.order and rows < prompts:
         copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
         faults.append(
             f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
             "training would end before its first step"
         )
-    if recipe.method.own_traces and recipe.data.traces is None:
+    if recipe.method.stages.own_traces and recipe.data.traces is None:
         faults.append(
             f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
             "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"

@@ -274,7 +274,7 @@ def _problems_of_runs(path: str | os.PathLike, ladder: Ladder) -> list[str]:
                 except UserError as error:
                     problems += [f"{arm} in {regime}: {what}" for what in error.problems or [error.what]]
                     continue
-                if recipe.method.own_traces and not _collect(ladder, arm, regime):
+                if recipe.method.stages.own_traces and not _collect(ladder, arm, regime):
                     problems.append(f"arms.{arm}: {recipe.method_name} learns from own traces; give it `collect: {{}}`")
                 shared = _shared(recipe, own=ladder.arms[arm].collect is not None)
                 reference = reference or (arm, shared)
@@ -710,7 +710,7 @@ def measure(job: Job, run: Path) -> dict[str, Any]:
         level = load_recipe(job.recipe, [*job.overrides, *_as_overrides(settings)])
         levels[name] = shares(final, level, 0.0, samples)
     by_fraction = []
-    if recipe.method.injects and job.trial is None and recipe.evaluation.prefix_fractions:
+    if recipe.method.needs.prefixes and job.trial is None and recipe.evaluation.prefix_fractions:
         for folder in checkpoints(run):
             step = int(folder.name.rpartition("-")[2])
             found = {f"{f:g}": fmean(shares(folder, recipe, f, 1, 128)) for f in recipe.evaluation.prefix_fractions}

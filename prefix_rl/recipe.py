@@ -28,7 +28,8 @@ from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .evaluation.settings import Evaluation
 from .fields import REQUIRED, Field, check, fields_from_source, fields_of
 from .lab.world import World, held_out_problems, training_problems
-from .methods.base import Combined, Method
+from .methods.base import Method
+from .methods.combined import Combined
 from .prefixes import AnswerGuard
 from .rewards.equality import TRAINING_RULES, Rules
 from .rewards.workers import Grader
@@ -173,12 +174,12 @@ class Recipe:
     @property
     def uses_demonstrations(self) -> bool:
         """Whether the method can do nothing of its own without demonstrations."""
-        return self.method.injects or self.uses_supervision
+        return self.method.needs.prefixes or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:
         """Whether there is a supervised stage."""
-        return bool(self.method.supervised and self.method.supervised.epochs)
+        return bool(self.method.stages.supervised and self.method.stages.supervised.epochs)
 
     @property
     def world(self) -> World:
@@ -267,7 +268,7 @@ def training_data(recipe: Recipe) -> list[Problem]:
     if data.train == LAB:
         found = training_problems(recipe.world)[: data.limit]
     else:
-        found = data_problems.load(data.train, data.split, data.limit, recipe.method.needs_answers)
+        found = data_problems.load(data.train, data.split, data.limit, recipe.method.stages.needs_answers)
     if data.traces is not None:
         from .data.attach import attach
         from .data.traces import TraceStore

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from . import methods
 from .fields import REQUIRED, Field, dataclass_in, describe, fields_of, said
-from .methods.base import Combined
+from .methods.combined import Combined
 from .recipe import BLOCKS, training_fields
 
 OPTIONS_OF = ("prepare", "evaluate", "collect", "grade")

@@ -9,10 +9,13 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .prefixes import Demonstration
+from .prefixes import Demonstration, uniform
 
 Memory = Mapping[str, Any]
 """What a method remembers of the run, as JSON holds it (keys are texts). It is saved with every checkpoint."""
+
+DUE = "due"
+"""The key of a memory under which a method leaves the problems of the next generation batch, see :attr:`Step.due`."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,30 @@ class Row:
     """One rollout to come. ``index`` counts over all ranks: rows p*G ... p*G+G-1 answer prompt p of the batch."""
 
     index: int
+    group_size: int  # G
     problem: int  # the row of the data set
     demonstrations: Sequence[Demonstration]
     copy: int = 0  # which of the problem's rows in an epoch, see Method.copies
     fraction: float | None = None  # the share of a demonstration that this row is to get; None: the method draws it
+
+    @property
+    def group(self) -> int:
+        """Number of its group in the generation batch."""
+        return self.index // self.group_size
+
+    @property
+    def member(self) -> int:
+        """Number of the row within its group."""
+        return self.index % self.group_size
+
+    def drawn(self, *key: int | str) -> Demonstration:
+        """One of its demonstrations, each equally likely, as ``key`` alone decides.
+
+        >>> row = Row(0, 8, problem=3, demonstrations=(Demonstration((5, 6), 2), Demonstration((7, 8), 2)))
+        >>> {row.drawn("trace", seed).ids for seed in range(9)} == {(5, 6), (7, 8)}
+        True
+        """
+        return self.demonstrations[int(uniform(*key) * len(self.demonstrations))]
 
 
 @dataclass(frozen=True)
@@ -36,34 +59,43 @@ class Step:
     max_completion_length: int  # tokens; prefix + continuation
     memory: Memory = field(default_factory=dict)  # as Method.remember left it before this generation batch
 
+    @property
+    def due(self) -> Sequence[int]:
+        """Problems (rows of the data set) that take the place of this generation batch's own; empty: those stay."""
+        return self.memory.get(DUE, ())
+
 
 @dataclass(frozen=True, kw_only=True)
-class Rollouts:
-    """A generation batch over all ranks: ``prompt | prefix | continuation``, the last two being the completion.
-
-    Before TRL shuffles them, rows ``p * group_size ... p * group_size + group_size - 1`` answer prompt p. A field
-    never changes its meaning: ``rewards`` stay rewards.
-    """
+class _Completions:
+    """What a generation batch and a micro-batch have in common. The completion is ``prefix | continuation``."""
 
     completion_ids: Int[Tensor, "B T"]
     completion_mask: Bool[Tensor, "B T"]  # True on prefix and continuation, False on padding
     prefix_mask: Bool[Tensor, "B T"]  # True on the prefix; a subset of completion_mask
     rewards: Float[Tensor, " B"]  # NaN: could not be scored
-    group_size: int
     step: Step
-    advantages: Float[Tensor, "B T"] | None = None  # as the method gave them; None until it has
-    # Of the generation batch alone, None in a micro-batch:
-    problems: Int[Tensor, " B"] | None = None  # the rows of the data set
-    demonstrated: Bool[Tensor, " B"] | None = None  # whether the problem has a demonstration that the method can use
-    fractions: Float[Tensor, " B"] | None = None  # the share of it that was given; NaN where none was planned
-    continued: Float[Tensor, "B C"] | None = None  # rewards of further continuations, see Method.continuations
-
-    @property
-    def prefixed(self) -> Bool[Tensor, " B"]:
-        """Which rollouts start from a prefix."""
-        return self.prefix_mask.any(dim=1)
 
     @property
     def continuation_mask(self) -> Bool[Tensor, "B T"]:
         """True on the tokens that the policy wrote."""
         return self.completion_mask & ~self.prefix_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts(_Completions):
+    """A generation batch over all ranks: rows ``p * G ... p * G + G - 1`` answer prompt p, with ``G = group_size``."""
+
+    prefixed: Bool[Tensor, " B"]  # which rollouts start from a prefix, also where TRL masks a truncated completion
+    group_size: int
+    problems: Int[Tensor, " B"]  # the rows of the data set
+    demonstrated: Bool[Tensor, " B"]  # whether the problem has a demonstration that the method can use
+    fractions: Float[Tensor, " B"]  # the share of it that was given; NaN where none was planned
+    continued: Float[Tensor, "B C"]  # rewards of the C further continuations that the method needs, see Further
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch(_Completions):
+    """What is trained on at once on one rank: rows of a generation batch, shuffled, so no groups any more."""
+
+    advantages: Float[Tensor, "B T"]  # as Method.advantages gave them for the generation batch
+    weights: Float[Tensor, "B T"]  # as Method.weights gave them

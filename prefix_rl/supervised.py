@@ -21,7 +21,7 @@ from .costs import Cost, update_flops
 from .data.problems import Problem
 from .data.tokenizer import DemonstrationTable, stop_ids
 from .errors import CheckpointError, DataError, RecipeError
-from .methods.base import Supervised
+from .methods.stage import Supervised
 from .policy import Policy
 from .progress import say
 
@@ -95,10 +95,10 @@ def fine_tune(
     from trl import SFTConfig, SFTTrainer
 
     from .reports.terminal import show_lines
-    from .trainer import MetricsFile
+    from .seam.resume import MetricsFile
 
     recipe, tokenizer = policy.recipe, policy.tokenizer
-    settings = recipe.method.supervised
+    settings = recipe.method.stages.supervised
     micro, accumulation = micro_batches(settings, world_size())
     dataset = rows(policy, problems)
     places = order(len(dataset), settings, recipe.training_value("seed"))
@@ -195,15 +195,15 @@ def rows(policy: Policy, problems: Sequence[Problem]) -> Dataset:
         [p.answer for p in problems],
         policy.tokenizer,
         "none",
-        usable=recipe.method.usable,
+        usable=recipe.method.needs.usable,
         turn=policy.turn,
     )
     budget, seed = recipe.training_value("max_completion_length"), recipe.training_value("seed")
     found, too_long = [], 0
     for row, problem in enumerate(problems):
-        excerpt = recipe.method.excerpt(problem.id, seed)
+        excerpt = recipe.method.stages.excerpt(problem.id, seed)
         prompt = policy.prompt_ids(problem, excerpt.instruction) if table[row] else []
-        for demonstration in recipe.method.lessons(problem.id, table[row], seed):
+        for demonstration in recipe.method.stages.lessons(problem.id, table[row], seed):
             completion = excerpt.of(demonstration)
             if len(completion) > budget:
                 too_long += 1

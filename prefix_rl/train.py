@@ -23,6 +23,7 @@ from .costs import Cost
 from .data.prepare import is_verified
 from .data.problems import Problem, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
+from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from .rewards import MathReward
-    from .trainer import PrefixTrainer
+    from .seam.trainer import PrefixTrainer
 
 _PARTIAL = f"{FINAL}.partial"
 
@@ -62,8 +63,15 @@ def _trained(recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Pro
         recipe, policy.loading
     )  # joins the processes, and says what TRL does not accept before anything is graded or trained
     problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
-    if not recipe.method.reinforces:
-        return _imitate(policy, problems, run)
+    last = {SUPERVISED: _imitate, ROLLOUTS: _reinforce}[recipe.method.stages.order[-1]]
+    return last(policy, problems, held_out, reward, run)
+
+
+def _reinforce(
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+) -> Path:
+    """A run whose last stage are rollouts; a supervised stage before them is trained on the way."""
+    recipe = policy.recipe
     trainer = build(policy, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
     if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
@@ -120,8 +128,10 @@ def _put_in_place(run: Path) -> None:
         ) from error
 
 
-def _imitate(policy: Policy, problems: Sequence[Problem], run: Path) -> Path:
-    """A run that is its supervised stage."""
+def _imitate(
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+) -> Path:
+    """A run whose last stage is the supervised one."""
     facts = _facts(policy.recipe, problems)
     if is_main():
         _record(run, policy.recipe, facts)
@@ -143,7 +153,7 @@ def build(
     preflight.quiet()
     from .reports.health import schedule_end
     from .reports.terminal import show_lines
-    from .trainer import PrefixTrainer
+    from .seam.trainer import PrefixTrainer
 
     recipe = policy.recipe
     if reward is None:
@@ -280,7 +290,7 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     """
     from accelerate.utils import broadcast_object_list
 
-    if not recipe.method.needs_answers or (recipe.data.train != LAB and is_verified(recipe.data.train)):
+    if not recipe.method.stages.needs_answers or (recipe.data.train != LAB and is_verified(recipe.data.train)):
         return list(problems)
     decided: list[Any] = [None]
     if is_main():

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 
 from prefix_rl.advantages import to_tokens
-from prefix_rl.methods.base import Supervised
 from prefix_rl.methods.prefix_rl import PrefixRL
+from prefix_rl.methods.stage import Supervised, Supervising
 
 
 @dataclass(frozen=True)
-class Skewed(PrefixRL):
+class Skewed(Supervising, PrefixRL):
     """SFT, then PrefixRL with credit -0.5, 0.5, 1.5, -0.5, ..."""
 
     supervised: Supervised = field(default_factory=Supervised)

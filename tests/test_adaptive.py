@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from flow import asks, plan
 from small import dataset
 from test_methods import TRAINING, groups, rollouts, rows, step
 from test_trainer import parameters, trainer
@@ -44,39 +45,39 @@ def test_each_problem_gets_the_length_that_its_controller_says():
     at = replace(step(5), memory=memory)
     given = groups((0, 0), (1, 0), (2, 0), (0, 0))
     method = Adaptive()
-    found = method.prefixes(given, 4, at)
+    found = plan(method, given, at)
     assert [len(p.ids) for p in found] == [400] * 4 + [900] * 4 + [0] * 4 + [400] * 4
-    assert [method.asks(row, 4, at) for row in given] == [True] * 8 + [False] * 4 + [True] * 4
+    assert [asks(method, row, at) for row in given] == [True] * 8 + [False] * 4 + [True] * 4
     assert [p.of for p in found[8:12]] == [1000] * 4  # of no length, and yet planned: so its success will be counted
-    assert method.prefixes(given[6:], 4, at) == found[6:]  # a rank plans its own
+    assert plan(method, given[6:], at) == found[6:]  # a rank plans its own
 
 
 def test_lengths_are_drawn_anew_for_each_group_and_step_and_are_the_same_in_a_group():
     method, given = Adaptive(), groups(*[(3, copy) for copy in range(20)])
-    found = method.prefixes(given, 4, step(0))
+    found = plan(method, given, step(0))
     for i in range(0, 80, 4):
         assert found[i : i + 4] == [found[i]] * 4
     lengths = [len(p.ids) for p in found[::4]]
     assert len(set(lengths)) > 15
     assert min(lengths) < 200 < 800 < max(lengths)  # from [0, 1]
-    assert [len(p.ids) for p in method.prefixes(given, 4, step(1))[::4]] != lengths
-    assert [len(p.ids) for p in method.prefixes(given, 4, step(0, seed=1))[::4]] != lengths
+    assert [len(p.ids) for p in plan(method, given, step(1))[::4]] != lengths
+    assert [len(p.ids) for p in plan(method, given, step(0, seed=1))[::4]] != lengths
 
 
 def test_rows_that_the_method_within_leaves_alone_are_left_alone():
     method = Adaptive(PrefixRFT(prefixed=2))
-    found = method.prefixes(rows(3, 8), 8, step())
+    found = plan(method, rows(3, 8), step())
     assert [p.of > 0 for p in found] == ([True] * 2 + [False] * 6) * 3
     plain = Adaptive(PrefixRL(cuts=1, plain=1))
-    assert [p.of > 0 for p in plain.prefixes(groups((0, 0), (0, 1)), 4, step())] == [False] * 4 + [True] * 4
-    assert not any(Adaptive().asks(Row(0, 0, ()), 4, step()) for _ in range(4))
+    assert [p.of > 0 for p in plan(plain, groups((0, 0), (0, 1)), step())] == [False] * 4 + [True] * 4
+    assert not any(asks(Adaptive(), Row(0, 4, 0, ()), step()) for _ in range(4))
 
 
 def test_a_setpoint_is_annealed_over_the_last_fifth_and_the_others_are_not():
     method = Adaptive(rule="setpoint", start=0.8)
-    found = {at: len(method.prefixes(groups((0, 0)), 4, step(at, total=100))[0].ids) for at in (0, 80, 90, 99, 100)}
+    found = {at: len(plan(method, groups((0, 0)), step(at, total=100))[0].ids) for at in (0, 80, 90, 99, 100)}
     assert found == {0: 800, 80: 800, 90: 400, 99: 40, 100: 0}
-    assert not method.asks(groups((0, 0))[0], 4, step(100, total=100))
+    assert not asks(method, groups((0, 0))[0], step(100, total=100))
     assert replace(method, horizon=100).annealed(step(90, total=2000)) == 0.5
     assert replace(method, horizon=100).annealed(step(500, total=2000)) == 0
     assert Adaptive(rule="setpoint", anneal=0).annealed(step(99, total=100)) == 1
@@ -175,8 +176,8 @@ def test_a_resumed_run_has_the_same_controllers_lengths_and_parameters(tmp_path,
     whole.train()
     again = trainer(tmp_path / "again", method, **options)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
-    assert again.memory == whole.memory
-    assert set(whole.memory["adaptive"]["problems"]) == {"0", "1", "2", "3"}
+    assert again._saved.memory == whole._saved.memory
+    assert set(whole._saved.memory["adaptive"]["problems"]) == {"0", "1", "2", "3"}
     assert parameters(again).equal(parameters(whole))
     assert read_rollouts(tmp_path / "run", 5) == read_rollouts(tmp_path / "again", 5)
 
@@ -193,7 +194,7 @@ def test_controllers_see_what_happened_and_the_next_lengths_follow(tmp_path):
     assert lengths[0] == {0}
     assert lengths[1] <= {16, 17}
     assert lengths[2] == lengths[3] == {23}
-    assert made.memory["adaptive"]["problems"] == {"0": [7, 10], "1": [7, 10]}
+    assert made._saved.memory["adaptive"]["problems"] == {"0": [7, 10], "1": [7, 10]}
 
 
 def test_a_run_in_which_no_length_is_left_goes_on(tmp_path):
@@ -201,7 +202,7 @@ def test_a_run_in_which_no_length_is_left_goes_on(tmp_path):
         tmp_path, Adaptive(), max_steps=2, data=dataset(2),
         reward=lambda completions, **kwargs: [1.0] * len(completions),
     )  # fmt: skip
-    made._remembered.memory = remembered({"0": [0.0, 0.0], "1": [0.0, 0.0]})
+    made._saved.remember(remembered({"0": [0.0, 0.0], "1": [0.0, 0.0]}))
     made.train()
     assert [m["prefix/rollouts"] for m in made.state.log_history if "prefix/rollouts" in m] == [0, 0]
 
@@ -219,4 +220,4 @@ def test_they_train_adapters(tmp_path, method):
 
 
 def test_demonstrations_of_which_nothing_may_be_shown_are_left_out():
-    assert not Adaptive().usable(Demonstration((1, 2, 3), safe_length=0))
+    assert not Adaptive().needs.usable(Demonstration((1, 2, 3), safe_length=0))

@@ -81,7 +81,8 @@ def test_what_is_wrong_within_is_explained(overrides, messages):
 
 OWN = """
 from dataclasses import dataclass
-from prefix_rl.methods.base import Combined, Method
+from prefix_rl.methods.base import Method
+from prefix_rl.methods.combined import Combined
 from prefix_rl.methods.prefix_rl import PrefixRL
 @dataclass(frozen=True)
 class Own({base}):

@@ -2,6 +2,7 @@
 
 import pytest
 from datasets import Dataset
+from flow import watched
 from small import TOKENIZERS, arguments, byte_level_bpe, policy
 
 from prefix_rl.data.tokenizer import continuation_start, encode
@@ -10,7 +11,7 @@ from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.rewards import MathReward
 from prefix_rl.rewards.workers import Grader
-from prefix_rl.trainer import PrefixTrainer
+from prefix_rl.seam.trainer import PrefixTrainer
 
 TEXT = "Let x be 3. Then 3 + 3 is 6, so it is 6. We have 48 twice."
 PREFIXED = PrefixRFT(horizon=1, start=0.6, high=0.6, end=0.6)  # the first 60 % of a demonstration, always
@@ -77,6 +78,7 @@ def one_generation(folder, method, reward, tokenizer, **given):
     made.state.max_steps, made.state.global_step = 4, 2
     made.current_gradient_accumulation_steps = 1
     made.model.train()
+    made.opened = watched(made)
     made._generate_and_score_completions([made.train_dataset[i // 4] for i in range(8)])
     return made
 
@@ -90,9 +92,9 @@ def test_reward_functions_are_told_where_the_continuation_begins(tmp_path, name)
         return [float(len(ids) % 3) for ids in completion_ids]
 
     made = one_generation(tmp_path, PREFIXED, reward, tokenizer, conversational="chat" in name)
-    prefixed = [i for i, prefix in enumerate(made._planned) if prefix.ids]
+    prefixed = [i for i, prefix in enumerate(made.opened.last.plan) if prefix.ids]
     assert len(prefixed) == 2  # 1 of each group of 4
-    for i, (prefix, completion) in enumerate(zip(made._planned, seen["completions"], strict=True)):
+    for i, (prefix, completion) in enumerate(zip(made.opened.last.plan, seen["completions"], strict=True)):
         text = completion if isinstance(completion, str) else completion[0]["content"]
         start = seen["continuation_start"][i]
         assert text[:start] == tokenizer.decode(prefix.ids)
@@ -114,16 +116,16 @@ def test_an_answer_that_stands_in_the_prefix_alone_earns_nothing(tmp_path):
     reward = MathReward(Grader(workers=1))
     made = one_generation(tmp_path, PREFIXED, reward, byte_level_bpe())
     reward.grader.close()
-    for prefix, outcome in zip(made._planned, made._outcomes, strict=True):
+    for prefix, outcome in zip(made.opened.last.plan, made.opened.last.outcomes, strict=True):
         assert outcome != "right"
         assert outcome == "no_answer" or not prefix.ids
-    assert made._rewards.tolist() == [0.0] * 8
+    assert made.opened.last.rewards.tolist() == [0.0] * 8
 
 
 def test_a_demonstration_injected_whole_earns_what_it_is_worth(tmp_path):
     reward = MathReward(Grader(workers=1))
     made = one_generation(tmp_path, LUFFY(), reward, byte_level_bpe())
     reward.grader.close()
-    assert [prefix.complete for prefix in made._planned].count(True) == 2
-    for prefix, earned in zip(made._planned, made._rewards.tolist(), strict=True):
+    assert [prefix.complete for prefix in made.opened.last.plan].count(True) == 2
+    for prefix, earned in zip(made.opened.last.plan, made.opened.last.rewards.tolist(), strict=True):
         assert earned == float(prefix.complete)

@@ -1,7 +1,6 @@
 """Generation with shared prefill draws the tokens that transformers' own loop draws, with less computation."""
 
 import contextlib
-import dataclasses
 import functools
 import warnings
 
@@ -10,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import byte_level_bpe, policy
+from test_trainer import FakeEngine, trainer
 from test_trainer import generation as generation_batch
-from test_trainer import trainer
 from transformers import (
     GenerationConfig,
     GenerationMixin,
@@ -23,6 +22,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from trl.trainer import grpo_trainer
 
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
@@ -477,7 +477,7 @@ def test_the_trainer_generates_the_same_with_fewer_tokens_encoded(tmp_path, meth
     found, encoded = [], []
     for shared in (True, False):
         made = trainer(tmp_path, method)
-        made.speed = dataclasses.replace(made.speed, shared_prefill=shared)
+        made._prompts_encoded_once = shared_prefill if shared else contextlib.nullcontext
         with passes(made.model) as shapes:
             torch.manual_seed(3)
             found.append(generation_batch(made))
@@ -490,11 +490,10 @@ def test_the_trainer_generates_the_same_with_fewer_tokens_encoded(tmp_path, meth
 
 
 @pytest.mark.parametrize("other", ["use_vllm", "use_transformers_continuous_batching"])
-def test_other_engines_are_left_alone(tmp_path, other):
-    made = trainer(tmp_path, DrGRPO())
-    assert not isinstance(made._prompts_encoded_once(), contextlib.nullcontext)
-    setattr(made, other, True)
-    assert isinstance(made._prompts_encoded_once(), contextlib.nullcontext)
+def test_other_engines_are_left_alone(tmp_path, monkeypatch, other):
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", FakeEngine)
+    assert trainer(tmp_path, DrGRPO())._prompts_encoded_once is shared_prefill
+    assert trainer(tmp_path, DrGRPO(), **{other: True})._prompts_encoded_once is contextlib.nullcontext
 
 
 def test_an_adapter_generates_the_same(tmp_path):

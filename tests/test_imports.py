@@ -14,6 +14,9 @@ LAYERS = [
     CORE,
     {"rollouts", "controllers"},
     {"errors", "progress", "status", "fields", "yaml12", "parts", "options"},
+    {"methods.stage"},
+    {"methods.base", "methods.imitation"},
+    {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},
     {"data", "lab.world"},
     {
@@ -29,7 +32,12 @@ LAYERS = [
         "lab",
     },
     {"policy"},
-    {"trainer", "supervised"},
+    {"seam.ranks", "seam.turn"},
+    {"seam.batch"},
+    {"seam.planning", "seam.resume"},
+    {"seam.credit"},
+    {"seam.further", "seam.ledger"},
+    {"seam", "supervised"},
     {"train", "evaluation"},
     {
         "cli",
@@ -46,7 +54,7 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"trainer", "speed.generation", "reports.terminal"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal"}
 
 
 @cache
@@ -105,7 +113,66 @@ def test_the_pure_core_needs_torch_and_the_standard_library_only():
 def test_only_the_trainer_knows_trl():
     for name, path in modules().items():
         uses = any(i.split(".")[0] == "trl" for i, _ in imports(path, name))
-        assert not uses or name in ("trainer", "supervised", "train"), name
+        assert not uses or name in ("seam.trainer", "supervised", "train"), name
+
+
+def private(path):
+    """The private names of other objects that a module reads or calls: ``made._name``."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    own = {"self", "cls"}
+    return {
+        n.attr for n in nodes if n.attr.startswith("_") and not (isinstance(n.value, ast.Name) and n.value.id in own)
+    }
+
+
+def test_in_the_seam_only_the_trainer_knows_private_names():
+    seam = {name: path for name, path in modules().items() if name.startswith("seam.")}
+    assert {name for name, path in seam.items() if private(path) - {"__name__"}} <= {"seam.trainer"}
+    assert "_generate_single_turn" in private(seam["seam.trainer"])  # super()._generate_single_turn
+    own = {
+        node.attr for node in ast.walk(ast.parse(seam["seam.trainer"].read_text())) if isinstance(node, ast.Attribute)
+    }
+    assert {"_metrics", "_buffered_inputs", "_pending_extra_logs"} <= own
+
+
+def test_the_seam_is_made_of_small_rooms():
+    for name, path in modules().items():
+        if name.startswith("seam."):
+            assert len(path.read_text().splitlines()) <= 260, name
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    assert node.end_lineno - node.lineno < 250, node.name
+                    assert sum(isinstance(part, ast.FunctionDef) for part in node.body) <= 20, node.name
+    assert len((PACKAGE / "methods" / "base.py").read_text().splitlines()) <= 175
+
+
+def changing(path, name):
+    """The attributes that methods of a class assign to outside of ``__init__``, their own or those of what they hold."""
+    (cls,) = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef) and n.name == name]
+    found = set()
+    for method in cls.body:
+        if isinstance(method, ast.FunctionDef) and method.name != "__init__":
+            for node in ast.walk(method):
+                if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+                    while not isinstance(node, ast.Name):
+                        found |= {node.attr} if isinstance(node, ast.Attribute) else set()
+                        node = node.value
+    return found
+
+
+def test_the_trainer_assigns_to_none_of_its_attributes_in_a_run():
+    """What changes is what stands in the open slot, and what a checkpoint saves."""
+    assert changing(PACKAGE / "seam" / "trainer.py", "PrefixTrainer") == set()
+    assert changing(PACKAGE / "seam" / "batch.py", "Slot") == {"_held"}
+    assert changing(PACKAGE / "seam" / "resume.py", "Saved") == {"_spending", "cost", "_remembered", "memory"}
+
+
+def test_there_are_no_circles():
+    edges = {name: {i.removeprefix("prefix_rl.") for i, late in imports(path, name) if not late} & modules().keys()
+             for name, path in modules().items()}  # fmt: skip
+    while free := {name for name, after in edges.items() if not after & edges.keys() - {name}}:
+        edges = {name: after for name, after in edges.items() if name not in free}
+    assert not edges, f"these import each other: {sorted(edges)}"
 
 
 def test_heavy_packages_are_imported_late():

@@ -1,25 +1,30 @@
 import math
 import statistics
+from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given
+from flow import generated, plan, trained_on
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefix_rl import methods
 from prefix_rl.methods.adaptive import Adaptive
-from prefix_rl.methods.base import Combined, Method, Supervised
+from prefix_rl.methods.base import Method, Needs
+from prefix_rl.methods.combined import QUESTIONS, Combined
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
+from prefix_rl.methods.pppo import PPPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.sft import SFT
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.sft_then_rl import SFTThenRL
+from prefix_rl.methods.stage import Supervised
 from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Demonstration, Prefix
-from prefix_rl.rollouts import Rollouts, Row, Step
+from prefix_rl.rollouts import Row, Step
 
 TRAINING = {"num_generations": 8, "max_completion_length": 100}
 
@@ -30,19 +35,19 @@ def step(index=0, total=500, seed=0, budget=10_000):
 
 def rows(groups, size, length=1000, count=1):
     demonstrations = tuple(Demonstration(tuple(range(n, n + length)), length) for n in range(count))
-    return [Row(i, i // size, demonstrations) for i in range(groups * size)]
+    return [Row(i, size, i // size, demonstrations) for i in range(groups * size)]
 
 
 def rollouts(rewards, prefix_lengths, width=6, size=4, index=0):
     n = len(rewards)
     positions = torch.arange(width)
-    return Rollouts(
+    return generated(
         completion_ids=torch.arange(n * width).view(n, width),
         completion_mask=torch.ones(n, width, dtype=torch.bool),
         prefix_mask=positions < torch.tensor(prefix_lengths).unsqueeze(1),
         rewards=torch.tensor(rewards),
-        group_size=size,
         step=step(index),
+        group_size=size,
     )
 
 
@@ -80,9 +85,37 @@ def test_a_method_may_live_in_another_package(tmp_path, monkeypatch):
 
 
 def test_a_combined_method_hands_every_question_on():
-    questions = {name for name in vars(Method) if not name.startswith("_")}
-    assert {"metrics", "continuations", "beginnings", "remember"} <= questions
-    assert questions <= vars(Combined).keys()
+    assert {"needs", "stages", "prefix", "weights", "metrics"} <= set(QUESTIONS) <= vars(Combined).keys()
+    assert len(QUESTIONS) == 12
+    asked = []
+
+    class Within(Method):
+        """Notes what it is asked; answers with the question."""
+
+    for name in QUESTIONS:
+        if isinstance(vars(Method)[name], property):
+            setattr(Within, name, property(lambda self, name=name: asked.append((name,)) or name))
+        else:
+            setattr(Within, name, lambda self, *args, name=name: asked.append((name, *args)) or [name])
+    around = Combined(Within())
+    for name in QUESTIONS:
+        if isinstance(vars(Method)[name], property):
+            assert getattr(around, name) == name
+        elif name != "problems":  # which it answers itself, with those of the other one among them
+            assert getattr(around, name)("an argument") == [name]
+    assert around.problems(TRAINING)[-1] == "problems"
+    assert {name for name, *_ in asked} == set(QUESTIONS)
+    assert all(argument in ("an argument", TRAINING) for _, *arguments in asked for argument in arguments)
+
+
+def test_a_combined_method_answers_what_it_answers_itself():
+    @dataclass(frozen=True)
+    class Own(Combined):
+        def metrics(self, memory):
+            return {**super().metrics(memory), "own": 1.0}
+
+    assert Own(PPPO()).metrics({}) == {"share": 0.15, "own": 1.0}
+    assert Own(PPPO()).needs.further.count == 8
 
 
 # --- Dr.GRPO ----------------------------------------------------------------------------------------------------------
@@ -90,12 +123,11 @@ def test_a_combined_method_hands_every_question_on():
 
 def test_dr_grpo_gives_the_plain_answers():
     method, batch = DrGRPO(), rollouts([1.0, 0, 0, 0], [0, 0, 0, 0])
-    assert method.prefixes(rows(1, 4), 4, step()) == [NO_PREFIX] * 4
+    assert plan(method, rows(1, 4), step()) == [NO_PREFIX] * 4
     assert method.advantages(batch)[:, 0].tolist() == [0.75, -0.25, -0.25, -0.25]
     assert method.update_mask(batch, None).all()
-    assert method.extra_loss(batch, torch.zeros(4, 6), torch.zeros(4, 6)) is None
-    assert not method.injects
-    assert not method.needs_entropies
+    assert method.extra_loss(trained_on(batch, method.weights(batch)), torch.zeros(4, 6), torch.zeros(4, 6)) is None
+    assert method.needs == Needs()
 
 
 # --- Prefix-RFT: what is injected -------------------------------------------------------------------------------------
@@ -103,19 +135,19 @@ def test_dr_grpo_gives_the_plain_answers():
 
 @pytest.mark.parametrize("prefixed", [0, 1, 3, 8])
 def test_so_many_rollouts_of_each_group_are_prefixed(prefixed):
-    found = PrefixRFT(prefixed=prefixed).prefixes(rows(5, 8), 8, step(100))
+    found = plan(PrefixRFT(prefixed=prefixed), rows(5, 8), step(100))
     assert [bool(p.ids) for p in found] == [i % 8 < prefixed for i in range(40)]
 
 
 def test_a_rank_plans_its_own_rows_as_one_process_would():
     method, all_rows = PrefixRFT(prefixed=3), rows(6, 8)
-    together = method.prefixes(all_rows, 8, step(123))
-    apart = [p for start in (0, 12, 24, 36) for p in method.prefixes(all_rows[start : start + 12], 8, step(123))]
+    together = plan(method, all_rows, step(123))
+    apart = [p for start in (0, 12, 24, 36) for p in plan(method, all_rows[start : start + 12], step(123))]
     assert together == apart
 
 
 def test_a_question_without_a_demonstration_is_rolled_out_plainly():
-    assert PrefixRFT().prefixes([Row(0, 0, ())], 8, step()) == [NO_PREFIX]
+    assert plan(PrefixRFT(), [Row(0, 4, 0, ())], step()) == [NO_PREFIX]
 
 
 @pytest.mark.parametrize(
@@ -136,36 +168,37 @@ def test_the_horizon_is_the_run_unless_given():
 
 
 @given(at=st.integers(0, 600), seed=st.integers(0, 5))
+@settings(deadline=None)  # shapes and types are checked at each of 16 calls
 def test_drawn_fractions_stay_within_their_bounds(at, seed):
     method = PrefixRFT(prefixed=8)
     low, high = method.bounds(step(at))
-    for p in method.prefixes(rows(2, 8), 8, step(at, seed=seed)):
+    for p in plan(method, rows(2, 8), step(at, seed=seed)):
         assert int(low * 1000) - 1 <= len(p.ids) <= int(high * 1000)
 
 
 def test_drawn_fractions_are_uniform_between_the_bounds():
-    fractions = [len(p.ids) / 1000 for p in PrefixRFT(prefixed=8).prefixes(rows(500, 8), 8, step(250)) if p.ids]
+    fractions = [len(p.ids) / 1000 for p in plan(PrefixRFT(prefixed=8), rows(500, 8), step(250)) if p.ids]
     assert statistics.fmean(fractions) == pytest.approx(0.725, abs=0.007)  # (0.5 + 0.95) / 2; 0.13 / sqrt(4000) = 0.002
     assert statistics.pstdev(fractions) == pytest.approx(0.45 / 12**0.5, abs=0.005)
 
 
 def test_several_demonstrations_are_drawn_uniformly():
-    found = PrefixRFT(prefixed=8).prefixes(rows(100, 8, count=4), 8, step(10))
+    found = plan(PrefixRFT(prefixed=8), rows(100, 8, count=4), step(10))
     counts = [sum(p.ids[0] == n for p in found) for n in range(4)]
     assert all(abs(count - 200) < 50 for count in counts)  # 800 draws of 4: 200 +- 4 standard deviations of 12
 
 
 def test_draws_differ_between_steps_and_seeds():
     method = PrefixRFT(schedule="uniform")  # the bounds do not move, only the draw does
-    assert len({len(method.prefixes(rows(1, 8), 8, step(400, seed=s))[0].ids) for s in range(10)}) > 8
-    assert len({len(method.prefixes(rows(1, 8), 8, step(400 + t))[0].ids) for t in range(10)}) > 8
-    assert len({len(p.ids) for p in PrefixRFT(prefixed=8, schedule="uniform").prefixes(rows(2, 8), 8, step(3))}) > 12
+    assert len({len(plan(method, rows(1, 8), step(400, seed=s))[0].ids) for s in range(10)}) > 8
+    assert len({len(plan(method, rows(1, 8), step(400 + t))[0].ids) for t in range(10)}) > 8
+    assert len({len(p.ids) for p in plan(PrefixRFT(prefixed=8, schedule="uniform"), rows(2, 8), step(3))}) > 12
 
 
 def test_the_budget_leaves_a_token_to_generate():
-    assert {len(p.ids) for p in PrefixRFT(prefixed=8).prefixes(rows(1, 8), 8, step(0, budget=50))} == {49}
+    assert {len(p.ids) for p in plan(PrefixRFT(prefixed=8), rows(1, 8), step(0, budget=50))} == {49}
     limited = PrefixRFT(prefixed=8, max_prefix_tokens=20)
-    assert {len(p.ids) for p in limited.prefixes(rows(1, 8), 8, step(0, budget=50))} == {20}
+    assert {len(p.ids) for p in plan(limited, rows(1, 8), step(0, budget=50))} == {20}
 
 
 # --- Prefix-RFT: credit -----------------------------------------------------------------------------------------------
@@ -236,19 +269,19 @@ def test_random_tokens_are_exactly_the_share_and_change_with_the_step():
 
 def test_only_entropy_selectors_ask_for_entropies():
     needs = {
-        tokens: PrefixRFT(tokens=tokens).needs_entropies for tokens in ("top_entropy", "low_entropy", "random", "all")
+        tokens: PrefixRFT(tokens=tokens).needs.entropies for tokens in ("top_entropy", "low_entropy", "random", "all")
     }
     assert needs == {"top_entropy": True, "low_entropy": True, "random": False, "all": False}
-    assert not PrefixRFT(prefixed=0).needs_entropies
+    assert not PrefixRFT(prefixed=0).needs.entropies
 
 
 def test_without_prefixes_prefix_rft_answers_as_dr_grpo():
     neutral, plain = PrefixRFT(prefixed=0), DrGRPO()
     batch = rollouts(REWARDS, [0, 0, 0, 0])
-    assert neutral.prefixes(rows(2, 4), 4, step()) == plain.prefixes(rows(2, 4), 4, step())
+    assert plan(neutral, rows(2, 4), step()) == plan(plain, rows(2, 4), step())
     assert neutral.advantages(batch).equal(plain.advantages(batch))
     assert neutral.update_mask(batch, torch.full((4, 6), torch.nan)).equal(plain.update_mask(batch, None))
-    assert not neutral.injects
+    assert neutral.needs == Needs()
 
 
 # --- Prefix-RFT: what cannot be ---------------------------------------------------------------------------------------
@@ -278,13 +311,13 @@ def groups(*members, size=4, length=1000, count=1):
     found = []
     for i in range(len(members) * size):
         problem, copy = members[i // size]
-        found.append(Row(i, problem, demonstrations, copy))
+        found.append(Row(i, size, problem, demonstrations, copy))
     return found
 
 
 def lengths(method, given, at=None, size=4):
     """The prefix length of each group, after seeing that its rows share one prefix."""
-    found = method.prefixes(given, size, at or step())
+    found = plan(method, given, at or step())
     for i, prefix in enumerate(found):
         assert prefix == found[i - i % size]
         assert not prefix.complete
@@ -345,14 +378,14 @@ def test_cuts_are_uniform_between_low_and_high():
 
 def test_a_trace_is_drawn_for_each_copy_and_kept():
     given = groups(*[(problem, 1) for problem in range(200)], count=4)
-    found = [p.ids[0] for p in PrefixRL().prefixes(given, 4, step())][::4]  # a demonstration's ids start at its number
+    found = [p.ids[0] for p in plan(PrefixRL(), given, step())][::4]  # a demonstration's ids start at its number
     assert all(abs(found.count(n) - 50) < 25 for n in range(4))  # 200 draws of 4: 50 +- 4 standard deviations of 6
-    assert [p.ids[0] for p in PrefixRL().prefixes(given, 4, step(9))][::4] == found
+    assert [p.ids[0] for p in plan(PrefixRL(), given, step(9))][::4] == found
 
 
 def test_a_cut_respects_the_answer_guard_and_the_budget():
     guarded = (Demonstration(tuple(range(100)), safe_length=30),)
-    (prefix,) = PrefixRL(plain=0).prefixes([Row(0, 0, guarded)], 4, step())
+    (prefix,) = plan(PrefixRL(plain=0), [Row(0, 4, 0, guarded)], step())
     assert (len(prefix.ids), prefix.of) == (30, 100)
     assert 40 <= prefix.drawn < 80
     assert lengths(PrefixRL(plain=0), groups((0, 0)), step(budget=50)) == [49]  # a token is left to generate
@@ -361,14 +394,14 @@ def test_a_cut_respects_the_answer_guard_and_the_budget():
 def test_a_rank_plans_its_own_prefix_rl_rows_as_one_process_would():
     for method in (PrefixRL(), PrefixRL(redraw=True)):
         given = groups(*EPOCH)
-        together = method.prefixes(given, 4, step(123))
-        apart = [p for start in range(0, 80, 10) for p in method.prefixes(given[start : start + 10], 4, step(123))]
+        together = plan(method, given, step(123))
+        apart = [p for start in range(0, 80, 10) for p in plan(method, given[start : start + 10], step(123))]
         assert together == apart
 
 
 def test_a_problem_without_a_trace_keeps_its_plain_copy():
     assert PrefixRL().copies([True, False, True]) == [4, 1, 4]  # 3 cuts and a plain one
-    assert PrefixRL().prefixes([Row(0, 0, (), 0)], 4, step()) == [NO_PREFIX]
+    assert plan(PrefixRL(), [Row(0, 4, 0, (), 0)], step()) == [NO_PREFIX]
     assert PrefixRL(plain=0).copies([True, False, True]) == [3, 0, 3]
     assert PrefixRL(cuts=2, plain=5).copies([True, False]) == [7, 5]
     assert PrefixRL(cuts=0).copies([True, False]) == [1, 1]
@@ -395,8 +428,8 @@ def test_prefix_rl_trains_on_what_the_policy_wrote():
     batch = rollouts([1.0, 0, 0, 1.0], [2, 2, 2, 2])
     assert PrefixRL().update_mask(batch, None).tolist() == [[False] * 2 + [True] * 4] * 4
     assert PrefixRL().advantages(batch)[:, -1].tolist() == [0.5, -0.5, -0.5, 0.5]
-    assert not PrefixRL().needs_entropies
-    assert not PrefixRL().imitates
+    assert not PrefixRL().needs.entropies
+    assert not PrefixRL().weights(batch).any()
 
 
 # --- LUFFY: whole demonstrations --------------------------------------------------------------------------------------
@@ -408,24 +441,24 @@ WHOLE = Prefix([5, 6, 7, 2], drawn=4, of=4, complete=True)  # the answer guard h
 @pytest.mark.parametrize("method", [LUFFY, SFTLoss])
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_so_many_rollouts_of_each_group_are_whole_demonstrations(method, count):
-    found = method(demonstrations=count).prefixes([Row(i, i // 4, THREE) for i in range(8)], 4, step())
+    found = plan(method(demonstrations=count), [Row(i, 4, i // 4, THREE) for i in range(8)], step())
     assert found == ([WHOLE] * count + [NO_PREFIX] * (4 - count)) * 2
 
 
 def test_a_demonstration_that_does_not_fit_is_left_out():
-    given = [Row(i, 0, THREE) for i in range(4)]
-    assert LUFFY().prefixes(given, 4, step(budget=4))[0] == WHOLE  # its three tokens and the end
-    assert LUFFY().prefixes(given, 4, step(budget=3)) == [NO_PREFIX] * 4
-    assert LUFFY().prefixes([Row(0, 0, ())], 4, step()) == [NO_PREFIX]
+    given = [Row(i, 4, 0, THREE) for i in range(4)]
+    assert plan(LUFFY(), given, step(budget=4))[0] == WHOLE  # its three tokens and the end
+    assert plan(LUFFY(), given, step(budget=3)) == [NO_PREFIX] * 4
+    assert plan(LUFFY(), [Row(0, 4, 0, ())], step()) == [NO_PREFIX]
 
 
 def test_whole_demonstrations_are_drawn_uniformly_and_in_every_step():
     four = tuple(Demonstration((n,), 1, stop=9) for n in range(4))
-    given = [Row(i, i // 4, four) for i in range(3200)]
-    found = [p.ids[0] for p in LUFFY().prefixes(given, 4, step(3)) if p.ids]
+    given = [Row(i, 4, i // 4, four) for i in range(3200)]
+    found = [p.ids[0] for p in plan(LUFFY(), given, step(3)) if p.ids]
     assert all(abs(found.count(n) - 200) < 50 for n in range(4))  # 800 draws of 4: 200 +- 4 standard deviations of 12
-    assert [p.ids[0] for p in LUFFY().prefixes(given, 4, step(4)) if p.ids] != found
-    apart = [p for start in range(0, 3200, 100) for p in LUFFY().prefixes(given[start : start + 100], 4, step(3))]
+    assert [p.ids[0] for p in plan(LUFFY(), given, step(4)) if p.ids] != found
+    apart = [p for start in range(0, 3200, 100) for p in plan(LUFFY(), given[start : start + 100], step(3))]
     assert [p.ids[0] for p in apart if p.ids] == found
 
 
@@ -433,47 +466,44 @@ def test_a_demonstration_is_one_of_luffys_group():
     batch = rollouts([1.0, 0, 0, 0], [6, 0, 0, 0])
     assert LUFFY().advantages(batch).tolist() == [[0.75] * 6, *[[-0.25] * 6] * 3]
     assert LUFFY().update_mask(batch, None).tolist() == [[False] * 6, *[[True] * 6] * 3]  # out of the surrogate
-    assert LUFFY().imitates
+    assert LUFFY().weights(batch).tolist() == [[0.75] * 6, *[[0.0] * 6] * 3]  # its credit, in the extra objective
 
 
-def micro_batch(seed, rows=4, width=6, budget=24, index=0):
-    """A micro-batch with random credit, masks and log-probabilities; row 0 is a whole demonstration, others may be."""
+def random_batch(seed, rows=4, width=6, budget=24, index=0):
+    """A generation batch with random rewards and masks, and log-probabilities; row 0 is a whole demonstration, others
+    may be."""
     random = torch.Generator().manual_seed(seed)
     written = torch.randint(1, width + 1, (rows, 1), generator=random) > torch.arange(width)
     whole = torch.rand(rows, 1, generator=random) < 0.3
     whole[0] = True
-    batch = Rollouts(
+    batch = generated(
         completion_ids=torch.zeros(rows, width, dtype=torch.long),
         completion_mask=written,
         prefix_mask=written & whole,
         rewards=torch.rand(rows, generator=random),
-        group_size=4,
         step=Step(index, 500, 0, budget),
-        advantages=torch.randn(rows, width, generator=random),
     )
     return batch, -3 * torch.rand(rows, width, generator=random)
 
 
 @given(seed=st.integers(0, 10**6), gamma=st.floats(0.01, 1))
 def test_luffys_extra_loss_equals_a_slow_loop(seed, gamma):
-    batch, logps = micro_batch(seed)
-    total = 0.0
+    batch, logps = random_batch(seed)
+    method, total = LUFFY(gamma=gamma), 0.0
     for i in range(4):
         for t in range(6):
             if batch.prefix_mask[i, t]:
                 p = math.exp(logps[i, t])
-                total -= p / (p + gamma) * float(batch.advantages[i, t])
-    found = LUFFY(gamma=gamma).extra_loss(batch, logps, torch.zeros(4, 6))
+                total -= p / (p + gamma) * float(batch.rewards[i] - batch.rewards.mean())
+    found = method.extra_loss(trained_on(batch, method.weights(batch)), logps, torch.zeros(4, 6))
     assert float(found) == pytest.approx(total / (4 * 24), abs=1e-6)  # B rows, L = 24
 
 
 def test_luffys_extra_loss_in_numbers():
-    batch, _ = micro_batch(0)
+    batch, _ = random_batch(0)
     mask = torch.zeros(4, 6, dtype=torch.bool)
     mask[0, :2] = True
-    batch = Rollouts(
-        **{**vars(batch), "prefix_mask": mask, "completion_mask": mask, "advantages": torch.full((4, 6), 0.5)}
-    )
+    batch = trained_on(batch, 0.5 * mask)
     logps = torch.log(torch.tensor([[0.1, 0.3] + [0.9] * 4] * 4))
     # -(0.5 * 0.5 + 0.75 * 0.5) / (4 * 24)
     assert float(LUFFY().extra_loss(batch, logps, logps)) == pytest.approx(-0.625 / 96)
@@ -508,19 +538,20 @@ def test_a_constant_weight_and_the_default_horizon():
 
 def test_a_demonstration_is_none_of_the_policys_group():
     batch = rollouts([1.0, 0, 0, 1.0], [6, 0, 0, 0])
-    found = SFTLoss(weight=0.2).advantages(batch)
-    assert found[1:, 0].tolist() == pytest.approx([-1 / 3, -1 / 3, 2 / 3])  # the mean of 0, 0, 1
-    assert found[0].tolist() == pytest.approx([0.2 * 4 * 10_000 / 6] * 6)  # weight * B * L / demonstration tokens
+    found, weights = SFTLoss(weight=0.2).advantages(batch), SFTLoss(weight=0.2).weights(batch)
+    assert found[:, 0].tolist() == pytest.approx([0, -1 / 3, -1 / 3, 2 / 3])  # the mean of 0, 0, 1
+    assert weights[0].tolist() == pytest.approx([0.2 * 4 * 10_000 / 6] * 6)  # weight * B * L / demonstration tokens
+    assert not weights[1:].any()
     assert SFTLoss().update_mask(batch, None).tolist() == [[False] * 6, *[[True] * 6] * 3]
-    assert SFTLoss().imitates
 
 
 def test_chord_takes_from_the_rl_term_what_it_gives_to_the_supervised_one():
     for at, mu in ((5, 0.45), (10, 0.9), (300, 0.05)):
         batch = rollouts([1.0, 0, 0, 1.0], [6, 0, 0, 0], index=at)
-        found, constant = CHORD.advantages(batch), SFTLoss(weight=1.0).advantages(batch)
-        assert found[1:].flatten().tolist() == pytest.approx((constant[1:] * (1 - mu)).flatten().tolist())
-        assert found[0].tolist() == pytest.approx((constant[0] * mu).tolist())
+        constant = SFTLoss(weight=1.0)
+        credit, weights = CHORD.advantages(batch), CHORD.weights(batch)
+        assert credit.flatten().tolist() == pytest.approx((constant.advantages(batch) * (1 - mu)).flatten().tolist())
+        assert weights.flatten().tolist() == pytest.approx((constant.weights(batch) * mu).flatten().tolist())
 
 
 @given(
@@ -532,8 +563,8 @@ def test_micro_batches_sum_to_the_weighed_mean_over_all_demonstration_tokens(see
         schedule="chord" if chord else "constant", weight=0.9, warmup=10, horizon=200,
         tokens="uncertain" if uncertain else "all",
     )  # fmt: skip
-    batch, logps = micro_batch(seed, rows=8, index=at)
-    advantages = method.advantages(Rollouts(**{**vars(batch), "advantages": None}))
+    batch, logps = random_batch(seed, rows=8, index=at)
+    weights = method.weights(batch)
     terms = []
     for i in range(8):
         for t in range(6):
@@ -544,17 +575,15 @@ def test_micro_batches_sum_to_the_weighed_mean_over_all_demonstration_tokens(see
     found = 0.0
     for start in range(0, 8, size):
         rows = order[start : start + size]
-        part = {key: value[rows] if torch.is_tensor(value) else value for key, value in vars(batch).items()}
-        part = Rollouts(**{**part, "advantages": advantages[rows]})
+        part = trained_on(batch, weights, rows)
         found += float(method.extra_loss(part, logps[rows], torch.zeros(len(rows), 6))) / (8 / size)  # accumulation
     assert found == pytest.approx(method.mixed(step(at)) * statistics.fmean(terms), abs=1e-5)
 
 
 def test_a_batch_without_demonstrations_has_no_supervised_loss():
     batch = rollouts([1.0, 0, 0, 1.0], [0, 0, 0, 0])
-    advantages = SFTLoss().advantages(batch)
-    assert advantages[:, 0].tolist() == [0.5, -0.5, -0.5, 0.5]
-    batch = Rollouts(**{**vars(batch), "advantages": advantages})
+    assert SFTLoss().advantages(batch)[:, 0].tolist() == [0.5, -0.5, -0.5, 0.5]
+    batch = trained_on(batch, SFTLoss().weights(batch))
     assert float(SFTLoss().extra_loss(batch, -torch.ones(4, 6), torch.ones(4, 6))) == 0
 
 
@@ -570,35 +599,34 @@ NEUTRAL = [
 @pytest.mark.parametrize("neutral", NEUTRAL, ids=lambda method: type(method).__name__)
 def test_neutral_settings_answer_as_dr_grpo(neutral):
     batch, plain = rollouts(REWARDS, [0, 0, 0, 0], index=250), DrGRPO()
-    assert neutral.prefixes(rows(2, 4), 4, step()) == plain.prefixes(rows(2, 4), 4, step())
+    assert plan(neutral, rows(2, 4), step()) == plan(plain, rows(2, 4), step())
     assert neutral.advantages(batch).equal(plain.advantages(batch))
     assert neutral.update_mask(batch, None).equal(plain.update_mask(batch, None))
     assert neutral.copies([True, False]) == [1, 1]
-    assert not neutral.injects
-    assert not neutral.needs_entropies
-    assert neutral.reinforces
-    extra = neutral.extra_loss(
-        Rollouts(**{**vars(batch), "advantages": plain.advantages(batch)}), -torch.ones(4, 6), torch.ones(4, 6)
-    )
+    assert not neutral.needs.prefixes
+    assert not neutral.needs.entropies
+    assert neutral.stages.order[-1] == "rollouts"
+    assert not neutral.weights(batch).any()
+    extra = neutral.extra_loss(trained_on(batch, neutral.weights(batch)), -torch.ones(4, 6), torch.ones(4, 6))
     assert extra is None or float(extra) == 0
 
 
 def test_only_the_supervised_methods_never_roll_out():
-    assert [name for name in methods.names() if not methods.find(name).reinforces] == ["rft", "sft", "upft"]
+    stages = {name: methods.find(name)().stages for name in methods.names()}
+    assert [name for name, its in stages.items() if "rollouts" not in its.order] == ["rft", "sft", "upft"]
     assert SFT().supervised.epochs == SFTThenRL().supervised.epochs == 3
-    assert [name for name in methods.names() if methods.find(name)().supervised] == [
-        "rft",
-        "sft",
-        "sft_then_rl",
-        "upft",
-    ]
+    assert [name for name, its in stages.items() if its.supervised] == ["rft", "sft", "sft_then_rl", "upft"]
+    assert all(("supervised" in its.order) == bool(its.supervised) for its in stages.values())
+    assert TEMPO(SFTThenRL()).stages == SFTThenRL()  # a combination has those of the method within
 
 
 def test_whole_demonstrations_are_usable_where_no_prefix_is():
     told = Demonstration((5, 6), safe_length=0)  # the answer stands in its first token
-    usable = {name for name in methods.names() if methods.find(name)().usable(told)}
+    usable = {name for name in methods.names() if methods.find(name)().needs.usable(told)}
     assert usable == {"luffy", "relift", "rft", "sft", "sft_loss", "sft_then_rl", "upft"}
-    assert not any(methods.find(name)().usable(Demonstration((), 0)) for name in methods.names())
+    assert not any(methods.find(name)().needs.usable(Demonstration((), 0)) for name in methods.names())
+    assert [LUFFY().needs.usable(told, longest) for longest in (2, 3)] == [False, True]  # two tokens and the end
+    assert UFT().needs.usable(Demonstration((5, 6), safe_length=1), longest=1)  # of which a beginning will do
 
 
 @pytest.mark.parametrize(

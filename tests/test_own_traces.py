@@ -16,8 +16,9 @@ from prefix_rl.data.difficulty import load_pass_rates
 from prefix_rl.data.problems import Problem, load
 from prefix_rl.data.traces import CUT, UNGRADED, Account, Trace, TraceStore, tokenizer_sha256
 from prefix_rl.errors import DataError, RecipeError, UserError
-from prefix_rl.methods.base import Excerpt, Method
+from prefix_rl.methods.base import Method
 from prefix_rl.methods.rft import RFT
+from prefix_rl.methods.stage import Excerpt
 from prefix_rl.methods.upft import UPFT
 from prefix_rl.policy import Policy
 from prefix_rl.prefixes import Demonstration
@@ -51,8 +52,10 @@ def test_of_a_tenth_of_the_problems_the_whole_trace_is_learned():
 def test_upft_learns_the_first_trace_and_the_others_all():
     assert list(UPFT().lessons("a", DEMONSTRATIONS, 0)) == DEMONSTRATIONS[:1]
     assert list(UPFT().lessons("a", (), 0)) == []
-    assert Method().lessons("a", DEMONSTRATIONS, 0) == list(RFT().lessons("a", DEMONSTRATIONS, 0)) == DEMONSTRATIONS
-    assert Method().excerpt("a", 0) == RFT().excerpt("a", 0) == Excerpt()
+    assert (
+        Method().stages.lessons("a", DEMONSTRATIONS, 0) == list(RFT().lessons("a", DEMONSTRATIONS, 0)) == DEMONSTRATIONS
+    )
+    assert Method().stages.excerpt("a", 0) == RFT().excerpt("a", 0) == Excerpt()
 
 
 def test_rft_draws_at_most_so_many_traces_of_a_problem():

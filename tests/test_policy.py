@@ -393,7 +393,7 @@ def test_a_turn_ends_with_the_templates_token_everywhere(model, tmp_path):
 
 
 def trainer_of(asked, data, tmp_path):
-    from prefix_rl.trainer import PrefixTrainer
+    from prefix_rl.seam.trainer import PrefixTrainer
 
     return PrefixTrainer(
         model=asked.load(), reward_funcs=token_reward, args=arguments(tmp_path / "t", max_completion_length=48),

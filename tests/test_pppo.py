@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from flow import watched
 from hypothesis import given
 from hypothesis import strategies as st
 from small import dataset, lora, policy, token_reward, trains_adapters_alone, with_chat_template
@@ -16,6 +17,7 @@ from trl.trainer import grpo_trainer
 
 from prefix_rl.costs import Cost
 from prefix_rl.errors import RecipeError
+from prefix_rl.methods.base import Further
 from prefix_rl.methods.pppo import PPPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.recipe import load_recipe
@@ -103,8 +105,9 @@ CONTINUED = [[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, torch.nan]]
 def credit(method, rewards=REWARDS, continued=CONTINUED):
     batch = dataclasses.replace(rollouts(rewards, [0] * 4), step=step())
     batch.completion_mask[1, 4:] = False
-    given = dataclasses.replace(batch, continued=None if continued is None else torch.tensor(continued))
-    return method.advantages(given)
+    if continued is not None:
+        batch = dataclasses.replace(batch, continued=torch.tensor(continued))
+    return method.advantages(batch)
 
 
 def test_credit_accumulates_over_continuations():
@@ -262,10 +265,11 @@ def test_rewards_of_continuations_come_back_to_their_rollout(tmp_path, monkeypat
                    reward=lambda completions, **k: [float(next(numbers)) for _ in completions])  # fmt: skip
     seen = []
     monkeypatch.setattr(PPPO, "advantages", lambda self, r: seen.append(r) or torch.zeros(r.completion_mask.shape))
+    opened = watched(made)
     generation(made)
     assert seen[0].rewards.tolist() == list(range(8))
     assert seen[0].continued.tolist() == [[8.0 + 3 * row + c for c in range(3)] for row in range(8)]
-    assert made._rewards.tolist() == list(range(8))
+    assert opened.last.rewards.tolist() == list(range(8))
 
 
 def test_continuations_differ_from_each_other(tmp_path):
@@ -297,7 +301,9 @@ def test_a_whole_completion_is_not_continued_and_its_rewards_are_its_own(tmp_pat
 class FromThePrefix(PrefixRFT):
     """Continues every rollout from its beginning, or from the prefix that was injected."""
 
-    continuations = 2
+    @property
+    def needs(self):
+        return dataclasses.replace(super().needs, further=Further(2, self.beginnings))
 
     def beginnings(self, rollouts):
         return torch.zeros(len(rollouts.rewards), dtype=torch.long)
@@ -338,6 +344,7 @@ def test_continuations_leave_no_trace_in_the_metrics(tmp_path):
 
     runs = [trainer(tmp_path / str(count), dataclasses.replace(CONSTANT, continuations=count), reward=reward)
             for count in (0, 3)]  # fmt: skip
+    opened = [watched(made) for made in runs]
     for made in runs:
         torch.manual_seed(5)
         generation(made)
@@ -345,7 +352,7 @@ def test_continuations_leave_no_trace_in_the_metrics(tmp_path):
     assert list(further.pop("reward_continued"))
     assert {k: pytest.approx(v, nan_ok=True) for k, v in plain.items()} == further
     assert {"outcome/right", "reward", "completions/mean_length", "method/share"} <= plain.keys()
-    assert runs[0]._outcomes == runs[1]._outcomes
+    assert opened[0].last.outcomes == opened[1].last.outcomes
     assert not runs[1]._pending_extra_logs
     assert not runs[1]._pending_metrics
     assert runs[0]._logs == runs[1]._logs
@@ -385,7 +392,7 @@ def test_a_resumed_run_goes_on_with_its_share(tmp_path):
     assert seen[-1] > seen[0]
     again = trainer(tmp_path / "again", **options)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
-    assert again.memory == whole.memory
+    assert again._saved.memory == whole._saved.memory
     assert parameters(again).equal(parameters(whole))
     assert [log["method/share"] for log in again.state.log_history if "method/share" in log] == seen
 

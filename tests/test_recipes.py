@@ -101,22 +101,22 @@ def test_its_method_is_the_papers(path):
     expected = METHODS[path.stem]
     assert {key: getattr(method, key) for key in expected} == expected
     if path.stem in OWN:
-        stage = method.supervised
+        stage = method.stages.supervised
         assert (stage.epochs, stage.learning_rate, stage.batch_size) == (1, 1e-6, 64)
         assert (stage.warmup, stage.min_lr) == (0.03, 1.0)
     elif path.stem in ("sft", "sft_then_rl"):
-        stage = method.supervised
+        stage = method.stages.supervised
         assert (stage.epochs, stage.learning_rate, stage.batch_size) == (3, 5e-5, 64)
         assert (stage.warmup, stage.min_lr) == (0.1, 0.1)
     else:
-        assert method.supervised is None
+        assert method.stages.supervised is None
 
 
 @pytest.mark.parametrize("model", sorted({p.parent.name for p in PAPERS}))
 def test_upft_and_its_opponent_differ_in_what_they_learn_alone(model):
     upft, rft = (load_recipe(RECIPES / model / f"{arm}.yaml") for arm in ("upft", "rft"))
     assert upft.method.tokens == (8 if model.startswith("llama") else 32)
-    assert upft.method.supervised == rft.method.supervised
+    assert upft.method.stages.supervised == rft.method.stages.supervised
     assert (upft.method.own_traces, rft.method.own_traces) == (1, 16)
     one, other = upft.resolved(), rft.resolved()
     for arm, blocks in (("upft", one), ("rft", other)):
@@ -128,7 +128,7 @@ def test_upft_and_its_opponent_differ_in_what_they_learn_alone(model):
 @pytest.mark.parametrize("model", sorted({p.parent.name for p in PAPERS}))
 def test_both_supervised_stages_of_a_model_are_the_same(model):
     alone, before = (load_recipe(RECIPES / model / f"{arm}.yaml") for arm in ("sft", "sft_then_rl"))
-    assert alone.method.supervised == before.method.supervised
+    assert alone.method.stages.supervised == before.method.stages.supervised
     assert (alone.model, alone.data) == (before.model, before.data)
     for key in ("max_completion_length", "weight_decay", "max_grad_norm", "bf16"):
         assert alone.training_value(key) == before.training_value(key)
@@ -163,7 +163,7 @@ def test_no_two_arms_of_the_lab_are_the_same_method():
 def test_the_labs_methods():
     method = {path.stem: load_recipe(path).method for path in LAB}
     for arm in ("sft", "sft_then_rl", "upft", "rft"):
-        stage = method[arm].supervised
+        stage = method[arm].stages.supervised
         assert (stage.epochs, stage.learning_rate) == (4, 1e-3)
         assert (stage.batch_size, stage.per_device_batch_size) == (16, 16)
     chord = method["chord"]

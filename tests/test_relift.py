@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from flow import plan, trained_on
 from hypothesis import given
 from hypothesis import strategies as st
 from small import lora, policy, token_reward, trains_adapters_alone
@@ -100,7 +101,7 @@ def test_the_buffer_equals_a_slow_queue(batches, buffer):
     method, memory, queue, due = ReLIFT(buffer=buffer), {}, [], []
     for batch in batches:
         problems = due or [p for p, *_ in batch]
-        assert method.problems_instead(3, Step(0, 100, 0, 10, memory)) == due
+        assert list(Step(0, 100, 0, 10, memory).due) == due
         made = rolled_out(
             problems, [SOLVED if solved else FAILED for _, solved, _ in batch], [d for *_, d in batch], memory
         )
@@ -120,7 +121,7 @@ def test_without_supervision_nothing_is_remembered():
     method = ReLIFT(supervise=False)
     assert method.remember({}, rolled_out((1, 2), (FAILED, FAILED))) == {}
     assert method.metrics({}) == {}
-    assert not method.injects
+    assert not method.needs.prefixes
 
 
 # --- what is injected -------------------------------------------------------------------------------------------------
@@ -128,14 +129,14 @@ def test_without_supervision_nothing_is_remembered():
 
 def test_a_supervised_batch_holds_one_whole_demonstration_for_each_group():
     demonstrations = tuple(Demonstration((n, n + 1, n + 2), 1, stop=99) for n in (10, 20, 30))
-    rows = [Row(i, (4, 6, 8)[i // 4], demonstrations) for i in range(12)]
+    rows = [Row(i, 4, (4, 6, 8)[i // 4], demonstrations) for i in range(12)]
     memory = {"waiting": [], "due": [4, 6, 8]}
-    found = ReLIFT().prefixes(rows, 4, Step(3, 100, 0, 10, memory))
+    found = plan(ReLIFT(), rows, Step(3, 100, 0, 10, memory))
     assert all(prefix.complete and prefix.ids[-1] == 99 for prefix in found)
     assert [found[i] == found[i - i % 4] for i in range(12)] == [True] * 12
-    drawn = {tuple(ReLIFT().prefixes(rows, 4, Step(t, 100, 0, 10, memory))[0].ids) for t in range(20)}
+    drawn = {tuple(plan(ReLIFT(), rows, Step(t, 100, 0, 10, memory))[0].ids) for t in range(20)}
     assert len(drawn) == 3  # of several one is drawn, anew in each step
-    assert ReLIFT().prefixes(rows, 4, Step(3, 100, 0, 10)) == [NO_PREFIX] * 12
+    assert plan(ReLIFT(), rows, Step(3, 100, 0, 10)) == [NO_PREFIX] * 12
 
 
 # --- credit and loss --------------------------------------------------------------------------------------------------
@@ -145,14 +146,16 @@ def test_rollout_batches_are_dr_grpos_and_supervised_ones_a_mean_over_tokens():
     plain = dataclasses.replace(rollouts([1.0, 0, 0, 0], [0] * 4), step=Step(0, 100, 0, 10))
     assert ReLIFT().advantages(plain).equal(DrGRPO().advantages(plain))
     assert ReLIFT().update_mask(plain, None).equal(DrGRPO().update_mask(plain, None))
-    assert ReLIFT().extra_loss(plain, torch.zeros(4, 6), torch.zeros(4, 6)) is None
+    assert not ReLIFT().weights(plain).any()
+    assert ReLIFT().extra_loss(trained_on(plain, ReLIFT().weights(plain)), torch.zeros(4, 6), torch.zeros(4, 6)) is None
     batch = dataclasses.replace(rollouts([1.0] * 4, [2, 2, 6, 6]), step=Step(0, 100, 0, 10))
     batch = dataclasses.replace(batch, completion_mask=batch.prefix_mask)
-    weights = ReLIFT().advantages(batch)
+    weights = ReLIFT().weights(batch)
+    assert not ReLIFT().advantages(batch).any()
     assert weights[0].tolist() == [2.5, 2.5, 0, 0, 0, 0]  # 4 rows * 10 tokens / 16 tokens of demonstrations
     assert not ReLIFT().update_mask(batch, None).any()
     logps = -torch.arange(24.0).view(4, 6)
-    loss = ReLIFT().extra_loss(dataclasses.replace(batch, advantages=weights), logps, logps)
+    loss = ReLIFT().extra_loss(trained_on(batch, weights), logps, logps)
     # (0 + 1) + (6 + 7) + (12 + ... + 17) + (18 + ... + 23) = 1 + 13 + 87 + 123 = 224, over 16 tokens
     assert float(loss) == 14.0
 
@@ -220,7 +223,7 @@ def test_a_run_in_which_nothing_fails_is_dr_grpo(tmp_path):
         runs.append(trainer(tmp_path / name, method, reward=solving))  # seeds what is sampled
         runs[-1].train()
     assert parameters(runs[0]).equal(parameters(runs[1]))
-    assert runs[0].memory["supervised"] == 0
+    assert runs[0]._saved.memory["supervised"] == 0
     assert not parameters(runs[0]).equal(torch.cat([p.detach().flatten() for p in policy(TOKENIZER).parameters()]))
 
 
@@ -231,9 +234,9 @@ def test_a_run_resumed_with_a_buffer_half_full_goes_on_exactly(tmp_path):
     for stop in (1, 2, 3):  # two questions wait; a supervised batch is due; one question waits
         again = trainer(tmp_path / f"again{stop}", **options)
         again.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
-        assert again.memory == whole.memory
+        assert again._saved.memory == whole._saved.memory
         assert parameters(again).equal(parameters(whole))
-    assert whole.memory["supervised"] >= 4
+    assert whole._saved.memory["supervised"] >= 4
 
 
 def test_relift_trains_with_lora(tmp_path):
@@ -249,7 +252,7 @@ def test_relift_trains_with_other_settings_of_trl(tmp_path, changes):
     made = trainer(tmp_path, reward=failing, **changes, max_steps=4)
     made.train()
     assert torch.isfinite(parameters(made)).all()
-    assert made.memory["supervised"]
+    assert made._saved.memory["supervised"]
 
 
 def test_a_preview_says_that_the_run_decides():

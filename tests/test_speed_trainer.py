@@ -1,11 +1,12 @@
 """Training with the fast path ends at the parameters of training without it."""
 
 import time
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from small import byte_level_bpe, policy
+from small import arguments, byte_level_bpe, policy
 from test_trainer import parameters, trainer
 from transformers import TrainerCallback
 
@@ -16,6 +17,7 @@ from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.speed.forward import Encoder
+from prefix_rl.speed.order import may_reorder
 from prefix_rl.speed.settings import OFF, Speed
 
 START = torch.cat([p.detach().flatten() for p in policy(byte_level_bpe()).parameters()])
@@ -136,7 +138,7 @@ def test_rows_that_share_meet_inside_their_optimizer_step(tmp_path):
 
 @pytest.mark.parametrize("method", [PREFIXES, LUFFY(), SFTLoss(weight=0.7)], ids=lambda m: type(m).__name__)
 def test_micro_batches_of_unequal_numbers_of_rows_train_the_same(tmp_path, monkeypatch, method):
-    monkeypatch.setattr("prefix_rl.trainer.balanced", lambda ranks, parts: [1, 7, 3, 5])
+    monkeypatch.setattr("prefix_rl.speed.forward.balanced", lambda ranks, parts: [1, 7, 3, 5])
     changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 1}
     sizes, ends = [], []
     for balance in (False, True):
@@ -154,18 +156,24 @@ def test_micro_batches_of_unequal_numbers_of_rows_train_the_same(tmp_path, monke
 def test_rows_that_are_not_packed_stay_in_equal_micro_batches(tmp_path):
     made = trainer(tmp_path, DrGRPO(), gradient_accumulation_steps=2)
     rows = [[1] * 30, [2], [3], [4]]
-    assert made._balanced(rows, 2) == [1, 3]
+    sizes = partial(made._encoder.sizes, made.model, made.model, made._ranks.objects)
+    assert sizes(rows, 2) == [1, 3]
     made.model.config.sliding_window, made.model.config.layer_types = 20, ["sliding_attention"] * 2
-    assert made._balanced(rows, 2) is None
+    assert sizes(rows, 2) is None
 
 
 @pytest.mark.parametrize(
     ("changes", "may"),
-    [({}, True), ({"top_entropy_quantile": 0.5}, False), ({"entropy_coef": 0.01}, False), ({"loss_type": "bnpo"}, False),
-     ({"options": {"speed": Speed(order=False)}}, False)],
-)  # fmt: skip
+    [
+        ({}, True),
+        ({"top_entropy_quantile": 0.5}, False),
+        ({"entropy_coef": 0.01}, False),
+        ({"loss_type": "bnpo"}, False),
+    ],
+)
 def test_rows_stay_where_the_loss_is_not_indifferent(tmp_path, changes, may):
-    assert trainer(tmp_path, DrGRPO(), **changes)._may_reorder is may
+    assert may_reorder(arguments(tmp_path, **changes), has_images=False) is may
+    assert not may_reorder(arguments(tmp_path, **changes), has_images=True)
 
 
 def test_the_share_of_the_tokens_that_were_encoded_and_that_of_grading_are_logged(tmp_path):

@@ -20,13 +20,13 @@ from trl import SFTTrainer
 from prefix_rl.costs import Cost
 from prefix_rl.data.problems import Problem
 from prefix_rl.errors import CheckpointError, DataError, RecipeError
-from prefix_rl.methods.base import Supervised
 from prefix_rl.methods.luffy import LUFFY
+from prefix_rl.methods.stage import Supervised
 from prefix_rl.policy import Policy
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.seam.trainer import PrefixTrainer
 from prefix_rl.supervised import fine_tune, micro_batches, order, rows
-from prefix_rl.trainer import PrefixTrainer
 
 TOKENIZER = byte_level_bpe()
 FACTS = {"recipe": {}, "data": "x", "versions": {}, "world_size": 1}

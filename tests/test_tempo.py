@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from flow import generated
 from test_methods import TRAINING, rollouts, step
 from test_trainer import LATE, generation, loss_gradient, parameters, reference_logps, trainer
 
@@ -14,19 +15,17 @@ from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.sft_then_rl import SFTThenRL
 from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.methods.uft import UFT
-from prefix_rl.rollouts import Rollouts
 
 # Two groups of 4. In the first all begin with 1; two go on with 2. The second shares nothing but its prefix 7 7
 IDS = torch.tensor([[1, 2, 5], [1, 2, 6], [1, 3, 5], [1, 4, 5], [7, 7, 1], [7, 7, 2], [7, 7, 3], [7, 7, 4]])
 
 
 def batch(prefix_lengths=(0,) * 8, rewards=(1.0, 0, 0, 0, 1, 1, 0, 0)):
-    return Rollouts(
+    return generated(
         completion_ids=IDS,
         completion_mask=torch.ones(8, 3, dtype=torch.bool),
         prefix_mask=torch.arange(3) < torch.tensor(prefix_lengths).unsqueeze(1),
         rewards=torch.tensor(rewards),
-        group_size=4,
         step=step(budget=24),
     )
 
@@ -68,7 +67,8 @@ def test_switched_off_it_answers_as_the_method_within(of):
     assert off.advantages(given).equal(of.advantages(given))
     assert off.update_mask(given, entropies).equal(of.update_mask(given, entropies))
     assert off.copies([True, False]) == of.copies([True, False])
-    assert (off.injects, off.imitates, off.whole, off.supervised) == (of.injects, of.imitates, of.whole, of.supervised)
+    assert off.weights(given).equal(of.weights(given))
+    assert (off.needs, off.stages.supervised) == (of.needs, of.stages.supervised)
     assert off.problems(TRAINING) == []
 
 
@@ -90,9 +90,9 @@ def test_a_hybrid_turns_off_at_its_first_token():
 
 def test_what_is_imitated_keeps_its_weight():
     given, uft = batch((2,) * 8), UFT(weight=0.5)
-    found = TEMPO(uft).advantages(given)
-    assert found[:, :2].equal(uft.advantages(given)[:, :2])
-    assert found[0, 0] == pytest.approx(0.5 * 8 * 24 / 16)  # weight * B * L / hint tokens, whatever the deviation
+    found, weights = TEMPO(uft).advantages(given), TEMPO(uft).weights(given)
+    assert weights.equal(uft.weights(given))
+    assert weights[0].tolist() == [0.5 * 8 * 24 / 16] * 2 + [0]  # weight * B * L / hint tokens, whatever the deviation
     # The third token of the first group: r - mean + TD, over the deviation 1/2
     assert found[0, 2] == pytest.approx((0.75 + 0.5) / 0.5, rel=1e-5)
 

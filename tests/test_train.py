@@ -288,7 +288,7 @@ def test_the_older_checkpoint_goes_only_when_the_newer_is_whole(tmp_path, monkey
             raise KeyboardInterrupt  # as a kill between the last file and the mark
         checkpoints.mark_whole(folder, facts)
 
-    monkeypatch.setattr("prefix_rl.trainer.mark_whole", cut_off)
+    monkeypatch.setattr("prefix_rl.seam.resume.mark_whole", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", "training.save_steps=1", "training.save_total_limit=1")
     assert checkpoints.last_whole(tmp_path / "run").name == "checkpoint-1"

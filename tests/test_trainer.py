@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -33,8 +34,10 @@ from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.seam.batch import Forward, GenerationBatch
+from prefix_rl.seam.credit import prefix_entropies
+from prefix_rl.seam.trainer import PrefixTrainer
 from prefix_rl.speed.settings import OFF
-from prefix_rl.trainer import PrefixTrainer
 
 TOKENIZER = byte_level_bpe()
 LATE = PrefixRFT(horizon=1, end=0.2, high=0.6)  # prefixes of 20 to 60 % from the second step on
@@ -198,7 +201,8 @@ def entropies_of(made, batch):
 def test_entropies_of_the_short_pass_equal_those_of_the_whole_sequence(tmp_path):
     made = trainer(tmp_path)
     batch = generation(made)
-    short = made._prefix_entropies(batch, batch["prefix_mask"])
+    encode = partial(made._get_per_token_logps_and_entropies, made.model, compute_entropy=True)
+    short = prefix_entropies(encode, batch, batch["prefix_mask"], 4, made._ranks)
     assert short.isnan().equal(~batch["prefix_mask"])
     for i, t, entropy in entropies_of(made, batch):
         if batch["prefix_mask"][i, t]:
@@ -433,8 +437,12 @@ def test_nothing_is_generated_for_whole_demonstrations_and_they_end(tmp_path, mo
 def test_a_process_whose_rows_are_all_complete_still_takes_part_in_generation(tmp_path, monkeypatch):
     made = trainer(tmp_path, LUFFY(), **LONG)
     seen = asked_of_the_engine(monkeypatch)
-    made._plan = [Prefix([5, 6, TOKENIZER.eos_token_id], drawn=2, of=2, complete=True)] * 3
-    completions, logps = made._generate_single_turn([[7, 8], [9], [7]], None, {}, 4)
+    plan = [Prefix([5, 6, TOKENIZER.eos_token_id], drawn=2, of=2, complete=True)] * 3
+    with made._open.holding(GenerationBatch([], [], plan, None, None)):
+        completions, logps = made._generate_single_turn([[7, 8], [9], [7]], None, {}, 4)
+        again, _ = made._generate_single_turn([[7, 8], [9], [7]], None, {}, 4)
+    assert all(row[:2] != [5, 6] for row in again)  # with tools TRL comes back for the rest of a turn: no prefix there
+    assert seen.pop() == [[7, 8], [9], [7]]
     assert seen == [[[7, 8]]]  # sharded parameters are gathered by all processes
     assert completions == [[5, 6, TOKENIZER.eos_token_id]] * 3
     assert logps is None
@@ -482,7 +490,7 @@ def test_no_prefix_holds_its_answer(tmp_path):
     made.state.max_steps = 4
     made.model.train()
     rows = [made.train_dataset[i // 4] for i in range(32)]
-    for i, prefix in enumerate(made._plan_prefixes(rows)):
+    for i, prefix in enumerate(made._planner.planned(rows, made._step_now()).plan):
         text = TOKENIZER.decode(prefix.ids)
         assert "boxed" not in text
         assert f" {2 * (i // 4 + 3)}" not in text
@@ -525,8 +533,8 @@ def test_a_method_without_demonstrations_fails_before_training(tmp_path):
 class Forgetful(PrefixRFT):
     """Claims to inject prefixes, and does not."""
 
-    def prefixes(self, rows, group_size, step):
-        return [NO_PREFIX for _ in rows]
+    def prefix(self, row, step):
+        return NO_PREFIX
 
 
 def test_a_run_that_injects_nothing_stops(tmp_path):
@@ -536,7 +544,9 @@ def test_a_run_that_injects_nothing_stops(tmp_path):
 
 def test_a_back_end_that_drops_the_prefix_is_found_out(tmp_path, monkeypatch):
     made = trainer(tmp_path)
-    monkeypatch.setattr("prefix_rl.trainer.join", lambda prefix, continuation, budget: list(continuation)[:budget])
+    monkeypatch.setattr(
+        "prefix_rl.seam.planning.join", lambda prefix, continuation, budget: list(continuation)[:budget]
+    )
     with pytest.raises(RuntimeError, match="dropped or changed it"):
         generation(made)
 
@@ -647,8 +657,8 @@ class PrefixNLL(PrefixRFT):
     def advantages(self, rollouts):
         return torch.zeros_like(rollouts.completion_mask, dtype=torch.float)
 
-    def extra_loss(self, rollouts, logps, entropies):
-        return -(logps * rollouts.prefix_mask).sum() / len(logps)
+    def extra_loss(self, batch, logps, entropies):
+        return -(logps * batch.prefix_mask).sum() / len(logps)
 
 
 def test_an_extra_loss_is_added_once_whatever_the_accumulation(tmp_path):
@@ -664,11 +674,10 @@ def test_an_extra_loss_is_added_once_whatever_the_accumulation(tmp_path):
 def test_trls_own_entropy_mask_combines_with_the_methods(tmp_path):
     made = trainer(tmp_path, PrefixRFT(horizon=1, tokens="all"), top_entropy_quantile=0.2)
     batch = generation(made)
-    made._micro_batch = batch
     mask = batch["completion_mask"]
     entropies = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0))
-    chosen = made.get_high_entropy_mask(entropies, mask, 1.0)
-    made._micro_batch = None
+    with made._open.holding(Forward(batch)):
+        chosen = made.get_high_entropy_mask(entropies, mask, 1.0)
     assert chosen.equal(GRPOTrainer.get_high_entropy_mask(made, entropies, mask, 0.8))
     assert int(chosen.sum()) == pytest.approx(0.2 * int(mask.sum()), abs=1)
 
@@ -798,9 +807,6 @@ def test_the_budget_stops_a_run_at_a_whole_checkpoint(tmp_path):
 class Diary(PrefixRFT):
     """Writes down what it is given, and on every third generation batch asks for problems 5 and 2."""
 
-    def problems_instead(self, count, step):
-        return [5, 2][:count] if len(step.memory.get("problems", [])) % 3 == 2 else []
-
     def remember(self, memory, rollouts):
         assert rollouts.step.memory == memory
         assert rollouts.demonstrated.all()
@@ -810,7 +816,8 @@ class Diary(PrefixRFT):
             "fraction": float(rollouts.fractions[0]),
         }
         return {name: [*memory.get(name, []), value] for name, value in shown.items()} | {
-            "evaluations": memory.get("evaluations", [])
+            "evaluations": memory.get("evaluations", []),
+            "due": [5, 2] if len(memory.get("problems", [])) % 3 == 1 else [],
         }
 
     def remember_evaluation(self, memory, reward):
@@ -825,21 +832,21 @@ def test_a_resumed_run_remembers_and_problems_come_in_the_place_of_others(tmp_pa
     options |= {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 3}
     whole = trainer(tmp_path / "run", Diary(), **options, save_strategy="steps", save_steps=4)
     whole.train()
-    seen = whole.memory["problems"]
+    seen = whole._saved.memory["problems"]
     assert len(seen) == 6
     assert seen[2::3] == [[5, 2], [5, 2]]
     assert seen[0] != [5, 2]
     assert len(set(map(tuple, seen))) >= 4
     evaluated = [log["eval_reward"] for log in whole.state.log_history if "eval_reward" in log]
-    assert whole.memory["evaluations"] == evaluated
+    assert whole._saved.memory["evaluations"] == evaluated
     assert len(evaluated) == 2
-    assert all(0 < fraction <= 0.95 for fraction in whole.memory["fraction"])
+    assert all(0 < fraction <= 0.95 for fraction in whole._saved.memory["fraction"])
     logs = [log for log in whole.state.log_history if "reward" in log]
     assert [log["method/batches"] for log in logs] == [1, 2, 3, 4, 5, 6]
-    assert [log["diary/last"] for log in logs] == whole.memory["fraction"]
+    assert [log["diary/last"] for log in logs] == whole._saved.memory["fraction"]
     again = trainer(tmp_path / "again", Diary(), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
-    assert again.memory == whole.memory
+    assert again._saved.memory == whole._saved.memory
     assert parameters(again).equal(parameters(whole))
 
 

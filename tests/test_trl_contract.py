@@ -10,7 +10,7 @@ from packaging.version import Version
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer, utils
 
-from prefix_rl.trainer import PrefixTrainer
+from prefix_rl.seam.trainer import PrefixTrainer
 
 WRAPPED = {  # member: its leading parameters in TRL 1.16
     "_generate_and_score_completions": ["self", "inputs"],

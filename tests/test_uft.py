@@ -1,15 +1,15 @@
 import math
 import statistics
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from flow import asks, plan, trained_on
 from hypothesis import given
 from hypothesis import strategies as st
 from small import dataset
-from test_methods import REWARDS, TRAINING, micro_batch, rollouts, rows, step
+from test_methods import REWARDS, TRAINING, random_batch, rollouts, rows, step
 from test_trainer import generation, gradient_of, loss_gradient, parameters, reference_logps, trainer
 
 from prefix_rl.methods.dr_grpo import DrGRPO
@@ -17,7 +17,7 @@ from prefix_rl.methods.uft import UFT, binomial
 from prefix_rl.prefixes import NO_PREFIX, Demonstration
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.schedule import preview
-from prefix_rl.rollouts import Rollouts, Row
+from prefix_rl.rollouts import Row
 
 R3 = UFT(pieces="uniform", weight=0)
 
@@ -64,30 +64,30 @@ def test_r3s_pieces_are_uniform_and_never_annealed():
 
 def test_a_whole_group_has_the_same_hint_of_whole_pieces():
     given = rows(60, 8, length=103, count=3)
-    found = R3.prefixes(given, 8, step(150))
+    found = plan(R3, given, step(150))
     for start in range(0, 480, 8):
         assert found[start : start + 8] == [found[start]] * 8
     lengths = {len(p.ids) for p in found}
     assert lengths == {0, 20, 41, 61, 82, 102}  # floor(n / 5 * 103), and one token is left to generate
     assert len({p.ids[0] for p in found if p.ids}) == 3  # a demonstration is drawn for each group
-    assert R3.prefixes(given[300:], 8, step(150)) == found[300:]  # a rank plans its own
+    assert plan(R3, given[300:], step(150)) == found[300:]  # a rank plans its own
 
 
 def test_a_hint_respects_the_answer_guard_and_the_budget():
-    guarded = [Row(0, 0, (Demonstration(tuple(range(100)), safe_length=30),))]
+    guarded = [Row(0, 8, 0, (Demonstration(tuple(range(100)), safe_length=30),))]
     always = UFT(start=1, end=1)
-    assert len(always.prefixes(guarded, 8, step(0))[0].ids) == 30
-    assert len(always.prefixes(rows(1, 1), 8, step(0, budget=50))[0].ids) == 49
+    assert len(plan(always, guarded, step(0))[0].ids) == 30
+    assert len(plan(always, rows(1, 1), step(0, budget=50))[0].ids) == 49
 
 
 def test_nothing_is_asked_for_where_there_is_nothing_to_show():
     method, given = UFT(horizon=300), rows(10, 8)
     for at in (0, 290, 300):
-        asked = [method.asks(row, 8, step(at)) for row in given]
-        assert asked == [bool(p.ids) for p in method.prefixes(given, 8, step(at))]
-    assert not any(method.asks(row, 8, step(300)) for row in given)
-    assert all(UFT(start=1, end=1).asks(row, 8, step(0)) for row in given)
-    assert not UFT(start=1, end=1).asks(Row(0, 0, ()), 8, step())
+        asked = [asks(method, row, step(at)) for row in given]
+        assert asked == [bool(p.ids) for p in plan(method, given, step(at))]
+    assert not any(asks(method, row, step(300)) for row in given)
+    assert all(asks(UFT(start=1, end=1), row, step(0)) for row in given)
+    assert not asks(UFT(start=1, end=1), Row(0, 8, 0, ()), step())
 
 
 def test_the_preview_shows_where_the_hints_end():
@@ -106,36 +106,37 @@ def test_the_preview_shows_where_the_hints_end():
 
 def test_credit_in_numbers():
     batch = rollouts(REWARDS, [2, 2, 2, 2])
-    found = UFT(weight=0.001).advantages(batch)
+    found, weights = UFT().advantages(batch), UFT(weight=0.001).weights(batch)
     assert found[:, 2].tolist() == [0.5, -0.5, -0.5, 0.5]  # rewards 1, 0, 0, 1
-    assert found[:, 0].tolist() == pytest.approx([0.001 * 4 * 10_000 / 8] * 4)  # weight * B * L / hint tokens
+    assert weights[:, 0].tolist() == pytest.approx([0.001 * 4 * 10_000 / 8] * 4)  # weight * B * L / hint tokens
+    assert not weights[:, 2:].any()
     assert UFT().update_mask(batch, None).tolist() == [[False] * 2 + [True] * 4] * 4
     assert R3.advantages(batch)[:, 0].tolist() == [0.5, -0.5, -0.5, 0.5]  # context: it does not move
-    assert R3.extra_loss(batch, torch.zeros(4, 6), torch.zeros(4, 6)) is None
+    assert not R3.weights(batch).any()
+    assert R3.extra_loss(trained_on(batch, R3.weights(batch)), torch.zeros(4, 6), torch.zeros(4, 6)) is None
 
 
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([1, 2, 4, 8]))
 def test_micro_batches_sum_to_the_weighed_mean_over_all_hint_tokens(seed, size):
     method = UFT(weight=0.3)
-    batch, logps = micro_batch(seed, rows=8)
-    advantages = method.advantages(replace(batch, advantages=None))
+    batch, logps = random_batch(seed, rows=8)
+    weights = method.weights(batch)
     terms = [-float(logps[i, t]) for i in range(8) for t in range(6) if batch.prefix_mask[i, t]]
     found = 0.0
     for chosen in torch.randperm(8, generator=torch.Generator().manual_seed(seed)).split(size):
-        part = {key: value[chosen] if torch.is_tensor(value) else value for key, value in vars(batch).items()}
-        part = Rollouts(**{**part, "advantages": advantages[chosen]})
+        part = trained_on(batch, weights, chosen)
         found += float(method.extra_loss(part, logps[chosen], torch.zeros(len(chosen), 6))) / (8 / size)
     assert found == pytest.approx(0.3 * statistics.fmean(terms), abs=1e-5)
 
 
 def test_without_pieces_it_answers_as_dr_grpo():
     neutral, plain, batch = UFT(count=0), DrGRPO(), rollouts(REWARDS, [0, 0, 0, 0], index=250)
-    assert neutral.prefixes(rows(2, 4), 4, step()) == [NO_PREFIX] * 8
+    assert plan(neutral, rows(2, 4), step()) == [NO_PREFIX] * 8
     assert neutral.advantages(batch).equal(plain.advantages(batch))
     assert neutral.update_mask(batch, None).equal(plain.update_mask(batch, None))
-    assert neutral.extra_loss(batch, torch.zeros(4, 6), torch.zeros(4, 6)) is None
-    assert not neutral.injects
-    assert not neutral.imitates
+    assert not neutral.weights(batch).any()
+    assert neutral.extra_loss(trained_on(batch, neutral.weights(batch)), torch.zeros(4, 6), torch.zeros(4, 6)) is None
+    assert not neutral.needs.prefixes
 
 
 @pytest.mark.parametrize(

@@ -81,13 +81,13 @@ def _matching(known: Sequence[Problem], store: TraceStore, method: Method, seed:
     found: dict[str, list[Trace]] = {}
     differing: dict[str, str] = {}
     too_short: dict[str, str] = {}
-    for trace in store.usable(list(given), right=method.needs_answers):
+    for trace in store.usable(list(given), right=method.stages.needs_answers):
         problem = given[trace.problem_id]
-        for field, ours in (("answer", problem.answer), ("problem", problem.text))[not method.needs_answers :]:
+        for field, ours in (("answer", problem.answer), ("problem", problem.text))[not method.stages.needs_answers :]:
             if (theirs := getattr(trace, field)) != ours:
                 told = f"the {field} is {short(theirs)} in the store, {short(ours)} in the data"
                 differing[problem.id] = f"{problem.id}: {told}"
-        wanted = method.excerpt(problem.id, seed).tokens
+        wanted = method.stages.excerpt(problem.id, seed).tokens
         if trace.outcome == CUT and (wanted is None or wanted > len(trace.completion_ids)):
             told = f"cut after {len(trace.completion_ids)} tokens, wanted {'whole' if wanted is None else wanted}"
             too_short[problem.id] = f"{problem.id}: {told}"

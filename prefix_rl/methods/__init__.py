@@ -8,10 +8,12 @@ import pkgutil
 
 from .base import Method
 
+_SHARED = {"base", "combined", "imitation", "stage"}  # what methods are made of
+
 
 def names() -> list[str]:
     """The methods that this package brings."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
 
 
 def name_of(method: Method) -> str:

@@ -24,7 +24,7 @@ controllers hold still: they would work against it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 from typing import Annotated, ClassVar, Literal
@@ -35,10 +35,10 @@ from .. import controllers
 from ..prefixes import Prefix, uniform
 from ..rollouts import Memory, Rollouts, Row, Step
 from ..schedules import linear
-from .base import Combined, Method
+from .base import Fraction, Method
+from .combined import Combined
 from .prefix_rl import PrefixRL
 
-Fraction = Annotated[float, Interval(ge=0, le=1)]
 _KEY = "adaptive"  # of what is remembered
 _NO_PREFIXES = "it starts no rollout from a prefix"
 _WHOLE = "its demonstrations are injected whole"
@@ -120,10 +120,10 @@ class Adaptive(Combined):
         falling = max(round(self.anneal * end), 1)
         return linear(1.0, 0.0, falling)(step.index - (end - falling))
 
-    def fraction(self, row: Row, group_size: int, step: Step) -> float:
+    def fraction(self, row: Row, step: Step) -> float:
         """The share of a demonstration that a row is to get."""
         common, own = self._state(step.memory)
-        u = uniform(_KEY, step.seed, step.index, row.problem, row.index // group_size)
+        u = uniform(_KEY, step.seed, step.index, row.problem, row.group)
         state = own.get(str(row.problem), self.controller.own)
         return self.annealed(step) * self.controller.fraction(state, common, u)
 
@@ -132,12 +132,8 @@ class Adaptive(Combined):
         state = memory.get(_KEY, {})
         return state.get("common", self.controller.common), state.get("problems", {})
 
-    def asks(self, row: Row, group_size: int, step: Step) -> bool:
-        return self.of.asks(row, group_size, step) and self.fraction(row, group_size, step) > 0
-
-    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        decided = [replace(row, fraction=self.fraction(row, group_size, step)) for row in rows]
-        return self.of.prefixes(decided, group_size, step)
+    def prefix(self, row: Row, step: Step) -> Prefix | None:
+        return self.of.prefix(replace(row, fraction=self.fraction(row, step)), step)
 
     def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
         memory = super().remember(memory, rollouts)

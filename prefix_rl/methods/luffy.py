@@ -16,18 +16,20 @@ the released code cuts it off (and so trains on an answerless text).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Gt
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..losses import shaped_ratio
-from ..prefixes import Demonstration, Prefix
-from ..rollouts import Rollouts, Row, Step
-from .base import Method, whole_demonstrations
+from ..prefixes import Prefix
+from ..rollouts import MicroBatch, Rollouts, Row, Step
+from .base import Method, Needs
+from .imitation import whole_demonstration
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,9 @@ class LUFFY(Method):
     gamma: Annotated[float, Gt(0)] = 0.1
     """Where the shaped ratio pulls hardest: at tokens of this probability."""
 
-    imitates = True
-
     @property
-    def injects(self) -> bool:
-        return self.demonstrations > 0
-
-    def usable(self, demonstration: Demonstration) -> bool:
-        return len(demonstration.ids) > 0
+    def needs(self) -> Needs:
+        return Needs(prefixes=self.demonstrations > 0, whole=True)
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
         if self.demonstrations >= training["num_generations"]:
@@ -56,14 +53,15 @@ class LUFFY(Method):
             ]
         return []
 
-    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        return whole_demonstrations(rows, group_size, step, self.demonstrations)
+    def prefix(self, row: Row, step: Step) -> Prefix | None:
+        return whole_demonstration(row, step, self.demonstrations)
 
-    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        return rollouts.continuation_mask
+    def weights(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        """A demonstration's credit, which goes through the shaped ratio."""
+        return torch.where(rollouts.prefix_mask, self.advantages(rollouts), 0.0)
 
     def extra_loss(
-        self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
+        self, batch: MicroBatch, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
     ) -> Float[Tensor, ""] | None:
-        shaped = shaped_ratio(logps, self.gamma) * rollouts.advantages * rollouts.prefix_mask
-        return -shaped.sum() / (len(shaped) * rollouts.step.max_completion_length)
+        shaped = shaped_ratio(logps, self.gamma) * batch.weights
+        return -shaped.sum() / (len(shaped) * batch.step.max_completion_length)

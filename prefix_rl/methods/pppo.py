@@ -33,7 +33,7 @@ from torch import Tensor
 from ..advantages import group_centered, group_std, to_tokens
 from ..masks import first_fraction_mask
 from ..rollouts import Memory, Rollouts
-from .base import Method
+from .base import Further, Method, Needs
 
 Share = Annotated[float, Interval(gt=0, le=1)]
 
@@ -62,6 +62,10 @@ class PPPO(Method):
     normalizer: Literal["tokens", "constant"] = "tokens"
     """tokens: the loss is a mean over all tokens of the batch (the paper). constant: Dr.GRPO's rollouts x
     max_completion_length."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(further=Further(self.continuations, self.beginnings) if self.continuations else None)
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
         found = []
@@ -101,12 +105,11 @@ class PPPO(Method):
         return first_fraction_mask(rollouts.completion_mask, self.share_now(rollouts.step.memory))
 
     def beginnings(self, rollouts: Rollouts) -> Int[Tensor, " B"]:
+        """Number of tokens of each rollout that its further continuations keep: those that move."""
         return self.update_mask(rollouts, None).sum(dim=1)
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        rewards = rollouts.rewards
-        if rollouts.continued is not None:
-            rewards = _accumulated(torch.cat([rewards.unsqueeze(1), rollouts.continued], dim=1))
+        rewards = _accumulated(torch.cat([rollouts.rewards.unsqueeze(1), rollouts.continued], dim=1))
         credit = group_centered(rewards, rollouts.group_size)
         if self.normalize:
             credit = credit / (group_std(rewards, rollouts.group_size) + 1e-6)

@@ -17,23 +17,21 @@ code ranks within a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
 from ..masks import top_entropy_mask
-from ..prefixes import NO_PREFIX, Prefix, cut, draw_fraction, uniform
+from ..prefixes import Prefix, cut, draw_fraction, uniform
 from ..rollouts import Rollouts, Row, Step
 from ..schedules import cosine_decay
-from .base import Method
-
-Fraction = Annotated[float, Interval(ge=0, le=1)]
+from .base import Fraction, Method, Needs
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,9 @@ class PrefixRFT(Method):
     itself, which is never negative."""
 
     @property
-    def injects(self) -> bool:
-        return self.prefixed > 0
-
-    @property
-    def needs_entropies(self) -> bool:
-        return self.injects and self.tokens in ("top_entropy", "low_entropy")
+    def needs(self) -> Needs:
+        injects = self.prefixed > 0
+        return Needs(prefixes=injects, entropies=injects and self.tokens in ("top_entropy", "low_entropy"))
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
         found = []
@@ -107,18 +102,13 @@ class PrefixRFT(Method):
             "uniform": (self.end, self.high),
         }[self.schedule]
 
-    def asks(self, row: Row, group_size: int, step: Step) -> bool:
-        return row.index % group_size < self.prefixed and bool(row.demonstrations)
-
-    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        return [self._prefix(row, step) if self.asks(row, group_size, step) else NO_PREFIX for row in rows]
-
-    def _prefix(self, row: Row, step: Step) -> Prefix:
-        which = int(uniform("demonstration", step.seed, step.index, row.index) * len(row.demonstrations))
+    def prefix(self, row: Row, step: Step) -> Prefix | None:
+        if row.member >= self.prefixed or not row.demonstrations:
+            return None
         drawn = draw_fraction(*self.bounds(step), uniform("fraction", step.seed, step.index, row.index))
         longest = step.max_completion_length - 1
         return cut(
-            row.demonstrations[which],
+            row.drawn("demonstration", step.seed, step.index, row.index),
             drawn if row.fraction is None else row.fraction,
             min_tokens=0 if row.fraction == 0 else self.min_prefix_tokens,
             max_tokens=min(self.max_prefix_tokens or longest, longest),
@@ -135,7 +125,7 @@ class PrefixRFT(Method):
         return credit
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        if self.tokens == "all" or not self.injects:
+        if self.tokens == "all" or not self.prefixed:
             return rollouts.completion_mask
         if self.tokens == "none":
             return rollouts.continuation_mask

@@ -20,15 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Interval
-from jaxtyping import Bool, Float
-from torch import Tensor
+from annotated_types import Ge
 
-from ..prefixes import NO_PREFIX, Prefix, cut, draw_fraction, uniform
-from ..rollouts import Rollouts, Row, Step
-from .base import Method
-
-Fraction = Annotated[float, Interval(ge=0, le=1)]
+from ..prefixes import Prefix, cut, draw_fraction, uniform
+from ..rollouts import Row, Step
+from .base import Fraction, Method, Needs
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,8 @@ class PrefixRL(Method):
     cuts : plain holds for the whole epoch, however few they are."""
 
     @property
-    def injects(self) -> bool:
-        return self.cuts > 0
+    def needs(self) -> Needs:
+        return Needs(prefixes=self.cuts > 0)
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
         found = []
@@ -70,26 +66,15 @@ class PrefixRL(Method):
             cuts = math.ceil(self.cuts * len(demonstrated) / having)
         return [self.plain + (cuts if has else 0) for has in demonstrated]
 
-    def asks(self, row: Row, group_size: int, step: Step) -> bool:
-        return row.copy >= self.plain and bool(row.demonstrations)
-
-    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        return [
-            self._prefix(row, row.index // group_size, step) if self.asks(row, group_size, step) else NO_PREFIX
-            for row in rows
-        ]
-
-    def _prefix(self, row: Row, group: int, step: Step) -> Prefix:
+    def prefix(self, row: Row, step: Step) -> Prefix | None:
         """The same for all rows of a group: it depends on the problem, its copy and, if re-drawn, the step."""
-        key = (step.seed, row.problem, row.copy, *((step.index, group) if self.redraw else ()))
-        which = int(uniform("trace", *key) * len(row.demonstrations))
+        if row.copy < self.plain or not row.demonstrations:
+            return None
+        key = (step.seed, row.problem, row.copy, *((step.index, row.group) if self.redraw else ()))
         drawn = draw_fraction(self.low, self.high, uniform("cut", *key))
         return cut(
-            row.demonstrations[which],
+            row.drawn("trace", *key),
             drawn if row.fraction is None else row.fraction,
             min_tokens=0 if row.fraction == 0 else 1,
             max_tokens=step.max_completion_length - 1,
         )
-
-    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        return rollouts.continuation_mask

@@ -19,7 +19,6 @@ entropy bonus of .001, and clips gradients at .7. Our reading: a question has fa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,10 +26,10 @@ from annotated_types import Ge
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..advantages import group_centered, to_tokens
-from ..prefixes import NO_PREFIX, Demonstration, Prefix, uniform, whole
-from ..rollouts import Memory, Rollouts, Row, Step
-from .base import Method, imitation_loss, with_imitation
+from ..prefixes import Prefix, whole
+from ..rollouts import DUE, Memory, MicroBatch, Rollouts, Row, Step
+from .base import Method, Needs
+from .imitation import credit_among_unprefixed, imitation_loss, imitation_weights
 
 
 @dataclass(frozen=True)
@@ -43,44 +42,28 @@ class ReLIFT(Method):
     """Failed questions that start a supervised batch; null, or fewer than such a batch holds: as many as a generation
     batch has questions (the paper: 128, which is its batch)."""
 
-    imitates = True
-
     @property
-    def injects(self) -> bool:
-        return self.supervise
+    def needs(self) -> Needs:
+        return Needs(prefixes=self.supervise, whole=True)
 
-    def usable(self, demonstration: Demonstration) -> bool:
-        return len(demonstration.ids) > 0
-
-    def problems_instead(self, count: int, step: Step) -> list[int]:
-        return list(step.memory.get("due", []))
-
-    def asks(self, row: Row, group_size: int, step: Step) -> bool:
-        return row.problem in step.memory.get("due", []) and bool(row.demonstrations)
-
-    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        return [self._demonstration(row, step) if self.asks(row, group_size, step) else NO_PREFIX for row in rows]
-
-    def _demonstration(self, row: Row, step: Step) -> Prefix:
+    def prefix(self, row: Row, step: Step) -> Prefix | None:
         """The same for all rows of a group: it depends on the step and the problem."""
-        which = int(uniform("demonstration", step.seed, step.index, row.problem) * len(row.demonstrations))
-        return whole(row.demonstrations[which], step.max_completion_length)
+        if row.problem not in step.due or not row.demonstrations:
+            return None
+        return whole(row.drawn("demonstration", step.seed, step.index, row.problem), step.max_completion_length)
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        """Credit on the policy's tokens; on a demonstration's, the weight of their NLL in units of ``1 / (B * L)``."""
-        credit = group_centered(rollouts.rewards, rollouts.group_size, without=rollouts.prefixed)
-        credit = to_tokens(credit, rollouts.continuation_mask)
-        return with_imitation(credit, rollouts, weight=1.0)
+        return credit_among_unprefixed(rollouts)
 
-    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        return rollouts.continuation_mask
+    def weights(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return imitation_weights(rollouts, 1.0)
 
     def extra_loss(
-        self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
+        self, batch: MicroBatch, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
     ) -> Float[Tensor, ""] | None:
-        if not rollouts.prefix_mask.any():
+        if not batch.prefix_mask.any():
             return None
-        return imitation_loss(rollouts, logps)
+        return imitation_loss(batch, logps)
 
     def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
         """``waiting``: the buffer. ``due``: the questions of the next batch, if that is a supervised one. The counts of
@@ -88,10 +71,10 @@ class ReLIFT(Method):
         """
         if not self.supervise:
             return memory
-        asked, due = memory.get("demonstrated", 0), memory.get("due", [])
+        asked, due = memory.get("demonstrated", 0), memory.get(DUE, [])
         counts = {"demonstrated": asked, "supervised": memory.get("supervised", 0) + len(due)}
         if due:
-            return {**counts, "waiting": memory["waiting"], "due": []}
+            return {**counts, "waiting": memory["waiting"], DUE: []}
         first = slice(None, None, rollouts.group_size)
         demonstrated = rollouts.demonstrated[first]
         failed = rollouts.problems[first][demonstrated & _failed(rollouts)].tolist()
@@ -99,13 +82,13 @@ class ReLIFT(Method):
         batch = len(demonstrated)
         taken = batch if len(waiting) >= max(self.buffer or 0, batch) else 0
         counts["demonstrated"] += int(demonstrated.sum())
-        return {**counts, "waiting": waiting[taken:], "due": waiting[:taken]}
+        return {**counts, "waiting": waiting[taken:], DUE: waiting[:taken]}
 
     def metrics(self, memory: Memory) -> dict[str, float]:
         if not self.supervise:
             return {}
         return {
-            "buffer": len(memory["waiting"]) + len(memory["due"]),
+            "buffer": len(memory["waiting"]) + len(memory[DUE]),
             "demonstrations_used": memory["supervised"] / max(memory["demonstrated"], 1),
         }
 

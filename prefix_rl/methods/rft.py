@@ -11,18 +11,19 @@ never solved teaches nothing, one that is solved often has many lessons; ``per_p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Ge
 
 from ..prefixes import Demonstration, uniform
-from .base import Method, Supervised
+from .base import Method, Needs
+from .stage import Supervised, SupervisedOnly
 
 
 @dataclass(frozen=True)
-class RFT(Method):
+class RFT(SupervisedOnly, Method):
     """Rejection-sampling fine-tuning. The stage is UPFT's, so that the two differ in what they learn alone."""
 
     per_problem: Annotated[int, Ge(1)] | None = None
@@ -32,16 +33,8 @@ class RFT(Method):
     )
     """The supervised stage; ``min_lr: 1`` keeps the learning rate constant after the warm-up."""
 
-    reinforces = False
+    needs = Needs(whole=True)
     own_traces = 16
-
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        if self.supervised.epochs == 0:
-            return ["method.supervised.epochs = 0 leaves nothing to do: rft has no other stage"]
-        return []
-
-    def usable(self, demonstration: Demonstration) -> bool:
-        return len(demonstration.ids) > 0
 
     def lessons(self, problem_id: str, demonstrations: Sequence[Demonstration], seed: int) -> Sequence[Demonstration]:
         """The demonstrations of the ``per_problem`` smallest draws, in their order; a larger number adds to them."""

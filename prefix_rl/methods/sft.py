@@ -9,26 +9,17 @@ module holds its settings. The prompt gets no gradient, and the id that ends a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..prefixes import Demonstration
-from .base import Method, Supervised
+from .base import Method, Needs
+from .stage import Supervised, SupervisedOnly
 
 
 @dataclass(frozen=True)
-class SFT(Method):
+class SFT(SupervisedOnly, Method):
     """Supervised fine-tuning with the settings of arXiv 2604.23747 as defaults."""
 
     supervised: Supervised = field(default_factory=Supervised)
     """The supervised stage."""
 
-    reinforces = False
-
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        if self.supervised.epochs == 0:
-            return ["method.supervised.epochs = 0 leaves nothing to do: sft has no other stage"]
-        return []
-
-    def usable(self, demonstration: Demonstration) -> bool:
-        return len(demonstration.ids) > 0
+    needs = Needs(whole=True)

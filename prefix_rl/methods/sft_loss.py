@@ -14,21 +14,19 @@ This is also the baseline "RL with SFT loss" of LUFFY (arXiv 2504.14945), whose 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Interval
-from jaxtyping import Bool, Float
+from annotated_types import Ge
+from jaxtyping import Float
 from torch import Tensor
 
-from ..advantages import group_centered, to_tokens
-from ..prefixes import Demonstration, Prefix
-from ..rollouts import Rollouts, Row, Step
+from ..prefixes import Prefix
+from ..rollouts import MicroBatch, Rollouts, Row, Step
 from ..schedules import cosine_decay, linear
-from .base import Method, imitation_loss, whole_demonstrations, with_imitation
-
-Fraction = Annotated[float, Interval(ge=0, le=1)]
+from .base import Fraction, Method, Needs
+from .imitation import credit_among_unprefixed, imitation_loss, imitation_weights, whole_demonstration
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,13 @@ class SFTLoss(Method):
     tokens: Literal["all", "uncertain"] = "all"
     """uncertain: each token is weighed by p(1 - p) (CHORD-phi)."""
 
-    imitates = True
-
     @property
-    def injects(self) -> bool:
-        return self.demonstrations > 0
-
-    def usable(self, demonstration: Demonstration) -> bool:
-        return len(demonstration.ids) > 0
+    def needs(self) -> Needs:
+        return Needs(prefixes=self.demonstrations > 0, whole=True)
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
         found, group_size = [], training["num_generations"]
-        if self.demonstrations > group_size - 2 and self.injects:
+        if self.demonstrations > group_size - 2 and self.demonstrations:
             found.append(
                 f"method.demonstrations = {self.demonstrations} leaves fewer than two rollouts of "
                 f"training.num_generations = {group_size} to the policy, and credit needs two to compare"
@@ -79,24 +72,18 @@ class SFTLoss(Method):
         horizon = self.horizon or max(step.total - self.warmup, 1)
         return cosine_decay(self.weight, self.end, horizon)(step.index - self.warmup)
 
-    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        return whole_demonstrations(rows, group_size, step, self.demonstrations)
+    def prefix(self, row: Row, step: Step) -> Prefix | None:
+        return whole_demonstration(row, step, self.demonstrations)
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        """Credit on the policy's tokens; on a demonstration's, the weight of their NLL in units of ``1 / (B * L)``."""
-        mu = self.mixed(rollouts.step)
-        credit = group_centered(rollouts.rewards, rollouts.group_size, without=rollouts.prefixed)
-        credit = to_tokens(credit, rollouts.continuation_mask)
-        if not self.injects:
-            return credit
-        if self.schedule == "chord":
-            credit = credit * (1 - mu)
-        return with_imitation(credit, rollouts, mu)
+        credit = credit_among_unprefixed(rollouts)
+        mixture = self.schedule == "chord" and self.demonstrations > 0
+        return credit * (1 - self.mixed(rollouts.step)) if mixture else credit
 
-    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        return rollouts.continuation_mask
+    def weights(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return imitation_weights(rollouts, self.mixed(rollouts.step))
 
     def extra_loss(
-        self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
+        self, batch: MicroBatch, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
     ) -> Float[Tensor, ""] | None:
-        return imitation_loss(rollouts, logps, by_uncertainty=self.tokens == "uncertain")
+        return imitation_loss(batch, logps, by_uncertainty=self.tokens == "uncertain")

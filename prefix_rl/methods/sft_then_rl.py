@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..prefixes import Demonstration
-from .base import Method, Supervised
+from .base import Method, Needs
+from .stage import Supervised, Supervising
 
 
 @dataclass(frozen=True)
-class SFTThenRL(Method):
+class SFTThenRL(Supervising, Method):
     """SFT, then Dr.GRPO. ``supervised: {epochs: 0}`` is Dr.GRPO."""
 
     supervised: Supervised = field(default_factory=Supervised)
     """The supervised stage."""
 
-    def usable(self, demonstration: Demonstration) -> bool:
-        return len(demonstration.ids) > 0
+    needs = Needs(whole=True)

@@ -22,14 +22,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from ..advantages import group_std, prefix_tree
 from ..rollouts import Rollouts
-from .base import Combined, Method
+from .base import Method
+from .combined import Combined
 from .dr_grpo import DrGRPO
 
 _EPSILON = 1e-6
@@ -72,11 +72,10 @@ class TEMPO(Combined):
         return found
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        given = super().advantages(rollouts)
-        credit = given
+        credit = super().advantages(rollouts)
         if self.weight:
             tree = prefix_tree(rollouts.completion_ids, rollouts.completion_mask, rollouts.rewards, rollouts.group_size)
             credit = credit + self.weight * tree
         if self.normalize:
             credit = credit / (group_std(rollouts.rewards, rollouts.group_size).unsqueeze(1) + _EPSILON)
-        return torch.where(rollouts.prefix_mask, given, credit) if self.imitates else credit
+        return credit

@@ -22,20 +22,19 @@ given. Its KL term is ``training.beta``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Interval
-from jaxtyping import Bool, Float
+from annotated_types import Ge
+from jaxtyping import Float
 from torch import Tensor
 
-from ..prefixes import NO_PREFIX, Prefix, cut, uniform
-from ..rollouts import Rollouts, Row, Step
+from ..prefixes import Prefix, cut, uniform
+from ..rollouts import MicroBatch, Rollouts, Row, Step
 from ..schedules import cosine_decay
-from .base import Method, imitation_loss, with_imitation
-
-Fraction = Annotated[float, Interval(ge=0, le=1)]
+from .base import Fraction, Method, Needs
+from .imitation import imitation_loss, imitation_weights
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,8 @@ class UFT(Method):
     """Of the supervised term on the hints."""
 
     @property
-    def injects(self) -> bool:
-        return self.count > 0
-
-    @property
-    def imitates(self) -> bool:
-        return self.injects and self.weight > 0
-
-    @property
-    def whole(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        return Needs(prefixes=self.count > 0)
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
         if self.pieces == "binomial":
@@ -95,37 +86,21 @@ class UFT(Method):
             return int(u * (self.count + 1))
         return binomial(self.count, self.probability(step), u)
 
-    def asks(self, row: Row, group_size: int, step: Step) -> bool:
-        return self.injects and bool(row.demonstrations) and self.shown(row.index // group_size, step) > 0
-
-    def prefixes(self, rows: Sequence[Row], group_size: int, step: Step) -> list[Prefix]:
-        return [
-            self._prefix(row, row.index // group_size, step) if self.asks(row, group_size, step) else NO_PREFIX
-            for row in rows
-        ]
-
-    def _prefix(self, row: Row, group: int, step: Step) -> Prefix:
+    def prefix(self, row: Row, step: Step) -> Prefix | None:
         """The same for all rows of a group."""
-        which = int(uniform("hinted", step.seed, step.index, group) * len(row.demonstrations))
-        fraction = self.shown(group, step) / self.count
-        return cut(row.demonstrations[which], fraction, max_tokens=step.max_completion_length - 1)
+        shown = self.shown(row.group, step) if row.demonstrations else 0
+        if not shown:
+            return None
+        hinted = row.drawn("hinted", step.seed, step.index, row.group)
+        return cut(hinted, shown / self.count, max_tokens=step.max_completion_length - 1)
 
-    def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        """Credit on the policy's tokens; on a hint's, the weight of their NLL in units of ``1 / (B * L)``."""
-        credit = super().advantages(rollouts)
-        if not self.imitates:
-            return credit
-        return with_imitation(credit, rollouts, self.weight)
-
-    def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        return rollouts.continuation_mask
+    def weights(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
+        return imitation_weights(rollouts, self.weight)
 
     def extra_loss(
-        self, rollouts: Rollouts, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
+        self, batch: MicroBatch, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]
     ) -> Float[Tensor, ""] | None:
-        if not self.imitates:
-            return None
-        return imitation_loss(rollouts, logps)
+        return imitation_loss(batch, logps) if self.count and self.weight else None
 
 
 def binomial(count: int, p: float, u: float) -> int:

@@ -22,11 +22,12 @@ from typing import Annotated
 from annotated_types import Ge
 
 from ..prefixes import Demonstration, uniform
-from .base import Excerpt, Fraction, Method, Supervised
+from .base import Fraction, Method, Needs
+from .stage import Excerpt, Supervised, SupervisedOnly
 
 
 @dataclass(frozen=True)
-class UPFT(Method):
+class UPFT(SupervisedOnly, Method):
     """The first tokens of one trace of each question. The defaults are the paper's for Llama-3.1-8B-Instruct."""
 
     tokens: Annotated[int, Ge(1)] = 8
@@ -49,7 +50,7 @@ class UPFT(Method):
     """The supervised stage; ``min_lr: 1`` keeps the learning rate constant after the warm-up. Epochs in the paper: 1
     (OpenMathInstruct-2, U-Hard), 2 (PRM800K) or 3 (LIMO, with a learning rate of 2e-6)."""
 
-    reinforces = False
+    needs = Needs(whole=True)
     own_traces = 1
 
     @property
@@ -57,18 +58,13 @@ class UPFT(Method):
         return self.label_filter
 
     def problems(self, training: Mapping[str, object]) -> list[str]:
-        found, longest = [], training["max_completion_length"]
-        if self.supervised.epochs == 0:
-            found.append("method.supervised.epochs = 0 leaves nothing to do: upft has no other stage")
+        found, longest = super().problems(training), training["max_completion_length"]
         if self.tokens >= longest:
             found.append(
                 f"method.tokens = {self.tokens} is not below training.max_completion_length = {longest}: no trace "
                 "would be cut; lower it"
             )
         return found
-
-    def usable(self, demonstration: Demonstration) -> bool:
-        return len(demonstration.ids) > 0
 
     def lessons(self, problem_id: str, demonstrations: Sequence[Demonstration], seed: int) -> Sequence[Demonstration]:
         """The first one."""

@@ -49,20 +49,21 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
         RecipeError: if the method draws none.
     """
     group_size = recipe.training_value("num_generations")
-    if not recipe.method.injects:
+    if not recipe.method.needs.prefixes:
         raise RecipeError(f"method {recipe.method_name} with these settings starts no rollout from a prefix")
     copies = recipe.method.copies([bool(table[problem]) for problem in range(len(table))])
     epoch = [(problem, copy) for problem, count in enumerate(copies) for copy in range(count)]
     total = total_steps(recipe, len(epoch))
     rows = [
-        Row(group * group_size + member, problem, table[problem], copy)
+        Row(group * group_size + member, group_size, problem, table[problem], copy)
         for group, (problem, copy) in enumerate(epoch) if table[problem] for member in range(group_size)
     ]  # fmt: skip
     found = []
     for step in sorted({round(i * max(total - 1, 0) / max(points - 1, 1)) for i in range(points)}):
         now = Step(step, total, recipe.training_value("seed"), recipe.training_value("max_completion_length"))
-        drawn = [p for p in recipe.method.prefixes(rows, group_size, now) if p.drawn]
-        if not any(recipe.method.asks(row, group_size, now) for row in rows):
+        plan = [recipe.method.prefix(row, now) for row in rows]
+        drawn = [p for p in plan if p and p.drawn]
+        if not any(p and (p.drawn or not p.of) for p in plan):
             found.append(Lengths(step, [0], [0.0], 0.0))  # a schedule that has come down to nothing
             continue
         if not drawn:

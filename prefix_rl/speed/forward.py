@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import StackError
 from . import attention
+from .order import balanced, overlaps
 from .settings import Speed
 from .tree import Layout, lay_out
 
@@ -103,6 +104,12 @@ def unsupported(inner: nn.Module, model: nn.Module | None = None) -> str | None:
     return None
 
 
+def transformers_model(model: nn.Module, unwrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """The model inside what training (``unwrap``) and peft wrap it in."""
+    inner = unwrap(model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
 def relative_positions(inner: nn.Module) -> bool:
     """Whether only distances between tokens count: rotary positions, with frequencies that no input changes."""
     rope = getattr(inner.config.get_text_config(), "rope_parameters", None) or {}
@@ -145,6 +152,7 @@ class Encoder:
         self._verified: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.tokens = {"encoded": 0, "rows": 0, "padded": 0}
         """Of all packed calls so far: what was encoded, what the rows hold, and what they hold with their padding."""
+        self._taken = dict(self.tokens)
 
     def __call__(
         self, score, model, inner, input_ids, attention_mask, completion_width, batch_size=None, **kwargs
@@ -180,6 +188,24 @@ class Encoder:
             None if entropies[0] is None else torch.cat(entropies),
             None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
         )
+
+    def taken(self) -> dict[str, int]:
+        """The :attr:`tokens` since they were last taken."""
+        before, self._taken = self._taken, dict(self.tokens)
+        return {name: count - before[name] for name, count in self.tokens.items()}
+
+    def sizes(
+        self, model, inner, of_all_ranks: Callable[[list], list], rows: Sequence[Sequence[int]], parts: int
+    ) -> list[int] | None:
+        """How many of these ordered rows each of ``parts`` micro-batches takes; None: all as many.
+
+        They are balanced where rows are packed; TRL gathers by row, so all ranks cut alike.
+        """
+        if not self.speed.balance:
+            return None
+        packs = self.refuses(model, inner, max(map(len, rows))) is None
+        ranks = of_all_ranks([overlaps(rows) if packs else None])
+        return None if None in ranks else balanced(ranks, parts)
 
     def refuses(self, model, inner, longest: int) -> str | None:
         """Why rows of which the longest has so many tokens take the plain path, or None."""

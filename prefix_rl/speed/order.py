@@ -8,7 +8,7 @@ numbers of rows: one of ``n`` rows weighs ``n`` times as much as one of a single
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,41 @@ from .tree import common
 
 CONSTANT_NORMALIZER = frozenset({"dr_grpo"})
 """The losses, by TRL's names, for which that is so."""
+SHARE = "row_share"
+"""The key under which a micro-batch of unequal size says what its loss counts by, a mean over its rows."""
 SLACK = 0.05
 """The largest micro-batch may be so much larger than it could be, where cutting so encodes fewer tokens."""
+
+
+def may_reorder(args, has_images: bool) -> bool:
+    """Whether the loss of a row is the same in every micro-batch of its step, by TRL's arguments."""
+    constant = args.loss_type in CONSTANT_NORMALIZER and args.top_entropy_quantile == 1.0 and not has_images
+    bonus = args.entropy_coef or args.use_adaptive_entropy  # a mean over the tokens of the micro-batch
+    return constant and not bonus
+
+
+def regrouped(
+    micro_batches: Sequence[Mapping[str, Any]],
+    accumulation: int,
+    sizes_of: Callable[[list[list[int]], int], list[int] | None],
+) -> list[dict[str, Any]]:
+    """The micro-batches of one generation, with rows that begin alike together in one of the same optimizer step.
+
+    Args:
+        micro_batches: TRL's.
+        accumulation: micro-batches of an optimizer step.
+        sizes_of: how many of these ordered rows each of so many micro-batches takes; None: all as many.
+    """
+    made = [dict(batch) for batch in micro_batches]
+    for window in windows(len(made), accumulation):
+        batches = [made[i] for i in window]
+        rows = [row for batch in batches for row in rows_of(batch)]
+        order = alike_together(rows)
+        sizes = sizes_of([rows[i] for i in order], len(batches))
+        made[window.start : window.stop] = rearranged(batches, order, sizes)
+        for i, size in zip(window, sizes or [], strict=False):
+            made[i][SHARE] = size * len(batches) / len(rows)
+    return made
 
 
 def windows(micro_batches: int, accumulation: int) -> list[range]:

@@ -1,0 +1,102 @@
+"""The open batch. All that the trainer knows for a while and then forgets stands in it.
+
+While TRL generates and grades, a :class:`GenerationBatch` is open. It is frozen: each step puts another in its place,
+with one more field filled. While TRL computes a loss, a :class:`Forward` is open. A :class:`Slot` holds the open one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+
+from ..prefixes import Prefix
+from ..rollouts import Row, Step
+from .ranks import Ranks
+
+ROW = "dataset_row"
+"""The column that tells a row's place in the data set, and so its demonstrations."""
+COPY = "copy"
+"""The column that tells the rows of one problem apart."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The prefixes of all ranks as numbers, ``(B,)`` each."""
+
+    lengths: torch.Tensor  # tokens
+    drawn: torch.Tensor  # tokens drawn, before they were shortened
+    of: torch.Tensor  # tokens of the demonstration; 0: no prefix was planned
+    complete: torch.Tensor  # bool: the whole demonstration and its end
+    asked: torch.Tensor  # bool: the row was to start from a prefix
+
+    @classmethod
+    def over(cls, ranks: Ranks, plan: Sequence[Prefix], asked: Sequence[bool]) -> Planned:
+        """Gathered from what each rank has planned for its own rows."""
+        own = [[len(p.ids), p.drawn, p.of, p.complete, was] for p, was in zip(plan, asked, strict=True)]
+        lengths, drawn, of, complete, asked = ranks.all(torch.tensor(own, device=ranks.device)).unbind(dim=1)
+        return cls(lengths, drawn, of, complete.bool(), asked.bool())
+
+    @property
+    def prefixed(self) -> torch.Tensor:
+        """Which rollouts start from a prefix."""
+        return self.lengths > 0
+
+    @property
+    def fractions(self) -> torch.Tensor:
+        """The share of a demonstration that was given; NaN where none was planned."""
+        return torch.where(self.of > 0, self.lengths / self.of, torch.nan)
+
+
+@dataclass(frozen=True)
+class GenerationBatch:
+    """What is known of a generation batch: the rows of this rank, and what was gathered of all ranks'."""
+
+    inputs: Sequence[Mapping[str, Any]]  # TRL's rows
+    rows: Sequence[Row]
+    plan: Sequence[Prefix]
+    planned: Planned
+    step: Step
+    begun: bool = False  # the prefixes have been injected: where TRL comes back (for tools), no more are
+    rewards: torch.Tensor | None = None  # (B,) over all ranks, NaN where there is none
+    outcomes: Sequence[str] | None = None  # how each row of this rank was graded, if the reward tells
+    answers: Sequence[str | None] | None = None  # what answer it found in each
+    continued: torch.Tensor | None = None  # (B, C), rewards of further continuations
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A micro-batch that is trained on, and what the policy says of its tokens once TRL has asked it."""
+
+    inputs: Mapping[str, torch.Tensor]  # TRL's micro-batch with the keys that were added to it
+    found: tuple[torch.Tensor, torch.Tensor | None] | None = None  # log-probabilities and entropies, (B, T)
+
+
+Batch = TypeVar("Batch", GenerationBatch, Forward)
+
+
+class Slot:
+    """Holds the batch that is open."""
+
+    def __init__(self):
+        self._held: GenerationBatch | Forward | None = None
+
+    @contextmanager
+    def holding(self, batch: GenerationBatch | Forward | None) -> Iterator[None]:
+        """``batch`` is open within; behind it, the one that was open before."""
+        before, self._held = self._held, batch
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def get(self, kind: type[Batch]) -> Batch | None:
+        """The batch that is open, if it is one of this kind."""
+        return self._held if isinstance(self._held, kind) else None
+
+    def fill(self, **found: Any) -> None:
+        """Puts these fields into the batch that is open."""
+        self._held = replace(self._held, **found)

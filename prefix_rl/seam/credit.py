@@ -1,0 +1,160 @@
+"""Who gets credit and which tokens move, decided once on the whole generation batch over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import DataError
+from ..methods.base import Method
+from ..prefixes import Demonstration, Prefix
+from ..rollouts import MicroBatch, Rollouts, Step
+from .batch import ROW, GenerationBatch
+from .planning import check_tokens
+from .ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What a method decides on a generation batch, ``(B, T)`` each."""
+
+    advantages: torch.Tensor
+    weights: torch.Tensor
+    moving: torch.Tensor  # bool: which tokens get gradient through the surrogate
+
+    @classmethod
+    def by(cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None) -> Credit:
+        """As the method answers."""
+        moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
+        return cls(method.advantages(rollouts), method.weights(rollouts), moving)
+
+    @property
+    def trained(self) -> torch.Tensor:
+        """Which tokens some gradient goes through, by the surrogate or by the extra objective."""
+        return (self.moving & (self.advantages != 0)) | (self.weights != 0)
+
+    def keys(self, rows: slice, width: int) -> dict[str, torch.Tensor]:
+        """What TRL's batch of these rows gets beside its own."""
+        return {
+            "advantages": self.advantages[rows, :width],
+            "weights": self.weights[rows, :width],
+            "update_mask": self.moving[rows, :width],
+        }
+
+
+def total(rewards_per_func: torch.Tensor, weights: torch.Tensor, step: int) -> torch.Tensor:
+    """The weighted sum ``(B,)`` of each row's rewards ``(B, F)``, NaN where there is none.
+
+    Raises:
+        DataError: if a reward is infinite.
+    """
+    weighted = rewards_per_func * weights.to(rewards_per_func.device)
+    found = weighted.nansum(dim=1).masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
+    if bool(torch.isinf(found).any()):
+        raise DataError(f"step {step}: a reward function returned an infinite reward")
+    return found
+
+
+def check_scored(rewards: torch.Tensor, step: int) -> None:
+    """Some rollout has a reward.
+
+    Raises:
+        DataError: if none has.
+    """
+    if bool(rewards.isnan().all()):
+        raise DataError(
+            f"step {step}: no rollout could be scored, every reward is None or NaN. Look at the "
+            "gold answers (`prefix-rl prepare` drops those that cannot be parsed) and at the reward function"
+        )
+
+
+def prefix_mask(plan: Sequence[Prefix], output: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """``(B, T)``, True on the prefixes in TRL's ``output``, but for what TRL has masked.
+
+    Raises:
+        RuntimeError: if they do not stand there token by token as they were planned.
+    """
+    ids, mask = output["completion_ids"], output["completion_mask"].bool()
+    check_tokens(plan, [row[: len(prefix.ids)].tolist() for row, prefix in zip(ids, plan, strict=True)])
+    lengths = torch.tensor([len(prefix.ids) for prefix in plan], device=ids.device)
+    return (torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(1)) & mask
+
+
+def gathered(
+    ranks: Ranks,
+    batch: GenerationBatch,
+    output: Mapping[str, torch.Tensor],
+    prefixes: torch.Tensor,
+    demonstrations: Sequence[Sequence[Demonstration]],
+) -> Rollouts:
+    """The rollouts of all ranks, out of TRL's ``output`` and the mask of the ``prefixes`` on this one.
+
+    Args:
+        demonstrations: the usable ones of each problem.
+    """
+    own = torch.stack([output["completion_ids"], output["completion_mask"].long(), prefixes.long()], dim=2)
+    ids, completion, prefix = ranks.rows(own, fill=0).unbind(dim=2)
+    problems = ranks.all(torch.tensor([given[ROW] for given in batch.inputs], device=ids.device))
+    return Rollouts(
+        completion_ids=ids,
+        completion_mask=completion.bool(),
+        prefix_mask=prefix.bool(),
+        prefixed=batch.planned.prefixed,
+        rewards=batch.rewards,
+        group_size=batch.rows[0].group_size,
+        step=batch.step,
+        problems=problems,
+        demonstrated=torch.tensor([bool(demonstrations[row]) for row in problems.tolist()], device=ids.device),
+        fractions=batch.planned.fractions,
+        continued=batch.rewards.new_zeros(len(batch.rewards), 0),
+    )
+
+
+def micro_batch(inputs: Mapping[str, torch.Tensor], step: Step) -> MicroBatch:
+    """TRL's micro-batch with the keys that :class:`Credit` has given it."""
+    return MicroBatch(
+        completion_ids=inputs["completion_ids"],
+        completion_mask=inputs["completion_mask"].bool(),
+        prefix_mask=inputs["prefix_mask"],
+        rewards=inputs["rewards"],
+        step=step,
+        advantages=inputs["advantages"],
+        weights=inputs["weights"],
+    )
+
+
+@torch.no_grad()
+def prefix_entropies(
+    encode: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+    output: Mapping[str, torch.Tensor],
+    prefixes: torch.Tensor,
+    at_once: int,
+    ranks: Ranks,
+) -> torch.Tensor:
+    """The policy's entropy at each prefix token ``(B, T)`` of all ranks, NaN elsewhere.
+
+    A causal model gives them from prompt and prefix alone, so only the prefixed rows are encoded, without their
+    continuation. All ranks make the same number of passes: sharded parameters are gathered in each.
+
+    Args:
+        encode: ``encode(input_ids, attention_mask, width)`` gives, second, the entropies of the last ``width`` tokens.
+        prefixes: the mask of prefix tokens ``(B, T)``.
+        at_once: rows of a pass.
+    """
+    entropies = torch.full(prefixes.shape, torch.nan, device=prefixes.device)
+    rows = prefixes.any(dim=1).nonzero().flatten()
+    width = max(int(prefixes.sum(dim=1).max()), 1)
+    for start in range(0, ranks.largest(len(rows)), at_once):
+        chunk = rows[start : start + at_once]
+        given = chunk if len(chunk) else torch.zeros(1, dtype=torch.long, device=rows.device)  # a pass for the others
+        mask = prefixes[given, :width]
+        _, found, _ = encode(
+            torch.cat([output["prompt_ids"][given], output["completion_ids"][given, :width]], dim=1),
+            torch.cat([output["prompt_mask"][given], mask.long()], dim=1),
+            width,
+        )
+        for row, values, chosen in zip(chunk.tolist(), found.float(), mask, strict=False):
+            entropies[row, : int(chosen.sum())] = values[chosen]
+    return ranks.rows(entropies, fill=torch.nan)

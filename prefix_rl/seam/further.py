@@ -1,0 +1,67 @@
+"""Further continuations of what rollouts began with: sampled and graded, and never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..costs import Cost, inference_flops
+from ..methods.base import Further
+from ..prefixes import Prefix
+from ..rollouts import Rollouts
+from .batch import GenerationBatch
+from .ranks import Ranks
+
+Sample = Callable[[list[int], list[Prefix]], tuple[torch.Tensor, list[list[int]]]]
+"""``sample(rows, beginnings)``: the rewards ``(len(rows),)`` and the ids of one continuation of each beginning."""
+
+
+def beginnings(kept: Sequence[int], plan: Sequence[Prefix], completions: Sequence[Sequence[int]]) -> list[Prefix]:
+    """The beginning of each completion in the place of a prefix: its first ``kept`` tokens, its prefix in any case.
+
+    >>> beginnings([1, 3], [Prefix([7, 8]), Prefix([])], [[7, 8, 9], [4, 5, 6]])
+    [Prefix(ids=[7, 8], drawn=0, of=0, complete=False), Prefix(ids=[4, 5, 6], drawn=0, of=0, complete=True)]
+    """
+    found = []
+    for length, planned, ids in zip(kept, plan, completions, strict=True):
+        length = max(length, len(planned.ids))
+        found.append(Prefix(list(ids[:length]), complete=bool(ids) and length >= len(ids)))
+    return found
+
+
+def continued(
+    further: Further,
+    batch: GenerationBatch,
+    rollouts: Rollouts,
+    output: Mapping[str, torch.Tensor],
+    ranks: Ranks,
+    sample: Sample,
+    parameters: int,
+) -> tuple[Rollouts, Cost]:
+    """The rollouts with the rewards ``(B, C)`` of C further continuations of each one's beginning, and what those cost.
+
+    The continuations of a beginning stand side by side, so that it is encoded once, in as many passes of the batch's
+    size as there are continuations of each.
+    """
+    count, own = further.count, len(batch.inputs)
+    kept = further.beginnings(rollouts)[ranks.own(own)].tolist()
+    tokens = zip(output["completion_ids"], output["completion_mask"].bool(), strict=True)
+    begun = beginnings(kept, batch.plan, [ids[mask].tolist() for ids, mask in tokens])
+    prompts = output["prompt_mask"].sum(dim=1).tolist()
+    rows = [row for row in range(own) for _ in range(count)]
+    rewards, generated, encoded = [], 0, 0
+    for some in (rows[start : start + own] for start in range(0, len(rows), own)):
+        found, completions = sample(some, [begun[row] for row in some])
+        rewards.append(found)
+        for row, whole in zip(some, completions, strict=True):
+            generated += len(whole) - len(begun[row].ids)
+            encoded += 0 if begun[row].complete else prompts[row] + len(whole)
+    device = rollouts.rewards.device
+    complete = ranks.all(torch.tensor([one.complete for one in begun], dtype=torch.long, device=device)).bool()
+    found = ranks.all(torch.cat(rewards).view(own, count))
+    found = torch.where(complete.unsqueeze(1), rollouts.rewards.unsqueeze(1), found)
+    generated, encoded = ranks.all(torch.tensor([[generated, encoded]], device=device)).sum(dim=0).tolist()
+    flops = inference_flops(parameters, float(encoded))
+    return replace(rollouts, continued=found), Cost(generated_tokens=float(generated), flops=float(flops))

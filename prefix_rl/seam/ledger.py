@@ -1,0 +1,207 @@
+"""What is written down of a run: metrics, costs, times, and the rollouts themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..costs import Cost, inference_flops, update_flops
+from ..methods.base import Method
+from ..reports.rollouts import segments, write_rollouts
+from ..reports.tokens import token_columns
+from ..rollouts import Memory, Rollouts
+from .batch import ROW, GenerationBatch, Planned
+from .credit import Credit
+from .ranks import Ranks
+
+
+@contextmanager
+def off_the_record(metrics: MutableMapping[str, list], *pending: MutableMapping) -> Iterator[None]:
+    """What happens within leaves nothing in TRL's metrics, nor in what is ``pending`` for them."""
+    before = {name: list(values) for name, values in metrics.items()}
+    try:
+        yield
+    finally:
+        metrics.clear()
+        metrics.update(before)
+        for one in pending:
+            one.clear()
+
+
+class Clock:
+    """Adds up the seconds of what is timed, until they are taken."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts what happens within."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    def taken(self) -> float:
+        """Seconds since they were last taken."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+def time_metrics(grading: float, step: float, tokens: Mapping[str, int]) -> dict[str, float]:
+    """What grading took of a step's seconds, and what of the padded ``tokens`` was encoded where rows are packed."""
+    packed = {"speed/encoded_share": tokens["encoded"] / tokens["padded"]} if tokens["padded"] else {}
+    return {"speed/grading_share": grading / step, **packed}
+
+
+def totals(method: Method, memory: Memory, cost: Cost) -> dict[str, float]:
+    """What the method shows of its memory (a name without slash becomes ``method/name``), and what the run has cost."""
+    shown = {name if "/" in name else f"method/{name}": value for name, value in method.metrics(memory).items()}
+    return shown | {f"cost/{name}": value for name, value in asdict(cost).items()}
+
+
+def reward_metrics(rewards: torch.Tensor, prefixed: torch.Tensor) -> dict[str, float]:
+    """The mean reward with and without a prefix, and how many could not be scored."""
+    return {
+        "reward_unscored_share": float(rewards.isnan().float().mean()),
+        "reward_with_prefix": float(torch.nanmean(rewards[prefixed])),
+        "reward_without_prefix": float(torch.nanmean(rewards[~prefixed])),
+    }
+
+
+def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict[str, float]:
+    """How many prefixes a generation batch holds, how long they are, and what becomes of their tokens."""
+    here, tokens = rollouts.prefixed, rollouts.prefix_mask.sum()
+    shortened = planned.lengths < planned.drawn
+    found = {
+        "prefix/rollouts": here.sum(),
+        "prefix/shortened_share": shortened[here].float().mean() if here.any() else torch.nan,
+        "prefix/token_share": tokens / rollouts.completion_mask.sum().clamp(min=1),
+    }
+    if here.any():
+        found["prefix/length"] = planned.lengths[here].float().mean()
+        found["prefix/fraction"] = rollouts.fractions[here].mean()
+        found["prefix/kept_share"] = (credit.moving & rollouts.prefix_mask).sum() / tokens
+        continuation = rollouts.continuation_mask & here.unsqueeze(1)
+        if continuation.any():
+            found["prefix/continuation_advantage"] = credit.advantages[continuation].mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def entropy_metrics(
+    entropies: torch.Tensor, mask: torch.Tensor, prefix_mask: torch.Tensor, ranks: Ranks
+) -> dict[str, float]:
+    """The mean entropy of the prefix and of the continuation tokens of a micro-batch, over all ranks."""
+    parts = (mask & prefix_mask, mask & ~prefix_mask)
+    sums = torch.stack([part_sum for part in parts for part_sum in ((entropies * part).sum(), part.sum())])
+    prefix_sum, prefix_count, continuation_sum, continuation_count = ranks.sums(sums)
+    found = {}
+    if prefix_count:
+        found["entropy_prefix"] = prefix_sum / prefix_count
+    if continuation_count:
+        found["entropy_continuation"] = continuation_sum / continuation_count
+    return found
+
+
+def cost_of(
+    rollouts: Rollouts,
+    credit: Credit,
+    planned: Planned,
+    output: Mapping[str, torch.Tensor],
+    ranks: Ranks,
+    parameters: int,
+    passes: int,
+    entropies: bool,
+) -> Cost:
+    """What a generation batch costs, its updates included.
+
+    A whole demonstration that several rows of a group hold is encoded once, and counts once.
+
+    Args:
+        output: TRL's batch on this rank.
+        passes: updates of each row.
+        entropies: whether prompts and prefixes were encoded once more, for the entropies of the prefixes.
+    """
+    complete, prompts = planned.complete, ranks.all(output["prompt_mask"].sum(dim=1))
+    counts = ~_repeated(rollouts, complete)
+    prompts = prompts * counts
+    prefixes, completions = rollouts.prefix_mask.sum(dim=1) * counts, rollouts.completion_mask.sum(dim=1) * counts
+    everything = float((prompts + completions).sum())
+    flops = inference_flops(parameters, float((prompts + completions)[~complete].sum()))
+    if entropies:
+        flops += inference_flops(parameters, float((prompts + prefixes)[rollouts.prefixed].sum()))
+    for key in ("old_per_token_logps", "ref_per_token_logps"):
+        if output.get(key) is not None:
+            flops += inference_flops(parameters, everything)
+    flops += passes * update_flops(parameters, everything)
+    return Cost(
+        generated_tokens=float(rollouts.continuation_mask.sum()),
+        injected_tokens=float(prefixes.sum()),
+        trained_tokens=float(credit.trained[counts].sum()) * passes,
+        flops=flops,
+    )
+
+
+def _repeated(rollouts: Rollouts, complete: torch.Tensor) -> torch.Tensor:
+    """Which of the ``complete`` rows ``(B,)`` are the same as an earlier one of their group."""
+    seen, repeated = set(), torch.zeros_like(complete)
+    for row in complete.nonzero().flatten().tolist():
+        key = (row // rollouts.group_size, *rollouts.completion_ids[row][rollouts.completion_mask[row]].tolist())
+        repeated[row] = key in seen
+        seen.add(key)
+    return repeated
+
+
+def records(
+    batch: GenerationBatch,
+    output: Mapping[str, torch.Tensor],
+    tokenizer,
+    entropies: torch.Tensor | None = None,
+    own: slice = slice(None),
+) -> list[dict]:
+    """The rollouts of this rank as they are saved, with prefix, kept prefix tokens and continuation told apart.
+
+    ``entropies (B, T)`` of all ranks are those that were measured, NaN elsewhere; ``own`` are the rows of this one.
+    ``advantage`` is what the last token is weighed by: its credit, or in an extra objective its weight.
+    """
+    found = []
+    unknown = [None] * len(batch.inputs)
+    outcomes, answers = batch.outcomes or unknown, batch.answers or unknown
+    for i, (given, prefix) in enumerate(zip(batch.inputs, batch.plan, strict=True)):
+        mask = output["completion_mask"][i].bool()
+        ids = output["completion_ids"][i][mask].tolist()
+        moving = output["update_mask"][i][mask].tolist()
+        weighed = torch.where(output["weights"][i] != 0, output["weights"][i], output["advantages"][i])[mask]
+        pieces = segments(ids, output["prefix_mask"][i][mask].tolist(), moving, tokenizer.decode)
+        text = "".join(piece["text"] for piece in pieces)
+        measured = None if entropies is None else entropies[own][i, : len(mask)][mask].tolist()
+        found.append(
+            {
+                "step": batch.step.index,
+                "row": given[ROW],
+                "prompt": json.dumps(given["prompt"], ensure_ascii=False),
+                "answer": str(given.get("answer", "")),
+                "prefix_tokens": len(prefix.ids),
+                "demonstration_tokens": prefix.of,
+                "completion_ids": ids,
+                "segments": pieces,
+                "reward": float(output["rewards"][i]),
+                "outcome": outcomes[i],
+                "advantage": float(weighed[-1]) if ids else 0.0,
+                "found": answers[i],
+                **token_columns(ids, text, tokenizer.batch_decode, weighed.tolist(), measured),
+            }
+        )
+    return found
+
+
+def save(folder: str, records: Sequence[dict], ranks: Ranks) -> None:
+    """Saves the rollouts of all ranks under ``folder``, in the order of the ranks."""
+    everything = ranks.objects(records)
+    if ranks.writes:
+        write_rollouts(Path(folder, "rollouts", f"step_{everything[0]['step']:06d}.parquet"), everything)

@@ -1,0 +1,235 @@
+"""What is injected: which rows, which prefixes, how these are joined with what follows. Lists of ids, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..data.tokenizer import DemonstrationTable, continuation_start
+from ..errors import DataError, RecipeError
+from ..methods.base import Method
+from ..prefixes import NO_PREFIX, Demonstration, Prefix, join
+from ..rollouts import Row, Step
+from .batch import COPY, ROW, GenerationBatch, Planned
+from .ranks import Ranks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+T = TypeVar("T")
+
+
+def check_settings(method: Method, arguments, options: Mapping[str, Any]) -> None:
+    """TRL's ``arguments`` and the trainer's further ``options`` go together with this method.
+
+    Raises:
+        RecipeError: naming all that do not.
+    """
+    found = method.problems(vars(arguments))
+    if arguments.scale_rewards != "none":
+        found.append(f"scale_rewards = {arguments.scale_rewards}: the method gives the advantages, set it to none")
+    if arguments.multi_objective_aggregation != "sum_then_normalize":
+        found.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
+    if begins(method) and (options.get("rollout_func") or options.get("environment_factory")):
+        found.append("rollout_func and environment_factory generate past the place where prefixes are injected")
+    if found:
+        raise RecipeError("these settings contradict the method:", found)
+
+
+def check_text_only(method: Method, takes_images: bool) -> None:
+    """The model takes nothing but text, if the policy is to go on from ids.
+
+    Raises:
+        RecipeError: if it takes images too.
+    """
+    if takes_images and begins(method):
+        raise RecipeError("prefixes are token ids behind a text prompt; this model takes images too")
+
+
+def begins(method: Method) -> bool:
+    """Whether the policy is to go on from token ids behind the prompt."""
+    return method.needs.prefixes or method.needs.further is not None
+
+
+def taken_apart(dataset: Dataset) -> tuple[Dataset, list[list], list[str]]:
+    """The data set without its demonstrations; those, and the answer, of each row."""
+    count, columns = len(dataset), dataset.column_names
+    answers = dataset["answer"][:] if "answer" in columns else [""] * count
+    if "demonstrations" not in columns:
+        return dataset, [[] for _ in range(count)], answers
+    return dataset.remove_columns("demonstrations"), dataset["demonstrations"][:], answers
+
+
+def usable_demonstrations(
+    method: Method, demonstrations: Sequence[Sequence], answers: Sequence[str], tokenizer, longest: int, **how
+) -> DemonstrationTable:
+    """The demonstrations that the method can use.
+
+    Args:
+        demonstrations, answers: those of each row of the data set.
+        longest: tokens of a completion.
+        how: further arguments of the table: the guard, and the turn behind the prompt.
+
+    Raises:
+        DataError: if the method injects prefixes and there is none.
+    """
+    usable = partial(method.needs.usable, longest=longest)
+    table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, **how)
+    if not method.needs.prefixes or any(table):
+        return table
+    why = (
+        f"empty, or longer than max_completion_length = {longest} with its end"
+        if method.needs.whole
+        else "shorter than two tokens, or shows its answer from the first token on (answer_guard = none would "
+        "allow that)"
+    )
+    raise DataError(
+        f"{type(method).__name__} starts rollouts from demonstrations, but no demonstration can be used: every "
+        f"one is missing, {why}"
+    )
+
+
+def epoch(method: Method, demonstrations: Sequence[Sequence]) -> tuple[list[int], list[int]]:
+    """The rows of an epoch: of each its problem, and which of the problem's copies it is.
+
+    Which problems have usable ``demonstrations`` is not asked where it makes no difference: the answer takes time.
+
+    >>> epoch(Method(), [["a demonstration"], []])
+    ([0, 1], [0, 0])
+    """
+    count = len(demonstrations)
+    if method.copies([True, False]) == [1, 1]:
+        return list(range(count)), [0] * count
+    copies = method.copies([bool(demonstrations[problem]) for problem in range(count)])
+    rows = [(problem, copy) for problem in range(count) for copy in range(copies[problem])]
+    return [problem for problem, _ in rows], [copy for _, copy in rows]
+
+
+class Planner:
+    """Plans generation batches.
+
+    Args:
+        method: asked for the prefixes.
+        demonstrations: the usable ones of each problem.
+        dataset: the rows of an epoch, as TRL gets them.
+        group_size: rollouts of a prompt.
+        ranks: over which a generation batch goes.
+        tokenizer: decodes prefixes, to tell where continuations begin.
+    """
+
+    def __init__(
+        self, method: Method, demonstrations: Sequence[Sequence[Demonstration]], dataset: Dataset, group_size: int,
+        ranks: Ranks, tokenizer,
+    ):  # fmt: skip
+        self.method, self.demonstrations, self.dataset = method, demonstrations, dataset
+        self.group_size, self.ranks, self.tokenizer = group_size, ranks, tokenizer
+        self.place_of = {problem: i for i, problem in reversed(list(enumerate(dataset[ROW])))}
+
+    def planned(self, inputs: Sequence[Mapping[str, Any]], step: Step) -> GenerationBatch:
+        """The rows of this rank, or those of the problems that are due in their place, with their prefixes.
+
+        Raises:
+            DataError: on all ranks, if some row of any rank was to start from a prefix and none does.
+        """
+        own = self.ranks.own(len(inputs))
+        if step.due:
+            due = [self.place_of[problem] for problem in problems_in_place(step.due, own, self.group_size)]
+            inputs = [self.dataset[place] for place in due]
+        rows = [
+            Row(own.start + i, self.group_size, given[ROW], self.demonstrations[given[ROW]], given[COPY])
+            for i, given in enumerate(inputs)
+        ]
+        plan, asked = plan_of(self.method, rows, step)
+        planned = Planned.over(self.ranks, plan, asked)
+        if self.method.needs.prefixes and bool(planned.asked.any()) and not bool(planned.prefixed.any()):
+            raise DataError(
+                f"step {step.index}: {type(self.method).__name__} injected no prefix although rows of "
+                "the batch ask for one; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
+                "max_prefix_tokens and the answer guard"
+            )
+        return GenerationBatch(inputs, rows, plan, planned, step)
+
+    def for_grading(
+        self, plan: Sequence[Prefix], inputs: Sequence[Mapping[str, Any]], completions, completion_ids
+    ) -> Sequence[Mapping[str, Any]]:
+        """The rows with a column for reward functions: where in the completion's text the policy's own text begins.
+
+        A demonstration injected whole is no answer of the policy's either way: it is graded as it stands. Where the
+        method injects nothing there is no such column.
+        """
+        if not self.method.needs.prefixes:
+            return inputs
+        starts = []
+        for prefix, ids, completion in zip(plan, completion_ids, completions, strict=True):
+            text = completion if isinstance(completion, str) else completion[-1]["content"] or ""
+            partial = prefix.ids and not prefix.complete
+            starts.append(continuation_start(text, prefix.ids, ids, self.tokenizer) if partial else 0)
+        return [{**given, "continuation_start": start} for given, start in zip(inputs, starts, strict=True)]
+
+
+def problems_in_place(due: Sequence[int], own: slice, group_size: int) -> list[int]:
+    """The problem of each of this rank's rows, where ``due`` ones take the place of the batch's.
+
+    >>> problems_in_place([7, 5], slice(2, 6), group_size=4)  # the second of two ranks would have slice(6, 8)
+    [7, 7, 5, 5]
+    """
+    return [due[i // group_size] for i in range(own.start, own.stop)]
+
+
+def plan_of(method: Method, rows: Sequence[Row], step: Step) -> tuple[list[Prefix], list[bool]]:
+    """What each row starts from, and whether it was to start from a prefix.
+
+    A row for which the method has no prefix was not, nor one that was to get a prefix of length 0.
+    """
+    found = [method.prefix(row, step) for row in rows]
+    asked = [prefix is not None and (prefix.drawn > 0 or not prefix.of) for prefix in found]
+    return [NO_PREFIX if prefix is None else prefix for prefix in found], asked
+
+
+def to_generate(plan: Sequence[Prefix], all_rows: bool) -> list[int]:
+    """The rows that the generation back-end is asked for: not those that are complete already.
+
+    vLLM is asked for ``all_rows``, since its processes share their prompts out by position; what it writes behind a
+    complete row is thrown away. At least one row is asked for: sharded parameters are gathered by all ranks.
+
+    >>> to_generate([Prefix([5], complete=True), Prefix([6])], all_rows=False)
+    [1]
+    """
+    if all_rows:
+        return list(range(len(plan)))
+    return [i for i, prefix in enumerate(plan) if not prefix.complete] or [0]
+
+
+def begun(prompts: Sequence[Sequence[int]], plan: Sequence[Prefix], rows: Sequence[int]) -> list[list[int]]:
+    """The ids that these rows are continued from: the prompt, and its prefix if that is not complete."""
+    return [[*prompts[i], *([] if plan[i].complete else plan[i].ids)] for i in rows]
+
+
+def joined(
+    plan: Sequence[Prefix], written: Mapping[int, Sequence[T]], budget: int, fill: T | None = None, ids: bool = True
+) -> list[list[T]]:
+    """The completion of each row, ``prefix | what was written behind it``, within ``budget`` tokens.
+
+    Args:
+        written: by row; whatever was written behind a complete prefix is dropped.
+        fill: stands for a prefix token, unless its ``ids`` are meant.
+    """
+    return [
+        join(prefix.ids if ids else [fill] * len(prefix.ids), () if prefix.complete else written[i], budget)
+        for i, prefix in enumerate(plan)
+    ]
+
+
+def check_tokens(plan: Sequence[Prefix], completions: Sequence[Sequence[int]]) -> None:
+    """The prefixes stand in the batch token by token as they were planned.
+
+    Raises:
+        RuntimeError: naming the first row in which one does not.
+    """
+    for row, (prefix, ids) in enumerate(zip(plan, completions, strict=True)):
+        if list(ids[: len(prefix.ids)]) != prefix.ids:
+            raise RuntimeError(
+                f"row {row} should start with a prefix of {len(prefix.ids)} tokens and does not: the generation "
+                "back-end dropped or changed it"
+            )

@@ -1,0 +1,162 @@
+"""What a run needs to go on after it was cut off: order of the data, cost and memory, whole checkpoints, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..checkpoints import mark_whole
+from ..costs import Cost
+from ..errors import CheckpointError
+from ..methods.base import Method
+from ..rollouts import Memory
+
+
+class OrderOfEpoch(Sampler):
+    """TRL's sampler, in the order that an uninterrupted run would see in this epoch.
+
+    The sampler shuffles with a generator that is seeded once. A resumed run builds it anew and would see epoch 0 again;
+    here the generator is moved to where the epoch begins. (``set_epoch`` would not do: accelerate does not pass it on
+    to a sampler behind its shards.)
+    """
+
+    def __init__(self, sampler, epoch: Callable[[], float]):
+        self.sampler, self.epoch = sampler, epoch
+
+    def __iter__(self):
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed)
+            for _ in range(int(self.epoch() + 1e-6)):
+                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class Spending(TrainerCallback, ExportableState):
+    """What the run has cost. It is saved with every checkpoint, so a resumed run goes on counting."""
+
+    def __init__(self, **spent: float):
+        self.cost = Cost(**spent)
+
+    def state(self) -> dict:
+        return {"args": asdict(self.cost), "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.cost = Cost(**state.stateful_callbacks[type(self).__name__]["args"])  # a resumed run has read them back
+
+
+class Remembered(TrainerCallback, ExportableState):
+    """What the method remembers of the run, saved with every checkpoint and read back."""
+
+    def __init__(self, method: Method):
+        self.method, self.memory = method, {}
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"memory": self.memory}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.memory = state.stateful_callbacks[type(self).__name__]["attributes"]["memory"]  # a resumed run's
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "eval_reward" in logs:  # every rank has the mean over all of them
+            self.memory = self.method.remember_evaluation(self.memory, logs["eval_reward"])
+
+
+class Saved:
+    """What changes in a run and is saved with every checkpoint: its cost, and what the method remembers."""
+
+    def __init__(self, method: Method, spent: Cost):
+        self._spending, self._remembered = Spending(**asdict(spent)), Remembered(method)
+
+    def callbacks(self, budget: float | None, folder: str) -> tuple[TrainerCallback, ...]:
+        """By which the trainer saves and reads them, stops at its ``budget`` and writes its metrics to ``folder``."""
+        return self._spending, self._remembered, Budget(self, budget), MetricsFile(Path(folder))
+
+    @property
+    def cost(self) -> Cost:
+        """What the run has cost so far."""
+        return self._spending.cost
+
+    @property
+    def memory(self) -> Memory:
+        """What the method remembers of the run."""
+        return self._remembered.memory
+
+    def spend(self, cost: Cost) -> None:
+        """Adds to what the run has cost."""
+        self._spending.cost += cost
+
+    def remember(self, memory: Memory) -> None:
+        """Puts ``memory`` in the place of what was remembered."""
+        self._remembered.memory = memory
+
+
+class Budget(TrainerCallback):
+    """Stops a run once it has spent its floating-point operations."""
+
+    def __init__(self, saved: Saved, flops: float | None):
+        self.saved, self.flops = saved, flops
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.flops is not None and self.saved.cost.flops >= self.flops:
+            control.should_training_stop = control.should_save = control.should_log = True
+
+
+class MetricsFile(TrainerCallback):
+    """Every log as a line of ``metrics.jsonl`` in the run's folder. A resumed run rewrites what it repeats."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.jsonl"
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+@contextmanager
+def older_kept(arguments, state: TrainerState) -> Iterator[int | None]:
+    """While a checkpoint is written, older ones stay whatever TRL's ``save_total_limit`` is, which is yielded.
+
+    Raises:
+        CheckpointError: if it could not be written.
+    """
+    limit, arguments.save_total_limit = arguments.save_total_limit, None
+    try:
+        yield limit
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {state.global_step} could not be written under {arguments.output_dir}: {error}\n"
+            "  The last whole checkpoint is untouched; make room, and the same command goes on from it."
+        ) from error
+    finally:
+        arguments.save_total_limit = limit
+
+
+def keep_whole(
+    run: str, arguments, state: TrainerState, facts: Mapping[str, Any], cost: Cost, limit: int | None
+) -> None:
+    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``."""
+    now = {"step": state.global_step, "world_size": arguments.world_size, "cost": asdict(cost)}
+    mark_whole(Path(run, f"checkpoint-{state.global_step}"), {**facts, **now})
+    rotate_checkpoints(output_dir=run, save_total_limit=limit)

@@ -1,0 +1,143 @@
+"""Credit decided over several ranks, without a trainer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from flow import together
+from small import byte_level_bpe
+from test_methods import step
+from test_planning import LATE, TABLE, batch_on
+
+from prefix_rl.errors import DataError
+from prefix_rl.methods.luffy import LUFFY
+from prefix_rl.methods.prefix_rft import PrefixRFT
+from prefix_rl.methods.sft_loss import SFTLoss
+from prefix_rl.methods.uft import UFT
+from prefix_rl.seam import credit
+
+TOKENIZER = byte_level_bpe()
+REWARDS = torch.tensor([1.0, 0, 0, 1, 1, 1, 0, torch.nan])
+LENGTHS = [7, 3, 5, 2, 6, 6, 1, 4]  # tokens of the completions; the rows 0 and 4 start from 4 tokens of a demonstration
+
+
+def graded(own, method=LATE, masked=()):
+    """The open batch of one rank, and TRL's output for it: padded to its own longest row, the ``masked`` rows blank."""
+    batch = batch_on(own, [0, 2], method)
+    batch = replace(batch, rewards=REWARDS)
+    here = range(8)[own.own(len(batch.rows))]
+    texts = [
+        p.ids if p.complete else [*p.ids, *range(50 + i, 60 + i)][: LENGTHS[i]]
+        for i, p in zip(here, batch.plan, strict=True)
+    ]
+    ids, mask = torch.zeros(2, len(here), max(map(len, texts)), dtype=torch.long)
+    for row, (i, written) in enumerate(zip(here, texts, strict=True)):
+        ids[row, : len(written)] = torch.tensor(written)
+        mask[row, : len(written)] = int(i not in masked)
+    prompt = torch.ones(len(here), 3, dtype=torch.long)
+    return batch, {"completion_ids": ids, "completion_mask": mask, "prompt_ids": prompt, "prompt_mask": prompt}
+
+
+def rollouts_on(own, method=LATE, masked=()):
+    batch, output = graded(own, method, masked)
+    return credit.gathered(own, batch, output, credit.prefix_mask(batch.plan, output), TABLE)
+
+
+def same(one, other):
+    for name, value in vars(one).items():
+        theirs = getattr(other, name)
+        assert value.equal(theirs) or value.isnan().equal(theirs.isnan()) if torch.is_tensor(value) else value == theirs
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_rank_has_the_rollouts_that_one_process_would_have(ranks):
+    (alone,) = together(1, rollouts_on)
+    assert alone.prefix_mask.sum(dim=1).tolist() == [4, 0, 0, 0, 4, 0, 0, 0]
+    assert alone.completion_mask.sum(dim=1).tolist() == LENGTHS
+    assert alone.problems.tolist() == [0] * 4 + [2] * 4
+    assert alone.demonstrated.all()
+    assert alone.continued.shape == (8, 0)
+    for found in together(ranks, rollouts_on):
+        same(found, alone)
+
+
+def test_what_was_prefixed_stays_so_where_trl_masks_the_completion():
+    """A masked completion moves nothing, and yet its reward is not one of the plain rollouts'."""
+    (found,) = together(1, lambda own: rollouts_on(own, masked=[0]))
+    assert not found.prefix_mask[0].any()
+    assert found.prefixed.tolist() == [True] + [False] * 3 + [True] + [False] * 3
+    method = PrefixRFT(credit="unprefixed")
+    assert method.advantages(found)[1:4, 0].tolist() == pytest.approx([-1 / 3, -1 / 3, 2 / 3])  # the mean of 0, 0, 1
+    derived = replace(found, prefixed=found.prefix_mask.any(dim=1))
+    assert method.advantages(derived)[1:4, 0].tolist() == [-0.5, -0.5, 0.5]  # of 1, 0, 0, 1
+
+
+def test_the_keys_of_a_rank_are_its_rows_of_what_was_decided():
+    def on(own):
+        rollouts = rollouts_on(own)
+        decided = credit.Credit.by(PrefixRFT(tokens="none"), rollouts, None)
+        return decided.keys(own.own(8 // own.count), 3)
+
+    (alone,), (first, second) = together(1, on), together(2, on)
+    assert alone.keys() == {"advantages", "weights", "update_mask"}
+    for key, value in alone.items():
+        assert torch.cat([first[key], second[key]]).equal(value)
+    assert alone["update_mask"][0].tolist() == [False] * 3
+    assert alone["advantages"][0].tolist() == [0.5] * 3
+
+
+def test_credit_is_no_weight_and_what_is_trained_has_one_of_the_two():
+    (batch,) = together(1, rollouts_on)
+    plain = credit.Credit.by(PrefixRFT(tokens="none"), batch, None)
+    assert not plain.weights.any()
+    assert not plain.trained[batch.prefix_mask].any()
+    for method in (LUFFY(), SFTLoss(), UFT(weight=0.5)):
+        decided = credit.Credit.by(method, batch, None)
+        assert (decided.weights != 0).equal(batch.prefix_mask & (decided.weights != 0))
+        assert decided.weights[batch.prefix_mask].all()
+        assert decided.trained[batch.prefix_mask].all()
+        assert not decided.moving[batch.prefix_mask].any()
+    assert not credit.Credit.by(SFTLoss(weight=0.0), batch, None).trained[batch.prefix_mask].any()
+    assert not SFTLoss().advantages(batch)[batch.prefix_mask].any()  # a demonstration is none of the group
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_entropies_stand_on_prefix_tokens_and_all_ranks_make_the_same_passes(ranks):
+    def on(own):
+        batch, output = graded(own)
+        passes = []
+
+        def encode(ids, mask, width):
+            passes.append(len(ids))
+            return None, ids[:, -width:].float() / 10, None
+
+        prefixes = credit.prefix_mask(batch.plan, output)
+        return passes, credit.prefix_entropies(encode, output, prefixes, 1, own)
+
+    found = together(ranks, on)
+    assert {len(passes) for passes, _ in found} == {2 if ranks == 1 else 1}  # with 4, two ranks have no prefix at all
+    for _, entropies in found:
+        assert entropies.isnan().sum(dim=1).tolist() == [3, 7, 7, 7, 3, 7, 7, 7]
+        assert entropies[4, :4].tolist() == pytest.approx([2.0, 2.1, 2.2, 2.3])
+
+
+def test_rewards_are_weighed_and_none_is_none():
+    nan = torch.nan
+    rewards = torch.tensor([[1.0, 2.0], [nan, 1.0], [nan, nan]])
+    found = credit.total(rewards, torch.tensor([2.0, 0.5]), step=3)
+    assert found[:2].tolist() == [3.0, 0.5]
+    assert found[2].isnan()
+    credit.check_scored(found, 3)
+    with pytest.raises(DataError, match="step 3: no rollout could be scored"):
+        credit.check_scored(found[2:], 3)
+    with pytest.raises(DataError, match="step 3: a reward function returned an infinite reward"):
+        credit.total(torch.tensor([[torch.inf]]), torch.ones(1), 3)
+
+
+def test_a_micro_batch_carries_what_was_decided():
+    inputs = {"completion_ids": torch.ones(2, 3, dtype=torch.long), "completion_mask": torch.ones(2, 3), "rewards": REWARDS[:2],
+              "prefix_mask": torch.zeros(2, 3, dtype=torch.bool), "advantages": torch.ones(2, 3), "weights": torch.zeros(2, 3)}  # fmt: skip
+    found = credit.micro_batch(inputs, step(7))
+    assert found.step.index == 7
+    assert found.continuation_mask.all()
+    assert found.weights is inputs["weights"]

@@ -1,0 +1,122 @@
+"""What is written down of a run, without a trainer."""
+
+import time
+
+import pytest
+import torch
+from flow import together
+from test_credit import TOKENIZER, graded
+from test_planning import TABLE
+
+from prefix_rl.costs import Cost
+from prefix_rl.methods.pppo import PPPO
+from prefix_rl.methods.prefix_rft import PrefixRFT
+from prefix_rl.methods.sft_loss import SFTLoss
+from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.seam import credit, ledger
+
+NONE = PrefixRFT(horizon=1, end=0.5, high=0.5, tokens="none")
+
+
+def booked(own, method=NONE, entropies=False, passes=1):
+    batch, output = graded(own, method)
+    rollouts = credit.gathered(own, batch, output, credit.prefix_mask(batch.plan, output), TABLE)
+    decided = credit.Credit.by(method, rollouts, None)
+    cost = ledger.cost_of(rollouts, decided, batch.planned, output, own, 10, passes, entropies)
+    return cost, ledger.prefix_metrics(rollouts, batch.planned, decided)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_costs_in_numbers_on_every_rank(ranks):
+    # 8 rows: 24 prompt tokens, 34 of completions, of which 8 injected; 2 N D sampled and 6 N D trained of 58
+    for cost, _ in together(ranks, booked):
+        # Trained: 3 + 3 + 5 + 2 and 2 + 6 + 1 tokens of the policy's have credit; the last row has no reward
+        assert cost == Cost(generated_tokens=26, injected_tokens=8, trained_tokens=22, flops=10 * 8 * 58)
+    # Entropies: 2 N D of 2 rows of 3 + 4 tokens
+    for cost, _ in together(ranks, lambda own: booked(own, entropies=True, passes=2)):
+        assert cost == Cost(26, 8, 2 * 22, 10 * ((2 + 2 * 6) * 58 + 2 * 14))
+
+
+def test_what_has_weight_counts_as_trained():
+    ((cost, _),) = together(1, lambda own: booked(own, SFTLoss(demonstrations=1, weight=0.0)))
+    ((more, _),) = together(1, lambda own: booked(own, SFTLoss(demonstrations=1)))
+    assert more.trained_tokens - cost.trained_tokens == more.injected_tokens > 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_prefixes_in_numbers(ranks):
+    for _, metrics in together(ranks, booked):
+        assert metrics == pytest.approx(
+            {
+                "prefix/rollouts": 2, "prefix/shortened_share": 0, "prefix/token_share": 8 / 34, "prefix/length": 4,
+                "prefix/fraction": 0.5, "prefix/kept_share": 0,
+                "prefix/continuation_advantage": (3 * (1 - 2 / 4) + 2 * (1 - 2 / 3)) / 5,
+            }
+        )  # fmt: skip
+    for _, metrics in together(ranks, lambda own: booked(own, PrefixRFT(prefixed=0))):
+        assert metrics.pop("prefix/shortened_share") != 0  # NaN: of none
+        assert metrics == {"prefix/rollouts": 0, "prefix/token_share": 0}
+
+
+def test_entropies_are_those_of_all_ranks():
+    def on(own):
+        entropies, prefix = torch.tensor([[1.0, 3.0], [5.0, 7.0]]) + 8 * own.index, torch.tensor([[True, False]] * 2)
+        return ledger.entropy_metrics(entropies, torch.ones(2, 2, dtype=torch.bool), prefix, own)
+
+    assert together(1, on) == [{"entropy_prefix": 3.0, "entropy_continuation": 5.0}]
+    assert together(2, on) == [{"entropy_prefix": 7.0, "entropy_continuation": 9.0}] * 2
+
+
+def test_nothing_stays_of_what_is_off_the_record():
+    metrics, pending = {"reward": [1.0]}, {"outcome": []}
+
+    def failing():
+        with ledger.off_the_record(metrics, pending):
+            metrics["reward"].append(2.0)
+            metrics["length"] = [3.0]
+            pending["outcome"].append("right")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert metrics == {"reward": [1.0]}
+    assert pending == {}
+
+
+def test_totals_and_times():
+    assert ledger.totals(PPPO(), {"rises": 1}, Cost(flops=3.0))["method/share"] == 0.2
+    assert ledger.totals(PPPO(), {}, Cost(flops=3.0))["cost/flops"] == 3.0
+    assert ledger.time_metrics(1.0, 4.0, {"encoded": 0, "padded": 0}) == {"speed/grading_share": 0.25}
+    assert ledger.time_metrics(1.0, 4.0, {"encoded": 3, "padded": 6})["speed/encoded_share"] == 0.5
+    clock = ledger.Clock()
+    for _ in range(2):
+        with clock.running():
+            time.sleep(0.02)
+    assert 0.04 <= clock.taken() < 1
+    assert clock.taken() == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rollouts_of_all_ranks_are_saved_in_order(tmp_path, ranks):
+    def on(own, method):
+        batch, output = graded(own, method)
+        prefixes = credit.prefix_mask(batch.plan, output)
+        decided = credit.Credit.by(method, credit.gathered(own, batch, output, prefixes, TABLE), None)
+        here = own.own(len(batch.rows))
+        inputs = [{**given, "prompt": "1 + 1 = ?", "answer": 2} for given in batch.inputs]
+        batch = type(batch)(**{**vars(batch), "inputs": inputs})
+        output |= {**decided.keys(here, prefixes.size(1)), "prefix_mask": prefixes, "rewards": batch.rewards[here]}
+        ledger.save(str(tmp_path / method.__class__.__name__), ledger.records(batch, output, TOKENIZER), own)
+
+    for method in (NONE, SFTLoss(weight=0.5)):
+        together(ranks, lambda own, method=method: on(own, method))
+    found = read_rollouts(tmp_path / "PrefixRFT")
+    assert [record["row"] for record in found] == [0] * 4 + [2] * 4
+    assert [record["prefix_tokens"] for record in found] == [4, 0, 0, 0, 4, 0, 0, 0]
+    assert [record["advantage"] for record in found[:4]] == [0.5, -0.5, -0.5, 0.5]
+    assert found[0]["prompt"] == '"1 + 1 = ?"'
+    assert found[0]["outcome"] is None
+    assert [part["kind"] for part in found[0]["segments"]] == ["prefix", "continuation"]
+    whole = read_rollouts(tmp_path / "SFTLoss")
+    # What moves the last token: the weight of a demonstration's NLL, 0.5 * 8 rows * 10,000 tokens / 16 injected ones
+    assert [record["advantage"] for record in whole[:4]] == pytest.approx([2500, -1 / 3, -1 / 3, 2 / 3])
