@@ -108,6 +108,7 @@ def is_main() -> bool:
 
 def run_or_explain(command: Callable[[], object]) -> int:
     """Runs a command; prints what a person can mend instead of a traceback. Returns the exit status."""
+    calm()
     try:
         command()
     except UserError as error:
