@@ -23,6 +23,7 @@ CUT = len(KINDS)
 """The kind of a segment that says how many characters were left out."""
 _COLUMNS = ("row", "prompt", "answer", "prefix_tokens", "demonstration_tokens", "completion_ids", "segments", "reward",
             "outcome", "advantage", "found", "token_ends", "advantages", "entropies")  # fmt: skip
+_OF_SUMMARY = ("row", "prompt", "answer", "prefix_tokens", "completion_ids", "reward", "outcome")
 
 
 def packed(value: Any) -> bytes:
@@ -80,8 +81,13 @@ def generations(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def read_generation(path: Path) -> list[dict[str, Any]] | None:
-    """The records of a saved generation, with ``tokens`` in the place of the ids; None if the file cannot be read."""
+def read_generation(path: Path, texts: bool = True) -> list[dict[str, Any]] | None:
+    """The records of a saved generation, with ``tokens`` in the place of the ids; None if the file cannot be read.
+
+    Args:
+        path: the file.
+        texts: False: without completions, as much as :func:`summary_of` reads.
+    """
     import pyarrow
     import pyarrow.compute
     import pyarrow.parquet
@@ -89,7 +95,7 @@ def read_generation(path: Path) -> list[dict[str, Any]] | None:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         there = set(file.schema_arrow.names)
-        table = file.read(columns=[name for name in _COLUMNS if name in there])
+        table = file.read(columns=[name for name in (_COLUMNS if texts else _OF_SUMMARY) if name in there])
     except (OSError, pyarrow.ArrowException):
         return None
     if "completion_ids" in there and not pyarrow.types.is_null(table.schema.field("completion_ids").type):

@@ -101,7 +101,7 @@ class Watched:
         for step, path in payload.generations(run.folder):
             stamp = _stamp(path)
             if path not in self._summaries or self._summaries[path][0] != stamp:
-                records = payload.read_generation(path)
+                records = payload.read_generation(path, texts=False)
                 groups = None if records is None else payload.groups_of(records, run.group_size)
                 self._summaries[path] = stamp, None if groups is None else payload.summary_of(groups)
             summary = self._summaries[path][1]
