@@ -29,6 +29,7 @@ from .policy import Policy, find
 from .processes import end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
+from .status import recorded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,14 +53,21 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     preflight.check(recipe)
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
+    with recorded(run, "training"):
+        return _trained(path, recipe, problems, held_out, run)
+
+
+def _trained(
+    path: str | os.PathLike, recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem], run: Path
+) -> Path:
+    """The run in its folder, which can be written; ``path`` is where the recipe was read."""
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
     policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = _reward(recipe)
-    arguments(
-        recipe, policy.loading
-    )  # joins the processes, and says what TRL does not accept before anything is graded or trained
+    # Joins the processes, and says what TRL does not accept before anything is graded or trained
+    arguments(recipe, policy.loading)
     problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     last = {SUPERVISED: _imitate, ROLLOUTS: _reinforce}[recipe.method.stages.order[-1]]
     return last(policy, problems, held_out, reward, run)
@@ -149,6 +157,8 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
+    from .reports.health import schedule_end
+    from .reports.terminal import show_lines
     from .seam.trainer import PrefixTrainer
 
     recipe = policy.recipe
@@ -182,6 +192,7 @@ def build(
         kl_on=recipe.training_value("kl_on"),
         **adapters,
     )
+    show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
     if policy.date:
         trainer.chat_template = policy.template  # with the date fixed; what is saved with the policy stays as it was
     if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:
