@@ -324,8 +324,9 @@ def collect(
 
     Every trace is kept with its outcome and its cost. The same command goes on where it was.
     """
-    from .collect import collect as run
-    from .collect import collect_main_table, import_file
+    from .collecting.collect import collect as run
+    from .collecting.collect import import_file
+    from .collecting.summary import collect_main_table
 
     if import_from:
         summary = import_file(recipe, overrides or [], output, import_from, source=source, policy=policy)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from prefix_rl import adapters
 from prefix_rl.cli import app
-from prefix_rl.collect import collect
+from prefix_rl.collecting.collect import collect
 from prefix_rl.errors import CheckpointError, DataError, RecipeError
 from prefix_rl.evaluation.evaluate import evaluate
 from prefix_rl.merge import merge

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import byte_level_bpe, characters, word_piece
 
-from prefix_rl import collect as collecting
-from prefix_rl.collect import collect, collect_main_table, import_file
+from prefix_rl.collecting import collect as collecting
+from prefix_rl.collecting.collect import collect, import_file
+from prefix_rl.collecting.summary import collect_main_table
 from prefix_rl.costs import Cost
 from prefix_rl.data.attach import attach
 from prefix_rl.data.attempts import Attempts, Collection, Plan

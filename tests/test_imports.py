@@ -40,7 +40,7 @@ LAYERS = [
     {"seam.credit"},
     {"seam.further", "seam.ledger"},
     {"seam", "supervised"},
-    {"train", "evaluation", "merge"},
+    {"train", "evaluation", "merge", "collecting"},
     {
         "cli",
         "check",
@@ -54,6 +54,7 @@ LAYERS = [
         "lab.quickstart",
         "reports.schedule",
         "reports.report",
+        "reports.watch",
     },
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",

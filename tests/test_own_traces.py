@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from small import byte_level_bpe, policy, with_chat_template, write
 from test_collect import fails, files
 
-from prefix_rl.collect import collect, collect_main_table, import_file
+from prefix_rl.collecting.collect import collect, import_file
+from prefix_rl.collecting.summary import collect_main_table
 from prefix_rl.data.attach import attach
 from prefix_rl.data.difficulty import load_pass_rates
 from prefix_rl.data.problems import Problem, load

@@ -15,7 +15,7 @@ from small import CHAT_TEMPLATE, arguments, byte_level_bpe, lora, metaspace_unig
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import prefix_rl.collect
+import prefix_rl.collecting.collect
 import prefix_rl.policy
 from prefix_rl.check import check
 from prefix_rl.checkpoints import mark_whole
@@ -191,9 +191,9 @@ def test_every_command_asks_the_same(model, tmp_path, monkeypatch, thinking):
         fed[:] = prompts
         raise Seen
 
-    monkeypatch.setattr(prefix_rl.collect, "_sample", sampling)  # collecting
+    monkeypatch.setattr(prefix_rl.collecting.collect, "_sample", sampling)  # collecting
     with pytest.raises(Seen):
-        prefix_rl.collect.collect(*given, tmp_path / "traces", k=1, cap=1)
+        prefix_rl.collecting.collect.collect(*given, tmp_path / "traces", k=1, cap=1)
     assert fed == wanted
 
     on = [f"evaluation.on=[{recipe.data.train}]", "evaluation.max_completion_length=48"]  # evaluation

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def collect_one(job: Job) -> None:
     """Collects the traces that a run trains on, if they are not there."""
-    from ..collect import collect
+    from ..collecting.collect import collect
 
     overrides = [override for override in job.overrides if not override.startswith("data.traces=")]
     collect(job.recipe, overrides, job.traces, **dataclasses.asdict(job.collect), seed=job.seed)

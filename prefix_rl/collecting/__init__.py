@@ -1,0 +1,1 @@
+"""Collecting traces of the policy's own."""
