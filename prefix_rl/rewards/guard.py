@@ -27,7 +27,7 @@ from . import values
 from .equality import DEFAULT_RULES, same, same_number
 from .expressions import MALFORMED, tree
 from .grading import parse_gold
-from .notation import Number, clean, number
+from .notation import Number, clean, number, words
 from .structure import Group, chain, parse
 from .wording import untexted
 
@@ -296,6 +296,8 @@ class _Target:
         return lambda span: not names or any(n in span for n in names)
 
     def deeply(self, text: str, limit: int) -> int:
+        if words(self.bare) or ":" in self.bare:  # literally or not at all
+            return limit
         seen: set[str] = set()
         for m in _FORMULA.finditer(text, 0, limit):
             span = m[1] or m[2] or m[3]
