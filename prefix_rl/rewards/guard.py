@@ -27,7 +27,7 @@ from . import values
 from .equality import DEFAULT_RULES, same, same_number
 from .expressions import MALFORMED, tree
 from .grading import parse_gold
-from .notation import Number, clean, number
+from .notation import Number, clean, number, words
 from .structure import Group, chain, parse
 from .wording import untexted
 
@@ -38,6 +38,8 @@ _STATEMENT = re.compile(
     r"\\boxed|\\fbox|####|<answer>|\b(?:final|correct)\s{1,9}(?:answer|result)\b|\banswer\s{0,9}(?:is|:|=)",
     re.IGNORECASE,
 )
+_MARK = re.compile(r"\\boxed|\\fbox|####|<[aA]nswer>")
+_WORDS = re.compile(r"(?:[fF]inal|FINAL|[cC]orrect|CORRECT|[aA]nswer|ANSWER)")
 _SEPARATED = r"\d{1,3}(?:(?:,|\{,\}|\\,|,?\\!|\\ )\s?\d{3}(?!\d))+(?:\.\d+)?"
 _INTEGER = r"\{\s{0,3}-?\s{0,3}\d{1,30}\s{0,3}\}"
 _LITERAL = re.compile(
@@ -83,12 +85,21 @@ def readable(text: str, answer: str, problem: str = "", deep: bool = False, comp
     >>> readable(r"48/2 = 24, 48 + 24 = 72, so \boxed{72}", "72")
     {'mention': 21, 'statement': 28, 'computed': 11}
     """
-    said = _STATEMENT.search(text)
-    statement = said.start() if said else len(text)
+    statement = _statement(text)
     target = _Target(answer, problem)
     mention = target.first(text, statement, deep)
     found = {"mention": mention, "statement": statement}
     return found | ({"computed": min(mention, target.computed(text, mention))} if computed else {})
+
+
+def _statement(text: str) -> int:
+    """Where a final statement begins; the length of the text if nowhere."""
+    said = _MARK.search(text)
+    place = said.start() if said else len(text)
+    for m in _WORDS.finditer(text, 0, place):
+        if found := _STATEMENT.match(text, m.start()):
+            return found.start()
+    return place
 
 
 def readable_from(text: str, answer: str, guard: str = "mention", problem: str = "") -> int:
@@ -151,6 +162,7 @@ class _Target:
         self.tree = tree(group.text) if group.kind == "text" and not self.numbers else None
         self.tree = None if self.tree == MALFORMED else self.tree
         self._known: dict[str, frozenset[int]] = {}
+        self._places: dict[str, tuple] = {}
         self.all_numbers = len(self.numbers) == len(group.parts or (group,))
         self._given: set[int] = set()
         if problem and self.all_numbers:
@@ -175,13 +187,25 @@ class _Target:
 
     def occurrences(self, text: str, limit: int) -> Iterator[tuple[int, int, frozenset[int]]]:
         """``(start, end, which parts)`` of every number that is a part of the answer."""
+        places = self._places
         for m in _LITERAL.finditer(text, 0, limit):
-            if parts := self.parts_of(m[0]):
-                yield m.start(), m.end(), parts
-            elif "/" in m[0] or "frac" in m[0] or "," in m[0] or "times" in m[0] or "cdot" in m[0]:
-                for inner in _PLAIN.finditer(m[0]):  # the 24 of 24/2
-                    if parts := self.parts_of(inner[0]):
-                        yield m.start() + inner.start(), m.start() + inner.end(), parts
+            literal = m[0]
+            if literal not in places:
+                places[literal] = self._inside(literal)
+            for start, end, parts in places[literal]:
+                yield m.start() + start, m.start() + end, parts
+
+    def _inside(self, literal: str) -> tuple[tuple[int, int, frozenset[int]], ...]:
+        """Where in a number, as it is written, a part of the answer stands: it all, or the 24 of 24/2."""
+        if parts := self.parts_of(literal):
+            return ((0, len(literal), parts),)
+        if literal.isdigit():
+            return ()
+        return tuple(
+            (m.start(), m.end(), parts)
+            for m in _PLAIN.finditer(literal)
+            if (parts := self.parts_of(m[0])) and m[0] != literal
+        )
 
     def counts(self, text: str, start: int, parts: frozenset[int]) -> bool:
         """Whether a number is a mention: one that the problem gives only where something is said to be it."""
@@ -272,6 +296,8 @@ class _Target:
         return lambda span: not names or any(n in span for n in names)
 
     def deeply(self, text: str, limit: int) -> int:
+        if words(self.bare) or ":" in self.bare:  # literally or not at all
+            return limit
         seen: set[str] = set()
         for m in _FORMULA.finditer(text, 0, limit):
             span = m[1] or m[2] or m[3]
