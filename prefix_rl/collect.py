@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ from .evaluation.card import checkpoint_facts, parameters_of
 from .evaluation.sampling import Job, Sample, graded, request_of
 from .policy import Policy
 from .processes import Processes, end_with_launcher, take_own_gpus
-from .progress import Speedometer, bar, run_or_explain, say
+from .progress import Speedometer, bar, say
 from .recipe import Recipe, load_recipe, training_data
 
 SUMMARY = "summary.json"
@@ -489,7 +490,6 @@ def collect_main_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    from .cli import app
-
-    sys.exit(run_or_explain(lambda: app(["collect", *sys.argv[1:]])))
+if __name__ == "__main__":  # accelerate launch -m prefix_rl.collect: the command, in each process
+    sys.argv[1:1] = ["collect"]
+    runpy.run_module("prefix_rl", run_name="__main__")
