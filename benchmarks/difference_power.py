@@ -45,13 +45,10 @@ def before(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def main(simulations: int) -> None:
     generator = np.random.default_rng(0)
-    print(
-        f"{simulations} simulations each; "
-        f"a share of 5 % has a standard error of {100 * (0.0475 / simulations) ** 0.5:.1f}"
-    )
-    print(
-        "| seeds | problems | runs differ by | level | power, 5 points | power, 10 points | before: level | power, 10 |"
-    )
+    error = 100 * (0.0475 / simulations) ** 0.5
+    print(f"{simulations} simulations each; a share of 5 % has a standard error of {error:.1f}")
+    titles = ("seeds", "problems", "runs differ by", "level", "power, 5 points", "power, 10 points", "before: level")
+    print(f"| {' | '.join(titles)} | power, 10 |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for seeds in SEEDS:
         for problems in PROBLEMS:

@@ -8,8 +8,8 @@ folder given by ``--tokenizer``. ``llm`` is vLLM's own ``LLM.generate`` with all
 ``vllm bench throughput`` times: the peer. ``server`` starts ``--servers`` of ``vllm serve`` on this machine and asks
 all of them through this package.
 
-Each engine is loaded first and makes a few completions; then the clock starts. CPU seconds are those of this process and
-of all that it has started, servers included; on a machine with other work they say more than seconds do. Nothing here
+Each engine is loaded first and makes a few completions; then the clock starts. CPU seconds are those of this process
+and of all that it has started, servers included; on a machine with other work they say more than seconds do. Nothing here
 passes or fails.
 """
 

@@ -136,6 +136,7 @@ def schedule(
 ) -> None:
     """Show the prefix lengths, in tokens, that a recipe will draw on its data."""
     from . import preflight
+    from .data.problems import guarded
     from .data.tokenizer import DemonstrationTable
     from .policy import Policy
     from .recipe import load_run
@@ -146,9 +147,11 @@ def schedule(
     having = [p for p in train_problems if p.demonstrations]
     chosen = having[:problems] if problems else having
     policy = Policy(found)
+    with bar("looking where the answers stand", sum(len(p.demonstrations) for p in chosen)) as advance:
+        chosen = guarded(chosen, found.data.answer_guard, found.reward.grader(), advance)
     table = DemonstrationTable(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
-        found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn,
+        found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn, problems=[p.text for p in chosen],
     )  # fmt: skip
     lengths = reports.preview(found, table)
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
@@ -261,16 +264,29 @@ def grade(
 
 @app.command(epilog="Example: prefix-rl report runs/lab/dr_grpo runs/lab/prefix_rft --output runs/lab/report")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Folders of runs, or with runs in them.")],
     output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("report"),
+    megabytes: Annotated[float, typer.Option(min=2, help="Of the page; long rollouts lose their middle.")] = 60,
 ) -> None:
-    """Put runs side by side: a table, their curves, and a page with their rollouts."""
-    from .reports.report import read_run, row, text_table
+    """Put runs side by side: a table, their curves, and one page with their health, curves and rollouts."""
     from .reports.report import report as run
+    from .reports.report import text_table
 
-    paths = run(runs, output)
-    print(text_table([row(read_run(folder)) for folder in runs]))
+    paths = run(runs, output, megabytes)
+    print(text_table(json.loads(paths["results.json"].read_text(encoding="utf-8"))))
     say(f"wrote {paths['report.html']}")
+
+
+@app.command(epilog="Example: prefix-rl watch runs/lab/prefix_rft")
+def watch(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Folders of runs, or with runs in them.")],
+    host: Annotated[str, typer.Option(help="To listen on; other machines reach no 127.0.0.1.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="8765, or another if it is taken.")] = None,
+) -> None:
+    """Serve the report's page of runs while they train, evaluate or collect; stop with Ctrl-C."""
+    from .reports.watch import watch as run
+
+    run(runs, host, port)
 
 
 @app.command(epilog="Example: prefix-rl quickstart --seed 1 --output runs/quickstart-1")

@@ -42,8 +42,9 @@ from .evaluation.card import checkpoint_facts, parameters_of
 from .evaluation.sampling import Job, Sample, graded, request_of
 from .policy import Policy
 from .processes import Processes, end_with_launcher, take_own_gpus
-from .progress import Speedometer, bar, say
+from .progress import Lines, Speedometer, bar, how_far, say
 from .recipe import Recipe, load_recipe, training_data
+from .status import progress, recorded
 
 SUMMARY = "summary.json"
 """What a collection came to, in the store's folder."""
@@ -113,7 +114,7 @@ def collect(
     }
     if processes.main:
         store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
-        with store.writing():
+        with store.writing(), recorded(store.folder, "collecting"):
             processes.meet("opened")
             _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
             processes.meet("sampled")
@@ -385,9 +386,10 @@ def _attempts_bar(collection: Collection, graded: bool) -> Iterator[Callable[[in
     from tqdm import tqdm
 
     own = [collection.done[i] for i in collection.own]
-    before, speed = sum(one.every.attempts for one in own), Speedometer()
+    before, speed, lines = sum(one.every.attempts for one in own), Speedometer(), Lines()
     silent, shown_at = not Processes.launched().main, 0.0
-    with tqdm(desc="sampling", unit=" attempts", initial=before, leave=False, delay=1, disable=silent) as shown:
+    off = True if silent else None  # None: where nobody watches
+    with tqdm(desc="sampling", unit=" attempts", initial=before, leave=False, delay=1, disable=off) as shown:
 
         def show(tokens: int) -> None:
             nonlocal shown_at
@@ -398,6 +400,10 @@ def _attempts_bar(collection: Collection, graded: bool) -> Iterator[Callable[[in
             shown.n, shown.total = done, done + collection.remaining()
             right = f"{sum(one.every.right for one in own):,} right, " if graded else ""
             shown.set_postfix_str(right + speed.told(tokens))
+            if not silent:
+                progress("attempts", done, shown.total)
+                told = f"sampling: {how_far(done, shown.total)} attempts, {right}{speed.told(tokens)}"
+                lines.now_and_then(lambda: told)
 
         yield show
 

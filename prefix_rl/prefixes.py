@@ -5,22 +5,20 @@ no token can merge across the cut. The steps, in the order in which they happen:
 
 1. draw a fraction ``l`` (:func:`draw_fraction`, from :func:`uniform`, which depends on names and numbers only),
 2. cut ``k = floor(l * |demonstration|)`` tokens (:func:`cut`, Prefix-RFT, arXiv 2507.01679),
-3. keep the answer out (:func:`safe_cuts` finds, once for each demonstration, where it becomes readable),
+3. keep the answer out (:mod:`prefix_rl.rewards.guard` finds, once for each demonstration, where it becomes readable),
 4. after generation, join prefix and continuation (:func:`join`).
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import random
-import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, NamedTuple, TypeVar
 
-AnswerGuard = Literal["mention", "statement", "none"]
+AnswerGuard = Literal["mention", "statement", "computed", "none"]
 T = TypeVar("T")
 
 
@@ -127,130 +125,8 @@ def join(prefix: Sequence[T], continuation: Sequence[T], max_length: int) -> lis
     return [*prefix, *continuation][:max_length]
 
 
-# --- where the answer becomes readable --------------------------------------------------------------------------------
-
-# A final statement, as demonstrations write it. What follows it is the answer, whatever its notation.
-_STATEMENT = re.compile(
-    r"\\boxed|\\fbox|####|\b(?:final|correct)\s+(?:answer|result)\b|\banswer\s*(?:is|:|=)", re.IGNORECASE
-)
-# Integers and decimals with optional thousands separators, a/b, and \frac{a}{b}: whatever denotes one rational number.
-_NUMBER = re.compile(
-    r"\\[dt]?frac\s*\{?\s*(?P<top>\d+)\s*\}?\s*\{?\s*(?P<bottom>\d+)\s*\}?"
-    r"|(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    r"|(?P<plain>\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
-)
-_DIGITS = 4000  # Python refuses to convert much longer numbers
-# Typesetting that does not change what is read, and so is left out of a comparison.
-_TYPESETTING = re.compile(
-    r"\s+|\\(?:left|right|displaystyle|mathrm|mathbf|text|textbf|operatorname|[!,;:> ])|[${}]|(?<=\\)[dt](?=frac)"
-)
-
-
-def safe_cuts(
-    text: str, answer: str, ends: Sequence[int], guard: AnswerGuard = "mention"
-) -> tuple[int, frozenset[int]]:
-    r"""Where a demonstration may be cut without giving its answer away.
-
-    Args:
-        text: the demonstration.
-        answer: its final answer, as in the data (LaTeX or plain).
-        ends: for each token, the offset in ``text`` at which it ends.
-        guard: ``"mention"`` stops before the first place where the answer's value stands, in any usual notation, or
-            where a final statement begins (``\boxed``, ``####``, "the answer is"); ``"statement"`` stops before the
-            first final statement only; ``"none"`` never stops.
-
-    Returns:
-        ``(safe_length, misread_lengths)`` of a :class:`Demonstration`.
-
-    A one-letter answer (a choice, a variable) stands everywhere in a text and is guarded by statements alone. A number
-    written out in words is not recognized.
-
-    >>> text = r"6 * 7 = 42, so \boxed{42}"
-    >>> ends = list(range(1, len(text) + 1))  # one token a character
-    >>> text[: safe_cuts(text, "42", ends)[0]]
-    '6 * 7 = '
-    >>> text[: safe_cuts(text, "42", ends, "statement")[0]]
-    '6 * 7 = 42, so '
-    """
-    if guard == "none":
-        return len(ends), frozenset()
-    offset, misread = _readable(text, answer, ends, guard)
-    safe = bisect_right(ends, offset) if offset < len(text) else len(ends)
-    return safe, frozenset(k for k in misread if k <= safe)
-
-
-def readable_from(text: str, answer: str, guard: AnswerGuard = "mention") -> int:
-    r"""The offset in a demonstration before which :func:`safe_cuts` ends every prefix; its length if nowhere.
-
-    >>> text = r"6 * 7 = 42, so \boxed{42}"
-    >>> readable_from(text, "42"), readable_from(text, "42", "statement")
-    (8, 15)
-    """
-    return len(text) if guard == "none" else _readable(text, answer, (), guard)[0]
-
-
-def _readable(text: str, answer: str, ends: Sequence[int], guard: AnswerGuard) -> tuple[int, set[int]]:
-    statement = _STATEMENT.search(text)
-    offset = statement.start() if statement else len(text)
-    if guard == "statement":
-        return offset, set()
-    value = _single_value(answer)
-    if value is None:
-        return _first_expression(text, answer, offset), set()
-    return _first_value(text, value, ends, offset)
-
-
-def _value(match: re.Match) -> Fraction | int | None:
-    if len(match[0]) > _DIGITS:
-        return None
-    top, bottom = match["top"] or match["over"], match["bottom"] or match["under"]
-    if top is not None:
-        return Fraction(int(top), int(bottom)) if int(bottom) else None
-    plain = match["plain"].replace(",", "")
-    return int(plain) if plain.isdecimal() else Fraction(plain)  # most are integers, and those compare fast
-
-
-def _single_value(answer: str) -> Fraction | int | None:
-    """The magnitude of an answer that is one rational number (units, ``$``, ``%`` and sign aside), else None."""
-    bare = re.sub(r"\\(?:text|mathrm)\s*\{[^}]*\}|\\[!,;: %$]|\^\s*\\circ|\^\{\\circ\}|[\s$%+-]|\\boxed|°", "", answer)
-    bare = bare.strip("{}.") if bare.startswith("{") else bare.rstrip(".")
-    match = _NUMBER.fullmatch(bare)
-    return _value(match) if match else None
-
-
-def _first_value(text: str, value: Fraction | int, ends: Sequence[int], limit: int) -> tuple[int, set[int]]:
-    """The offset of the first number equal to ``value`` before ``limit``; the cuts that end inside a longer number and
-    show ``value``. The sign is ignored: ``5 - 3`` and ``-3`` are told apart only by reading the mathematics.
-    """
-    misread: set[int] = set()
-    for match in _NUMBER.finditer(text, 0, limit):
-        first = bisect_right(ends, match.start())
-        if _value(match) == value:
-            return match.start(), misread
-        for k in range(first, bisect_right(ends, match.end() - 1)):  # tokens that end inside this number
-            visible = _NUMBER.fullmatch(text, match.start(), ends[k])
-            if visible and _value(visible) == value:
-                misread.add(k + 1)
-    return limit, misread
-
-
-def _first_expression(text: str, answer: str, limit: int) -> int:
-    """The offset of the first occurrence of ``answer`` before ``limit``, blanks and typesetting aside."""
-    wanted = _TYPESETTING.sub("", answer)
-    if len(wanted) < 2:
-        return limit
-    kept = list(_kept_offsets(text[:limit]))
-    plain = "".join(text[i] for i in kept)
-    for match in re.finditer(re.escape(wanted), plain, re.IGNORECASE):
-        start = kept[match.start()]
-        if not (wanted[0].isalnum() and text[start - 1 : start].isalnum()):  # not from inside a word
-            return start
-    return limit
-
-
-def _kept_offsets(text: str):
-    position = 0
-    for match in _TYPESETTING.finditer(text):
-        yield from range(position, match.start())
-        position = match.end()
-    yield from range(position, len(text))
+def __getattr__(name: str):
+    """``safe_cuts`` and ``readable_from``, which need the grader's equality, are found here too."""
+    if name in ("safe_cuts", "readable_from"):
+        return getattr(importlib.import_module("prefix_rl.rewards.guard"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

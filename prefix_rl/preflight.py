@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from . import adapters
 from .errors import StackError, nearest
+from .progress import calm
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -172,6 +173,8 @@ def quiet() -> None:
     import warnings
 
     import torch
+
+    calm()
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

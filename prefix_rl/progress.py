@@ -1,35 +1,79 @@
-"""What a person sees while something takes long."""
+"""What a person sees while something takes long: bars on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
+from functools import partialmethod
 
+from . import status
 from .errors import UserError
+
+LINE_SECONDS = 30.0
+"""Between two lines about the same thing, where nobody looks."""
 
 
 def say(message: str) -> None:
     """A line for the person, apart from results on standard output."""
-    print(message, file=sys.stderr, flush=True)
+    if "tqdm" in sys.modules and somebody_looks():
+        from tqdm import tqdm
+
+        tqdm.write(message, file=sys.stderr)  # above a bar, not through it
+        sys.stderr.flush()
+    else:
+        print(message, file=sys.stderr, flush=True)
+
+
+def somebody_looks() -> bool:
+    """Whether a terminal shows what is said."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def calm() -> None:
+    """Makes other libraries' bars, where nobody looks, a line every 30 seconds; what is quicker is not shown at all."""
+    from tqdm import tqdm
+
+    if not somebody_looks() and not _calmed:
+        tqdm.__init__ = partialmethod(tqdm.__init__, mininterval=LINE_SECONDS, delay=LINE_SECONDS)
+        _calmed.append(True)
+
+
+_calmed: list[bool] = []
 
 
 @contextmanager
-def bar(what: str, total: int | None) -> Iterator[Callable[..., object]]:
+def bar(what: str, total: int | None, unit: str = "") -> Iterator[Callable[..., object]]:
     """A progress bar; yields what to call with the number of things just done, and a note if there is one.
 
-    Silent on all ranks but the first.
+    Where nobody looks it is a line every 30 seconds; on all ranks but the first it is silent.
     """
     from tqdm import tqdm
 
-    with tqdm(desc=what, total=total, disable=int(os.environ.get("RANK", "0")) > 0, leave=False, delay=1) as shown:
+    silent = not is_main()
+    done, lines = 0, Lines()
+    with tqdm(
+        desc=what,
+        total=total,
+        disable=True if silent else None,
+        leave=False,
+        delay=1,
+        unit=unit or "it",
+        mininterval=0.1,
+    ) as shown:
 
-        def advance(done: int, note: str = "") -> None:
+        def advance(count: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += count
             if note:
                 shown.set_postfix_str(note, refresh=False)
-            shown.update(done)
+            shown.update(count)
+            if not silent:
+                status.progress(what, done, total)
+                behind = f"{f' {unit}' if unit else ''}{f', {note}' if note else ''}"
+                lines.now_and_then(lambda: f"{what}: {how_far(done, total)}{behind}")
 
         yield advance
 
@@ -38,11 +82,37 @@ class Speedometer:
     """How many tokens a second are generated."""
 
     def __init__(self, before: int = 0) -> None:
-        self._began, self._before = monotonic(), before
+        self._began, self._before = time.monotonic(), before
 
     def told(self, tokens: int) -> str:
         """In words, ``tokens`` having been generated in all."""
-        return f"{(tokens - self._before) / max(monotonic() - self._began, 1e-9):,.0f} tokens/s"
+        return f"{(tokens - self._before) / max(time.monotonic() - self._began, 1e-9):,.0f} tokens/s"
+
+
+class Lines:
+    """Says a line every 30 seconds, where nobody looks at a bar."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def now_and_then(self, line: Callable[[], str]) -> None:
+        """Says the line if none was said for long."""
+        if time.monotonic() - self.last >= LINE_SECONDS and not somebody_looks():
+            self.said()
+            say(line())
+
+    def said(self) -> None:
+        """Something was said just now."""
+        self.last = time.monotonic()
+
+
+def how_far(done: float, total: float | None) -> str:
+    """``40 of 200 (20 %)``.
+
+    >>> how_far(40, 200), how_far(1200, None)
+    ('40 of 200 (20 %)', '1,200')
+    """
+    return f"{done:,} of {total:,} ({100 * done / total:.0f} %)" if total else f"{done:,}"
 
 
 def is_main() -> bool:
@@ -52,6 +122,7 @@ def is_main() -> bool:
 
 def run_or_explain(command: Callable[[], object]) -> int:
     """Runs a command; prints what a person can mend instead of a traceback. Returns the exit status."""
+    calm()
     try:
         command()
     except UserError as error:

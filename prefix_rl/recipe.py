@@ -85,7 +85,7 @@ class Data:
     """Appended to every problem."""
     answer_guard: AnswerGuard = "mention"
     """Where a prefix must end at the latest: before the answer is first mentioned, before it is first stated as the
-    answer, or anywhere (none, as in the papers)."""
+    answer, before an expression that is worth it (computed), or anywhere (none, as in the papers)."""
     lab: World | None = None
     """Settings of the lab, where the model or the data are the lab's."""
 

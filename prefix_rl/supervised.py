@@ -94,6 +94,7 @@ def fine_tune(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from .reports.terminal import show_lines
     from .seam.resume import MetricsFile
 
     recipe, tokenizer = policy.recipe, policy.tokenizer
@@ -135,6 +136,7 @@ def fine_tune(
         callbacks=[MarkWhole(), MetricsFile(folder)],
         **to_train(policy),
     )
+    show_lines(trainer, "the supervised stage")
     generates = trainer.model.generation_config
     if set(policy.stops) != set(stop_ids(generates, tokenizer)):
         generates.eos_token_id = policy.stops  # saved with the policy, which learns to end so

@@ -22,18 +22,20 @@ from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
 from .data.prepare import is_verified
-from .data.problems import Problem, verify
+from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy, find
 from .processes import end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
+from .status import recorded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from .rewards import MathReward
+    from .rewards.workers import Grader
     from .seam.trainer import PrefixTrainer
 
 _PARTIAL = f"{FINAL}.partial"
@@ -51,14 +53,21 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     preflight.check(recipe)
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
+    with recorded(run, "training"):
+        return _trained(path, recipe, problems, held_out, run)
+
+
+def _trained(
+    path: str | os.PathLike, recipe: Recipe, problems: Sequence[Problem], held_out: Sequence[Problem], run: Path
+) -> Path:
+    """The run in its folder, which can be written; ``path`` is where the recipe was read."""
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
     policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = _reward(recipe)
-    arguments(
-        recipe, policy.loading
-    )  # joins the processes, and says what TRL does not accept before anything is graded or trained
+    # Joins the processes, and says what TRL does not accept before anything is graded or trained
+    arguments(recipe, policy.loading)
     problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     last = {SUPERVISED: _imitate, ROLLOUTS: _reinforce}[recipe.method.stages.order[-1]]
     return last(policy, problems, held_out, reward, run)
@@ -148,6 +157,8 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
+    from .reports.health import schedule_end
+    from .reports.terminal import show_lines
     from .seam.trainer import PrefixTrainer
 
     recipe = policy.recipe
@@ -155,6 +166,7 @@ def build(
         arguments(recipe, policy.loading_to_train)
         reward = _reward(recipe)
         problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
+        problems = _guarded(recipe, problems, reward.grader)
     facts = _facts(recipe, problems)
     start, spent = _start(policy, problems, facts)
     adapters = to_train(policy)
@@ -180,6 +192,7 @@ def build(
         kl_on=recipe.training_value("kl_on"),
         **adapters,
     )
+    show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
     if policy.date:
         trainer.chat_template = policy.template  # with the date fixed; what is saved with the policy stays as it was
     if preflight.launched_with_deepspeed() and not trainer.is_deepspeed_enabled:
@@ -291,6 +304,21 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     if recipe.uses_demonstrations and not any(p.demonstrations for p in kept):
         raise DataError(f"no demonstration of {recipe.data.train} earns the training reward; nothing was trained")
     return kept
+
+
+def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> list[Problem]:
+    """The problems with demonstrations that know where they show their answer, decided once for all ranks."""
+    from accelerate.utils import broadcast_object_list
+
+    if not recipe.uses_demonstrations or recipe.data.answer_guard == "none":
+        return list(problems)
+    decided: list[Any] = [None]
+    if is_main():
+        trusted = recipe.data.train == LAB or is_verified(recipe.data.train)
+        with bar("looking where the answers stand", sum(len(p.demonstrations) for p in problems)) as advance:
+            decided = [guarded(problems, recipe.data.answer_guard, grader, advance, trusted)]
+    broadcast_object_list(decided)
+    return decided[0]
 
 
 def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -> list[Problem]:

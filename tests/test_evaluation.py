@@ -543,9 +543,7 @@ def test_grading_again_needs_no_model_and_counts_what_changed(tmp_path, scripted
 
 
 def test_an_evaluation_with_vllm_gives_it_the_context_that_it_needs(tmp_path, tiny, vllm):
-    card = evaluate(
-        str(tiny), None, [*on(tmp_path), "engine.name=vllm", "model.dtype=bfloat16"], tmp_path / "out"
-    )
+    card = evaluate(str(tiny), None, [*on(tmp_path), "engine.name=vllm", "model.dtype=bfloat16"], tmp_path / "out")
     (loaded,) = vllm.loaded
     assert (loaded["model"], loaded["dtype"]) == (str(tiny), "bfloat16")
     assert loaded["revision"] is None

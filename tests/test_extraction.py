@@ -92,7 +92,7 @@ def test_a_box_holds_what_was_put_into_it(content):
 def test_long_texts_are_searched_in_linear_time(piece):
     import time
 
-    began = time.perf_counter()
+    began = time.process_time()
     find(piece * (1_000_000 // len(piece)))
     find("x" + piece * (TAIL // len(piece)))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2

@@ -106,7 +106,7 @@ def test_rollouts_of_all_ranks_are_saved_in_order(tmp_path, ranks):
         inputs = [{**given, "prompt": "1 + 1 = ?", "answer": 2} for given in batch.inputs]
         batch = type(batch)(**{**vars(batch), "inputs": inputs})
         output |= {**decided.keys(here, prefixes.size(1)), "prefix_mask": prefixes, "rewards": batch.rewards[here]}
-        ledger.save(str(tmp_path / method.__class__.__name__), ledger.records(batch, output, TOKENIZER.decode), own)
+        ledger.save(str(tmp_path / method.__class__.__name__), ledger.records(batch, output, TOKENIZER), own)
 
     for method in (NONE, SFTLoss(weight=0.5)):
         together(ranks, lambda own, method=method: on(own, method))

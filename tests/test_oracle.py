@@ -32,6 +32,7 @@ from prefix_rl.seam.trainer import PrefixTrainer
 
 TOKENIZER = byte_level_bpe()
 RATE = 0.1  # of the gradient descent
+GENTLE = 0.02  # where a step must not carry ratios out of their range
 RFT = PrefixRFT(horizon=1, end=0.3, high=0.7)
 
 
@@ -64,9 +65,9 @@ def some_end(monkeypatch, every=3):
 class Run:
     """A finished run: its folder, parameters by step, and the rewards that were asked for in each generation."""
 
-    def __init__(self, folder, method, steps=2, reward=token_reward, options=None, **changes):
+    def __init__(self, folder, method, steps=2, reward=token_reward, options=None, rate=RATE, **changes):
         policy(TOKENIZER).save_pretrained(folder / "base")
-        self.method, self.folder, self.rewards = method, folder, []
+        self.method, self.folder, self.rate, self.rewards = method, folder, rate, []
 
         def noted(completions, completion_ids, **columns):
             found = reward(completions, completion_ids, **columns)
@@ -80,7 +81,7 @@ class Run:
             model=Qwen2ForCausalLM.from_pretrained(folder / "base"),
             reward_funcs=noted,
             args=arguments(
-                folder, optim="sgd", learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=0.0,
+                folder, optim="sgd", learning_rate=rate, lr_scheduler_type="constant", max_grad_norm=0.0,
                 max_steps=steps, **changes,
             ),
             train_dataset=dataset(),
@@ -115,7 +116,7 @@ class Run:
 
     def measured(self, step):
         before, after = self.steps.parameters[step : step + 2]
-        return torch.cat([((b - a) / RATE).double().flatten() for b, a in zip(before, after, strict=True)])
+        return torch.cat([((b - a) / self.rate).double().flatten() for b, a in zip(before, after, strict=True)])
 
     def expected(self, step, **changes):
         """The oracle's gradient, and the rollouts of the step."""
@@ -144,7 +145,10 @@ def agrees(run, **changes):
     for step in range(run.args.max_steps):
         expected, rollouts = run.expected(step, **changes)
         assert expected.norm() > 1e-3
-        assert off(run.measured(step), expected) < 2e-4, f"step {step}"
+        # A parameter of 0.5 is rounded by 3e-8, and so is what it moved by; with 17,000 of them and a norm of 0.1 or more
+        # that is 2e-5 over the rate
+        error = float((run.measured(step) - expected).norm())
+        assert error < 2e-5 / run.rate * max(float(expected.norm()), 0.1), f"step {step}: {error}"
         everything += rollouts
     return everything
 
@@ -229,7 +233,7 @@ def test_the_kl_of_pppo_falls_on_the_beginning_alone(tmp_path):
 
 @pytest.mark.parametrize("method", [DrGRPO(), *INJECTING], ids=repr)
 def test_the_ratio_of_a_sequence_runs_over_the_tokens_that_move(tmp_path, method):
-    run = Run(tmp_path, method, steps=2, importance_sampling_level="sequence", num_iterations=2)
+    run = Run(tmp_path, method, steps=2, importance_sampling_level="sequence", num_iterations=2, rate=GENTLE)
     agrees(run)
     by_token, _ = run.expected(1, level="token")
     assert off(by_token, run.expected(1)[0]) > 1e-3
@@ -239,7 +243,7 @@ def test_the_ratio_of_a_sequence_runs_over_the_tokens_that_move(tmp_path, method
 @pytest.mark.parametrize("method", [DrGRPO(), PrefixRL(plain=0), RFT], ids=repr)
 def test_other_losses_count_the_tokens_that_move(tmp_path, method, loss_type):
     changes = {"epsilon_high": 5.0} if loss_type == "cispo" else {}
-    agrees(Run(tmp_path, method, steps=2, loss_type=loss_type, num_iterations=2, **changes))
+    agrees(Run(tmp_path, method, steps=2, loss_type=loss_type, num_iterations=2, rate=GENTLE, **changes))
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])

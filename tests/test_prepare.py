@@ -268,7 +268,11 @@ def guarded_alike(prepared, guards=("mention", "statement", "none")):
         given = [p.demonstrations for p in problems]
         bare = [[d["text"] for d in demonstrations] for demonstrations in given]
         answers = [p.answer for p in problems]
-        ours, plain = (DemonstrationTable(d, answers, tokenizer, guard, usable=lambda d: True) for d in (given, bare))
+        texts = [p.text for p in problems]
+        ours, plain = (
+            DemonstrationTable(d, answers, tokenizer, guard, usable=lambda d: True, problems=texts)
+            for d in (given, bare)
+        )
         for i, demonstrations in enumerate(given):
             assert ours[i] == plain[i]
             for made, d in zip(plain[i], demonstrations, strict=True):
@@ -301,7 +305,8 @@ def test_real_demonstrations_are_cut_alike(tmp_path, shared_data, grader):
     for guard in ("mention", "statement", "none"):
         given, answers = [p.demonstrations[:2] for p in problems], [p.answer for p in problems]
         bare = [[d["text"] for d in demonstrations] for demonstrations in given]
-        ours, plain = (DemonstrationTable(d, answers, tokenizer, guard) for d in (given, bare))
+        texts = [p.text for p in problems]
+        ours, plain = (DemonstrationTable(d, answers, tokenizer, guard, problems=texts) for d in (given, bare))
         assert all(ours[i] == plain[i] for i in range(len(given)))
 
 

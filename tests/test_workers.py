@@ -13,7 +13,7 @@ from prefix_rl.rewards.grading import Outcome, judge
 from prefix_rl.rewards.workers import Grader, GraderError
 
 ROOT = Path(__file__).parents[1]
-HANGING = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{8^{9^{9^{9}}}}"]
+HANGING = [r"\boxed{\gcd(9^{9^{9^{9}}},2)}", r"\boxed{\prod_{k=1}^{10^9} k}"]
 
 
 @pytest.fixture(scope="module")

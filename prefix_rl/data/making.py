@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..prefixes import readable_from
-from ..rewards.grading import Outcome
+from ..rewards.grading import Outcome, gold_fault
 from ..rewards.workers import Grader
 from . import duplicates
 from .chunks import Chunks, as_line
@@ -78,6 +77,10 @@ def _make_chunk(
         row = row and _chosen(row, settings, funnel)
         if row:
             done.append(row)
+    readable = iter(
+        grader.readable([(d["text"], r["answer"], r["problem"]) for r in done for d in r["demonstrations"]])
+    )
+    done = [_final(row, readable) for row in done]
     having = np.array([bool(row["demonstrations"]) for row in done], bool)
     facts = {
         "through": place + 1,
@@ -86,7 +89,7 @@ def _make_chunk(
         "demonstrations": sum(len(r["demonstrations"]) for r in done),
         "funnel": funnel.counts(),
     }
-    chunks.put("made", number, [as_line(_final(row)) for row in done], funnel.listed, having, facts)
+    chunks.put("made", number, [as_line(row) for row in done], funnel.listed, having, facts)
     return facts
 
 
@@ -151,7 +154,8 @@ def _fitting(row: dict, tokenizer, max_completion_length: int | None, funnel: Fu
 def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel) -> dict | None:
     """The row with the demonstrations that earn the reward; None if its gold answer cannot be parsed."""
     if set(outcomes) == {Outcome.BAD_GOLD}:
-        reason = "the gold answer cannot be parsed"
+        fault = gold_fault(row["answer"]) or "it cannot be parsed"
+        reason = "the gold answer cannot be parsed" if "parsed" in fault else f"no gold answer: {fault}"
         funnel.drop("grading", reason, row, len(row["demonstrations"]), answer=row["answer"][:500])
         return None
     kept = []
@@ -174,11 +178,8 @@ def _chosen(row: dict, settings: Settings, funnel: Funnel) -> dict | None:
     return {**row, "demonstrations": kept}
 
 
-def _final(row: dict) -> dict:
-    """The row of a training file."""
-    demonstrations = [
-        {**d, "readable": {guard: readable_from(d["text"], row["answer"], guard) for guard in ("mention", "statement")}}
-        for d in row["demonstrations"]
-    ]
+def _final(row: dict, readable: Iterator[dict[str, int]]) -> dict:
+    """The row of a training file; ``readable`` gives where each demonstration shows its answer."""
+    demonstrations = [{**d, "readable": next(readable)} for d in row["demonstrations"]]
     made = {name: row[name] for name in ("id", "problem", "answer")} | {"demonstrations": demonstrations}
     return made | ({"pass_rate": row["pass_rate"]} if "pass_rate" in row else {})

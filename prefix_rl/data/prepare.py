@@ -63,7 +63,7 @@ def prepare(
 
     Rows are ``{"id", "problem", "answer", "demonstrations": [{"text", "readable"}]}``, and ``pass_rate`` where it is
     known. ``readable`` gives for each answer guard the offset in the text at which it ends every prefix
-    (:func:`~prefix_rl.prefixes.readable_from`); training finds the same place itself.
+    (:func:`~prefix_rl.rewards.guard.readable`); training takes it from there.
 
     Args:
         sources: local files, or ``owner/name`` on the hub, in the order of trust: of duplicates the first is kept.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import DataError, at_most
-from ..prefixes import uniform
+from ..prefixes import AnswerGuard, uniform
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .sources import read
@@ -155,6 +155,32 @@ def verify(
         counts.update(outcomes[: len(problem.demonstrations)])
         kept.append(replace(problem, demonstrations=right))
     return kept, bad_gold, counts
+
+
+def guarded(
+    problems: Sequence[Problem],
+    guard: AnswerGuard,
+    grader: Grader,
+    progress: Callable[[int], object] | None = None,
+    trusted: bool = True,
+) -> list[Problem]:
+    """The problems with demonstrations that know where they show their answer (:mod:`prefix_rl.rewards.guard`).
+
+    Only what is missing is looked for; unless ``trusted``, all that the data do not say themselves (``readable_from``).
+    """
+
+    def known(demonstration: dict) -> bool:
+        told = trusted and (demonstration.get("readable") or {}).get(guard) is not None
+        return guard == "none" or told or demonstration.get("readable_from") is not None
+
+    samples = [(d["text"], p.answer, p.text) for p in problems for d in p.demonstrations if not known(d)]
+    found = iter(grader.readable(samples, progress, computed=guard == "computed"))
+    return [
+        replace(p, demonstrations=tuple(d if known(d) else {**d, "readable": next(found)} for d in p.demonstrations))
+        if p.demonstrations
+        else p
+        for p in problems
+    ]
 
 
 def with_demonstrations_for(problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:

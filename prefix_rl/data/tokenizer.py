@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import DataError, RecipeError, unavailable
-from ..prefixes import AnswerGuard, Demonstration, safe_cuts
+from ..prefixes import AnswerGuard, Demonstration
+from ..rewards.guard import safe_cuts
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -260,15 +261,16 @@ class DemonstrationTable(Sequence):
 
     Args:
         demonstrations: for each row, texts or ``{"text": ..., "readable_from": ..., "ids": ..., "ended": ...}``,
-            where ``readable_from`` is the offset at which the answer becomes readable if that is known better than
-            :func:`safe_cuts` can tell, ``ids`` are the tokens as they were sampled, if they were, and ``ended`` is
-            False if they stopped short of an end.
+            where ``readable_from`` is the offset at which the answer becomes readable if that is known better than the
+            guard can tell, ``readable`` what the guard has told (:func:`~prefix_rl.rewards.guard.readable`), ``ids``
+            are the tokens as they were sampled, if they were, and ``ended`` is False if they stopped short of an end.
         answers: the gold answer of each row.
         tokenizer: without special tokens it encodes a demonstration; its EOS ends one.
-        guard: see :func:`~prefix_rl.prefixes.safe_cuts`.
+        guard: see :func:`~prefix_rl.rewards.guard.safe_cuts`.
         usable: demonstrations that it says no to are left out.
         turn: what the prompts end with and what ends a completion. A demonstration gets the ids that it has behind such
             a prompt, and loses the thought that it opens if the prompt has opened it.
+        problems: the text of each row's problem: what it gives is no secret.
     """
 
     def __init__(
@@ -279,8 +281,9 @@ class DemonstrationTable(Sequence):
         guard: AnswerGuard = "mention",
         usable: Callable[[Demonstration], bool] = Demonstration.usable,
         turn: Turn | None = None,
+        problems: Sequence[str] | None = None,
     ):
-        self._texts, self._answers = demonstrations, answers
+        self._texts, self._answers, self._problems = demonstrations, answers, problems
         self._tokenizer, self._guard, self._usable = tokenizer, guard, usable
         self._turn = turn or turn_of([], tokenizer)
         self._stop_ids = {tokenizer.eos_token_id, tokenizer.pad_token_id, *self._turn.stops} - {None}
@@ -292,16 +295,18 @@ class DemonstrationTable(Sequence):
     def __getitem__(self, row: int) -> tuple[Demonstration, ...]:
         """The usable demonstrations of one row; empty if it has none."""
         if row not in self._made:
-            made = (self._encode(given, self._answers[row]) for given in self._texts[row] or ())
+            problem = self._problems[row] if self._problems else ""
+            made = (self._encode(given, self._answers[row], problem) for given in self._texts[row] or ())
             self._made[row] = tuple(d for d in made if self._usable(d))
         return self._made[row]
 
-    def _encode(self, given: str | dict, answer: str) -> Demonstration:
+    def _encode(self, given: str | dict, answer: str, problem: str) -> Demonstration:
         given = {"text": given} if isinstance(given, str) else given
         text, readable_from, sampled = given["text"], given.get("readable_from"), given.get("ids")
+        known = (given.get("readable") or {}).get(self._guard)
         if opened := _opened_again(text, self._turn.opening):
             text = text[opened:]
-            readable_from = None if readable_from is None else max(readable_from - opened, 0)
+            readable_from, known = (None if o is None else max(o - opened, 0) for o in (readable_from, known))
             sampled = None
         ids, ends = encode(text, self._tokenizer, self._turn.behind)
         if sampled is not None and list(sampled) != ids:
@@ -313,7 +318,7 @@ class DemonstrationTable(Sequence):
         elif readable_from is not None:
             cuts = (sum(end <= readable_from for end in ends), frozenset())
         else:
-            cuts = safe_cuts(text, answer, ends, self._guard)
+            cuts = safe_cuts(text, answer, ends, self._guard, problem, known)
         end = self._turn.end if given.get("ended", True) else None
         return Demonstration(tuple(ids), *cuts, stop=end)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import preflight
+from ..reports.tables import text_table
+
+__all__ = ["checkpoint_facts", "markdown", "markdown_table", "rows_of", "text_table", "versions"]
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -98,12 +101,6 @@ def rows_of(card: Mapping[str, Any]) -> list[list[str]]:
             start = [f"{name}, from {float(fraction):.0%} of a demonstration", str(found["problems"])]
             rows.append([*start, str(found["samples"]), _interval(found)] + [""] * (len(head) - 4))
     return [head, *rows]
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned, for a terminal."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -24,6 +24,7 @@ from ..recipe import LAB, Recipe, training_data
 from ..rewards.equality import Rules
 from ..rewards.grading import VERSION, Outcome
 from ..rewards.workers import Grader
+from ..status import recorded
 from . import samples
 from .card import markdown, versions
 from .metrics import estimate
@@ -67,7 +68,7 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     plans = plans_of(tasks, policy)
     grader = recipe.grader()
     benchmarks.check_answers(tasks, grader)
-    with samples.opened(folder) if processes.main else nullcontext():
+    with samples.opened(folder) if processes.main else nullcontext(), recorded(folder, "evaluating"):
         if processes.main:
             samples.continue_with(folder, policy.settings())
             for note in policy.policy.notes:

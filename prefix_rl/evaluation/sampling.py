@@ -107,8 +107,9 @@ def prefixes_of(
     if fraction <= 0:
         return [[] for _ in problems]
     table = DemonstrationTable(
-        [p.demonstrations for p in problems], [p.answer for p in problems], tokenizer, guard, turn=turn
-    )
+        [p.demonstrations for p in problems], [p.answer for p in problems], tokenizer, guard, turn=turn,
+        problems=[p.text for p in problems],
+    )  # fmt: skip
     return [
         cut(table[i][0], fraction, min_tokens=0, max_tokens=max_completion_length - 1).ids if table[i] else None
         for i in range(len(problems))

@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RecipeError, UserError
 from ..policy import find
-from ..progress import say
+from ..progress import Lines, say
 from ..recipe import LAB, load_recipe
+from ..status import read_status
 
 ARMS = ("dr_grpo", "prefix_rft", "prefix_rl", "sft_then_rl")
 
@@ -26,8 +28,6 @@ def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None)
     Raises:
         UserError: if the recipes are not there or an arm fails; its log is named.
     """
-    from tqdm import tqdm
-
     from ..reports.report import report, text_table
 
     missing = [arm for arm in ARMS if not (recipes / f"{arm}.yaml").is_file()]
@@ -54,22 +54,8 @@ def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None)
         ]
         for arm in ARMS
     }
-    shown = {
-        arm: tqdm(desc=f"{arm:<11}", total=loaded[arm].training["max_steps"], position=i, leave=True)
-        for i, arm in enumerate(ARMS)
-    }
-
-    def watch() -> None:
-        for arm, bar in shown.items():
-            last = _last_metrics(folders[arm])
-            bar.update(last.get("step", 0) - bar.n)
-            bar.set_postfix_str(f"training reward {last['reward']:.2f}" if "reward" in last else "")
-
-    try:
-        _run(trains, folders, "train.log", watch)
-    finally:
-        for bar in shown.values():
-            bar.close()
+    with _bars({arm: loaded[arm].training["max_steps"] for arm in ARMS}, folders) as look:
+        _run(trains, folders, "train.log", look)
 
     say("evaluating the base policy and all arms, without any prefix, on the same held-out problems")
     common = ["evaluation.samples=2"]
@@ -83,6 +69,33 @@ def quickstart(seed: int, output: Path, recipes: Path, steps: int | None = None)
     print(text_table(json.loads(paths["results.json"].read_text(encoding="utf-8"))))
     say(f"all of it took {(time.monotonic() - began) / 60:.1f} minutes; look at {paths['report.html']}")
     return output / "report"
+
+
+@contextmanager
+def _bars(steps: Mapping[str, int], folders: Mapping[str, Path]) -> Iterator[Callable[[], None]]:
+    """A bar for each arm, or where nobody looks a line about all of them every 30 seconds; yields what moves them."""
+    from tqdm import tqdm
+
+    shown = {
+        arm: tqdm(desc=f"{arm:<11}", total=total, position=i, leave=True, disable=None)
+        for i, (arm, total) in enumerate(steps.items())
+    }
+    lines = Lines()
+
+    def look() -> None:
+        last = {arm: _last_metrics(folders[arm]) for arm in steps}
+        at = {arm: _steps_made(folders[arm], last[arm]) for arm in steps}
+        told = {arm: f"reward {m['reward']:.2f}" if "reward" in m else "" for arm, m in last.items()}
+        for arm, bar in shown.items():
+            bar.update(at[arm] - bar.n)
+            bar.set_postfix_str(told[arm])
+        lines.now_and_then(lambda: " | ".join(f"{arm} {at[arm]}/{steps[arm]} {told[arm]}".rstrip() for arm in steps))
+
+    try:
+        yield look
+    finally:
+        for bar in shown.values():
+            bar.close()
 
 
 def _run(
@@ -117,6 +130,12 @@ def _start(arguments: Sequence[str], log: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, env=environment)
+
+
+def _steps_made(folder: Path, last: Mapping) -> int:
+    """The steps of an arm: what its process says, or what it logged last."""
+    progress = (read_status(folder) or {}).get("progress") or {}
+    return int(progress["done"]) if progress.get("what") == "training" else last.get("step", 0)
 
 
 def _last_metrics(folder: Path) -> dict:

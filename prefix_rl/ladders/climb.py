@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UserError, nearest
-from ..progress import say
+from ..progress import Lines, how_far, say
 from ..recipe import LAB, load_recipe
 from .jobs import Job, chosen_settings, final_jobs, search_jobs, tuned_in
 from .plan import Cell, Ladder, load_ladder, refuse
@@ -113,10 +113,11 @@ def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
     collecting = {job.traces: job for job in waiting.values() if job.collect}
     failed: list[str] = []
     running: dict[Path, str] = {}
-    lock, stop = threading.Lock(), threading.Event()
-    with tqdm(desc=what, total=done + len(waiting), initial=done, disable=not jobs) as bar:
+    lock, stop, lines, total = threading.Lock(), threading.Event(), Lines(), done + len(waiting)
+    with tqdm(desc=what, total=total, initial=done, disable=None if jobs else True) as bar:
 
         def one(job: Job, command: str) -> None:
+            nonlocal done
             if stop.is_set():
                 return
             with lock:
@@ -129,6 +130,8 @@ def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
                     failed.append(problem)
                 if command == "run":
                     bar.update()
+                    done += 1
+                    lines.now_and_then(lambda: f"{what}: {how_far(done, total)} runs")
                 bar.set_postfix_str(", ".join(running.values()))
 
         try:

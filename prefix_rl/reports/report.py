@@ -3,151 +3,195 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
-
-import yaml
+from typing import Any
 
 from ..errors import DataError
 from ..parts import write_text
-from .page import page
+from ..progress import bar
+from ..status import State
+from .page import MEGABYTES, write_page
 from .plots import COLORS, figure, save
+from .runs import Run, read_run, read_runs
+from .tables import text_table as _text_table
+
+__all__ = ["Run", "columns", "curves", "markdown", "read_run", "report", "row", "text_table"]
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run left in its folder."""
-
-    folder: Path
-    name: str
-    recipe: dict
-    metrics: list[dict]
-    evaluation: dict = field(default_factory=dict)
-
-    def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric, where it was logged."""
-        points = [(m["step"], m[key]) for m in self.metrics if m.get(key) is not None]
-        return [p[0] for p in points], [p[1] for p in points]
-
-    def last(self, key: str, share: float = 0.1) -> float | None:
-        """The mean of the last tenth of a metric's values, None if it was never logged."""
-        values = self.series(key)[1]
-        return fmean(values[-max(1, round(share * len(values))) :]) if values else None
-
-
-def read_run(folder: Path) -> Run:
-    """The run in a folder.
-
-    Raises:
-        DataError: if it holds none.
-    """
-
-    def text(name: str) -> str:
-        return (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else ""
-
-    metrics, evaluation = text("metrics.jsonl"), text("evaluation.json")
-    if not metrics and not evaluation:
-        raise DataError(f"{folder} is not the folder of a run: it has neither metrics.jsonl nor evaluation.json")
-    lines = [json.loads(line) for line in metrics.splitlines() if line.endswith("}")]
-    return Run(folder, folder.name, yaml.safe_load(text("recipe.yaml")) or {}, lines, json.loads(evaluation or "{}"))
-
-
-def report(folders: Sequence[Path], output: Path) -> dict[str, Path]:
+def report(folders: Sequence[Path], output: Path, megabytes: float = MEGABYTES) -> dict[str, Path]:
     """Writes ``report.md``, ``report.html``, ``curves.png`` and ``results.json``; returns where they are.
 
+    Args:
+        folders: of runs, or folders with runs somewhere below them.
+        output: the folder that is written.
+        megabytes: what the page may be; long rollouts are cut in their middle to keep it.
+
     Raises:
-        DataError: naming the folders that hold no run.
+        DataError: naming the folders that hold no run, or if ``output`` cannot be written.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = read_runs(folders)
     if not runs:
         raise DataError("no run to report on")
-    output.mkdir(parents=True, exist_ok=True)
     paths = {name: output / name for name in ("report.md", "report.html", "curves.png", "results.json")}
-    curves(runs, paths["curves.png"])
     rows = [row(run) for run in runs]
-    write_text(paths["results.json"], json.dumps(rows, indent=2) + "\n")
-    write_text(paths["report.md"], f"# Runs\n\n{markdown(rows)}\n\n![curves](curves.png)\n")
-    titles = [title for title, _ in _COLUMNS.values()]
-    made = page([(run.name, run.folder) for run in runs], titles, [_cells(r) for r in rows], paths["curves.png"])
-    write_text(paths["report.html"], made)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        curves(runs, paths["curves.png"])
+        write_text(paths["results.json"], json.dumps(rows, indent=2) + "\n")
+        text = f"# Runs\n\n{markdown(rows)}\n\n![curves](curves.png)\n{_health(runs)}"
+        write_text(paths["report.md"], text.encode("utf-8", errors="replace").decode())  # names may be no Unicode
+        with bar("rollouts on the page", None) as advance:
+            write_page(runs, cells(rows), paths["report.html"], megabytes, advance)
+    except OSError as error:
+        raise DataError(f"the report cannot be written to {output}: {error.strerror or error}") from error
     return paths
+
+
+def _health(runs: Sequence[Run]) -> str:
+    lines = [f"- {run.name}: {finding.line().removeprefix('health: ')}" for run in runs for finding in run.findings()]
+    return "\n## Health\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def row(run: Run) -> dict[str, object]:
+def row(run: Run, state: State | None = None) -> dict[str, Any]:
     """One line of the table. Rewards are means over the last tenth of the training logs."""
-    found = run.evaluation.get("accuracy")
+    found = _mapping(run.evaluation.get("accuracy"))
     runtime = run.series("train_runtime")[1]
+    measured = run.minutes
     return {
         "run": run.name,
-        "method": run.recipe.get("method", {}).get("name", ""),
-        "steps": run.metrics[-1]["step"] if run.metrics else 0,
-        "accuracy": found and found["mean"],
-        "interval": found and [found["low"], found["high"]],
-        "problems": found and found["problems"],
+        "state": (state or run.state()).name,
+        "method": run.method,
+        "steps": run.step,
+        "accuracy": found.get("mean"),
+        "interval": [found["low"], found["high"]] if "low" in found and "high" in found else None,
+        "problems": found.get("problems"),
+        "benchmarks": {
+            name: {
+                "accuracy": _estimate(b.get("accuracy")),
+                "samples": b.get("samples"),
+                "problems": b.get("problems"),
+                "pass": {k: _estimate(value) for k, value in _mapping(b.get("pass")).items()},
+            }
+            for name, b in _mapping(run.evaluation.get("benchmarks")).items()
+            if isinstance(b, dict)
+        },
         "reward_without_prefix": run.last("reward_without_prefix"),
         "reward_with_prefix": run.last("reward_with_prefix"),
         "prefix_length": run.last("prefix/length"),
         "completion_length": run.last("completions/mean_length"),
         "tokens": run.last("num_tokens", share=0),
-        "minutes": runtime[-1] / 60 if runtime else None,
+        "flops": run.last("cost/flops", share=0),
+        "minutes": runtime[-1] / 60 if runtime else measured[-1][1] if measured and measured[-1][1] else None,
     }
 
 
-_COLUMNS = {
-    "run": ("run", str),
-    "method": ("method", str),
-    "steps": ("steps", str),
-    "accuracy": ("accuracy, unprefixed", lambda value: f"{100 * value:.1f} %"),
-    "interval": ("95 % interval", lambda value: f"{100 * value[0]:.1f} to {100 * value[1]:.1f} %"),
-    "reward_without_prefix": ("reward without prefix", "{:.3f}".format),
-    "reward_with_prefix": ("with prefix", "{:.3f}".format),
-    "prefix_length": ("prefix tokens", "{:.1f}".format),
-    "completion_length": ("completion tokens", "{:.1f}".format),
-    "minutes": ("minutes", "{:.1f}".format),
-}
+def _mapping(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
-def _cells(row: dict[str, object]) -> list[str]:
-    return ["" if row[key] is None else shown(row[key]) for key, (_, shown) in _COLUMNS.items()]
+def _estimate(value: Any) -> dict | None:
+    found = {key: value[key] for key in ("mean", "low", "high") if key in value} if isinstance(value, dict) else {}
+    return found if "mean" in found else None
 
 
-def markdown(rows: Sequence[dict[str, object]]) -> str:
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _with_interval(found: dict | None) -> str:
+    if found is None:
+        return ""
+    between = f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" if "low" in found and "high" in found else ""
+    return _percent(found["mean"]) + between
+
+
+Column = tuple[str, Callable[[dict[str, Any]], str]]
+
+
+def columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """The titles of the table's columns, and what stands in the cell of a row.
+
+    Each benchmark has a column where there are several, and one for each k of pass@k.
+    """
+
+    def plain(key: str, shown: Callable[[Any], str]) -> Callable[[dict[str, Any]], str]:
+        return lambda row: "" if row.get(key) is None else shown(row[key])
+
+    found: list[Column] = [
+        ("run", plain("run", str)),
+        ("state", plain("state", str)),
+        ("method", plain("method", str)),
+        ("steps", plain("steps", str)),
+        ("accuracy, unprefixed", plain("accuracy", _percent)),
+        ("95 % interval", plain("interval", lambda v: f"{100 * v[0]:.1f} to {100 * v[1]:.1f} %")),
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row["benchmarks"]))
+    for name in names:
+        measured = [row["benchmarks"][name] for row in rows if name in row["benchmarks"]]
+        if len(names) > 1:
+            found.append((name, _benchmark(name, "accuracy")))
+        for k in sorted({int(k) for b in measured for k in b["pass"]}):
+            found.append((f"{name} pass@{k}", _benchmark(name, "pass", str(k))))
+    return [
+        *found,
+        ("reward without prefix", plain("reward_without_prefix", "{:.3f}".format)),
+        ("with prefix", plain("reward_with_prefix", "{:.3f}".format)),
+        ("prefix tokens", plain("prefix_length", "{:.1f}".format)),
+        ("completion tokens", plain("completion_length", "{:.1f}".format)),
+        ("FLOPs", plain("flops", "{:.2e}".format)),
+        ("minutes", plain("minutes", "{:.1f}".format)),
+    ]
+
+
+def _benchmark(name: str, kind: str, k: str | None = None) -> Callable[[dict[str, Any]], str]:
+    def shown(row: dict[str, Any]) -> str:
+        found = row["benchmarks"].get(name, {}).get(kind)
+        return _with_interval(found.get(k) if found and k else found)
+
+    return shown
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A head, and a line for each row; columns that hold nothing are left out."""
+    found = columns(rows)
+    lines = [[shown(row) for _, shown in found] for row in rows]
+    kept = [i for i in range(len(found)) if any(line[i] for line in lines)]
+    return [[found[i][0] for i in kept], *([line[i] for i in kept] for line in lines)]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table in Markdown."""
-    lines = [" | ".join(title for title, _ in _COLUMNS.values()), " | ".join("---" for _ in _COLUMNS)]
-    return "\n".join(f"| {line} |" for line in [*lines, *(" | ".join(_cells(r)) for r in rows)])
+    lines = cells(rows)
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(
+        f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
 
 
-def text_table(rows: Sequence[dict[str, object]]) -> str:
-    """The table for a terminal: the columns that hold something, aligned."""
-    titles = [title for title, _ in _COLUMNS.values()]
-    lines = [titles, *map(_cells, rows)]
-    kept = [i for i in range(len(titles)) if any(line[i] for line in lines[1:])]
-    widths = [max(len(line[i]) for line in lines) for i in kept]
-    return "\n".join("  ".join(line[i].ljust(w) for i, w in zip(kept, widths, strict=True)).rstrip() for line in lines)
+def text_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for a terminal."""
+    return _text_table(cells(rows))
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------
 
-_PANELS = (  # title, upper limit, (metric, line style, what it is)
-    ("training reward, rollouts without a prefix", 1, [("reward_without_prefix", "-", "")]),
-    ("training reward, rollouts from a prefix", 1, [("reward_with_prefix", "-", "")]),
-    ("held-out accuracy, never with a prefix", 1, [("eval_reward", "-", "")]),
-    ("mean prefix length (tokens)", None, [("prefix/length", "-", "")]),
-    ("share of prefix tokens with gradient", 1, [("prefix/kept_share", "-", "")]),
+_PANELS = (  # title, [(metric, line style, what it is)]
+    ("training reward, rollouts without a prefix", [("reward_without_prefix", "-", "")]),
+    ("training reward, rollouts from a prefix", [("reward_with_prefix", "-", "")]),
+    ("held-out reward, never with a prefix", [("eval_reward", "-", "")]),
+    ("mean prefix length (tokens)", [("prefix/length", "-", "")]),
+    ("share of prefix tokens with gradient", [("prefix/kept_share", "-", "")]),
     (
         "policy entropy (nats)",
-        None,
         [("entropy_prefix", "--", "prefix"), ("entropy_continuation", "-", "continuation"), ("entropy", ":", "all")],
     ),
-    ("mean completion length (tokens)", None, [("completions/mean_length", "-", "")]),
+    ("mean completion length (tokens)", [("completions/mean_length", "-", "")]),
     (
         "outcomes other than right or wrong",
-        None,
         [
             ("outcome/no_answer", "-", "no answer"),
             ("outcome/timeout", "--", "timeout"),
@@ -158,22 +202,31 @@ _PANELS = (  # title, upper limit, (metric, line style, what it is)
 
 
 def curves(runs: Sequence[Run], path: Path) -> None:
-    """The metrics of all runs over their steps, a color for each run."""
+    """The metrics of all runs over their steps: a color for each run, a line style for what a panel tells apart.
+
+    Axes fit what was logged. The page shows every metric; this is for a paper or a message.
+    """
     trained = [run for run in runs if run.metrics]
+    colors = {run.name: COLORS[i % len(COLORS)] for i, run in enumerate(trained)}
     fig, axes = figure(2, 4, width=14, height=6)
-    for ax, (title, top, lines) in zip(axes.flat, _PANELS, strict=True):
+    for ax, (title, lines) in zip(axes.flat, _PANELS, strict=True):
         ax.set(title=title, xlabel="step")
-        for color, run in zip(COLORS * len(trained), trained, strict=False):
+        styles = {}
+        for run in trained:
             drawn = [line for line in lines if line[0] != "entropy" or not run.series("entropy_continuation")[0]]
             for key, style, what in drawn:
                 steps, values = run.series(key)
                 if steps:
-                    ax.plot(steps, values, style, color=color, label=f"{run.name} {what}".strip(), linewidth=1.4)
-        if ax.lines:
-            ax.legend(fontsize=7)
-        else:
+                    styles[what] = ax.plot(steps, values, style, color=colors[run.name], linewidth=1.4)[0]
+        if not styles:
             ax.text(0.5, 0.5, "not logged", ha="center", va="center", transform=ax.transAxes, color="#888888")
-        ax.set_ylim(bottom=0, top=top)
-        for line in ax.lines:
-            line.set_clip_on(False)  # a line along the axis is to be seen too
+        named = {what: line for what, line in styles.items() if what}
+        if named:
+            shown = ax.legend(named.values(), named, fontsize=7)
+            for handle in shown.legend_handles:
+                handle.set_color("#666666")
+        ax.margins(y=0.08)
+    handles = [axes.flat[0].plot([], [], color=color)[0] for color in colors.values()]
+    if handles:
+        fig.legend(handles, list(colors), loc="outside upper center", ncols=min(len(colors), 6), fontsize=8)
     save(fig, path)

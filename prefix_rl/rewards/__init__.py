@@ -37,14 +37,17 @@ class MathReward:
         """Grades plain or conversational completions against the data set's ``answer`` column.
 
         The trainer gives ``continuation_start``: for each completion the offset at which the policy's own text begins.
-        ``log_metric`` gets the share of each outcome (``outcome/right`` and so on), ``log_extra`` the outcomes.
+        ``log_metric`` gets the share of each outcome (``outcome/right`` and so on), ``log_extra`` the outcomes
+        and the answers that were found.
         """
         texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]  # no content: a tool call
         golds = ["" if gold is None else str(gold) for gold in answer]
         starts = [0] * len(texts) if continuation_start is None else continuation_start
-        outcomes = self.grader.grade(list(zip(texts, golds, starts, strict=True)))
+        verdicts = self.grader.judge(list(zip(texts, golds, starts, strict=True)))
+        outcomes = [verdict.outcome for verdict in verdicts]
         if log_extra:
             log_extra("outcome", [str(outcome) for outcome in outcomes])
+            log_extra("found", [verdict.answer for verdict in verdicts])
         if log_metric:
             counts = Counter(outcomes)
             for outcome in Outcome:

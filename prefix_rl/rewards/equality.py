@@ -19,8 +19,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from . import expressions
-from .notation import Number, clean, number, untexted, words
+from .notation import Number, clean, cleaned, number, words
 from .structure import Chain, Group, chain, parse, split
+from .wording import UNITS, conflict, one_unit, spoken, untexted
 
 MAX_ANSWER_CHARACTERS = 1_000
 """A longer answer is wrong unless it is the gold answer to the letter: no answer of a benchmark comes near, and
@@ -33,6 +34,10 @@ class Rules:
 
     Attributes:
         fallback: ``last`` takes the last formula or number of a text that marks no answer; ``none`` wants a marker.
+        turns: ``own`` takes only the policy's own turn: what follows an end-of-turn mark or a line ``User:`` is none of
+            its answer; ``all`` takes any.
+        thought: ``closed`` finds no answer in a thought that was opened and cut off; ``required`` none in a completion
+            that closes no thought at all (for a chat template that opens it in the prompt); ``any`` takes it as text.
         boxes: ``joined`` takes boxes that only "and", "or" or a comma separate for one answer; ``last`` the last alone.
         tolerance: a decimal and another number are equal if they differ by at most ``tolerance * min(1, |value|)``;
             two numbers without a decimal point are equal only exactly.
@@ -40,16 +45,20 @@ class Rules:
         units: ``ignore`` drops a unit at the end; ``same`` wants the gold answer's.
         order: ``ignore`` takes 1, 2 for 2, 1; ``same`` does not. Tuples have an order in any case.
         intervals: ``either`` takes -2 < x < 7 for (-2, 7); ``same`` wants the gold answer's notation.
+        gold_list: a gold answer that is a list of texts (``["3", "5"]``) wants ``all`` of them, or ``any`` one of them.
         decimal_comma: whether 1,5 is 1.5 where the other answer is a decimal.
     """
 
     fallback: Literal["last", "none"] = "last"
+    turns: Literal["own", "all"] = "own"
+    thought: Literal["closed", "required", "any"] = "closed"
     boxes: Literal["joined", "last"] = "joined"
     tolerance: Annotated[float, Ge(0)] = 1e-5
     percent: Literal["either", "exact"] = "either"
     units: Literal["ignore", "same"] = "ignore"
     order: Literal["ignore", "same"] = "ignore"
     intervals: Literal["either", "same"] = "either"
+    gold_list: Literal["all", "any"] = "all"
     decimal_comma: bool = True
 
 
@@ -65,16 +74,23 @@ def same(answer: str, gold: str, rules: Rules = DEFAULT_RULES) -> bool:
         return True
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return False
-    if rules.units == "same" and _unit(answer) != _unit(gold):
+    if conflict(cleaned(answer)[1], cleaned(gold)[1]) or (rules.units == "same" and _unit(answer) != _unit(gold)):
         return False
-    return any(_same(a, g, rules) for g in _readings(gold) for a in _readings(answer))
+    ours, theirs = _readings(answer), _readings(gold)
+    ours += _without_symbol(ours[0], cleaned(gold)[1])
+    theirs += _without_symbol(theirs[0], cleaned(answer)[1])
+    return any(_same(a, g, rules) for g in theirs for a in ours)
+
+
+def _without_symbol(text: str, unit: str) -> list[str]:
+    """``5 m`` as 5, where the other answer is in metres: a letter alone may also be a variable."""
+    found = re.fullmatch(r"(.*[\d)}])\s+([A-Za-z]{1,2})", text) if unit else None
+    return [found[1]] if found and UNITS.get(found[2].lower()) == one_unit(unit) else []
 
 
 def _unit(answer: str) -> str:
-    """What :func:`clean` drops from the end of an answer, in lower case without typesetting."""
-    kept = re.sub(r"\W|\d", "", untexted(clean(answer)))
-    given = re.sub(r"\\[A-Za-z]+|\W|\d", "", untexted(answer))
-    return given[len(kept) :].lower() if given.startswith(kept) else ""
+    """The unit of an answer, in lower case without typesetting."""
+    return re.sub(r"\\[A-Za-z]+|\W", "", untexted(cleaned(answer)[1])).lower()
 
 
 _EQUIVALENTLY = r"\s*,?\s*\(?\s*(?:\bequivalently|\bi\.e\.|\bthat is|\bwhich (?:is|equals))(?![A-Za-z]),?\s*"
@@ -89,13 +105,24 @@ def _readings(answer: str) -> list[str]:
         readings += [label[1], clean(label[2])]
     if r"\approx" in text:
         ends = [part for part in split(text, (r"\approx",)) if part]
-        values = [number((chain(end) or Chain("", end, None)).value) for end in (*ends[:1], *ends[-1:])]
-        rounds = None in values or not values or abs(values[0].value - values[1].value) * 100 <= abs(values[0].value)
-        readings += ends[:1] + (ends[-1:] if rounds else [])
+        readings += ends[:1] + (ends[-1:] if ends and _rounds(ends[0], ends[-1]) else [])
     first, said, second = re.sub(_EQUIVALENTLY, "\0", text, count=1).partition("\0")
     if said and first.strip():
         readings += [clean(first), clean(second)] if _same(clean(first), clean(second), DEFAULT_RULES) else []
     return list(dict.fromkeys(readings))
+
+
+def _rounds(one: str, other: str) -> bool:
+    """Whether one of two values is the other one, rounded to the digits that it shows; a name is no value."""
+    values = [(chain(end) or Chain("", end, None)).value for end in (one, other)]
+    if not re.search(r"\d|\\pi|e", values[0]):
+        return True
+    for exact, rounded in (values, values[::-1]):
+        if (n := number(rounded)) and not n.percent:
+            digits = len(rounded.partition(".")[2]) if n.decimal or "." in rounded else 0
+            if expressions.within(exact, n.value, Fraction(1, 2 * 10**digits)):
+                return True
+    return False
 
 
 def _same(a: str, g: str, rules: Rules) -> bool:
@@ -105,7 +132,7 @@ def _same(a: str, g: str, rules: Rules) -> bool:
         a, g = _point(a, g), _point(g, a)
     x, y = number(a), number(g)
     if x and y:
-        return _same_number(x, y, rules)
+        return same_number(x, y, rules)
     return _same_group(parse(a), parse(g), rules)
 
 
@@ -121,7 +148,8 @@ def _point(text: str, other: str) -> str:
     return text
 
 
-def _same_number(x: Number, y: Number, rules: Rules) -> bool:
+def same_number(x: Number, y: Number, rules: Rules) -> bool:
+    """Whether two rational numbers are equal by the rules of percent and tolerance."""
     if rules.percent == "either" and x.percent != y.percent:
         percent, plain = (x, y) if x.percent else (y, x)
         whole = Number(percent.value * 100, percent.decimal)
@@ -233,20 +261,55 @@ def _same_parts(a: Group, g: Group, rules: Rules) -> bool:
 def _same_text(a: str, g: str, rules: Rules) -> bool:
     if _key(a) == _key(g):
         return True
+    a, g = (
+        clean(text) if re.search(r"\\text|\\math|[\d}] ?[a-z]", text) else text for text in (a, g)
+    )  # a part has a unit too
     x, y = number(a), number(g)
     if x and y:
-        return _same_number(x, y, rules)
+        return same_number(x, y, rules)
+    based = _BASE.fullmatch(a), _BASE.fullmatch(g)
+    if all(based):
+        return based[0].groups() == based[1].groups()
+    if any(based):
+        digits, other = (based[0][1], number(g)) if based[0] else (based[1][1], number(a))
+        return other is not None and other.value == int(digits)
     v, w = words(a), words(g)
     if (v and max(map(len, v.split())) > 2) or (w and max(map(len, w.split())) > 2):
         return v == w if v and w else _same_phrase(a, g)
-    if v and w and len(v) == len(w) == 1:
-        return v == w  # x and X, or two choices
+    if v and w and (v == w or len(v) == len(w) == 1):
+        return v == w  # x and X are two, or two choices
     one, other = chain(a), chain(g)
     if one or other:
         return _same_chain(a, g, one, other, rules)
+    if r"\equiv" in a + g or (r"\bmod" in a and r"\bmod" in g):
+        return _same_congruence(a, g, rules)
+    (said, rest), (wanted, left) = spoken(a), spoken(g)
+    if said or wanted:
+        return said == wanted and (rest == left or (bool(rest and left) and _same(rest, left, rules)))
     if ":" in a and ":" in g:  # times and ratios are as they are written
         return False
     return _same_expression(_member(a), _member(g), rules)
+
+
+_BASE = re.compile(r"(\d+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
+_CONGRUENCE = re.compile(r"(?:(?P<name>[^\\]{1,20})\\equiv)?(?P<value>[^\\]+)\\bmod(?P<modulus>.+)")
+
+
+def _same_congruence(a: str, g: str, rules: Rules) -> bool:
+    r"""``x \equiv 10 \bmod 7`` and ``x \equiv 3 \bmod 7``: the same residue for the same modulus."""
+    if r"\bmod" not in a and r"\bmod" not in g:  # identical: an equality of another name
+        return _same(a.replace(r"\equiv", "="), g.replace(r"\equiv", "="), rules)
+    one, other = _CONGRUENCE.fullmatch(a), _CONGRUENCE.fullmatch(g)
+    if not one or not other or not _same(one["modulus"].strip(), other["modulus"].strip(), rules):
+        return False
+    names = [re.sub(r"\s", "", m["name"] or "") for m in (one, other)]
+    if all(names) and names[0] != names[1]:
+        return False
+    values = [number(m["value"].strip(" ,")) for m in (one, other)]
+    modulus = number(one["modulus"].strip())
+    if all(values) and modulus and modulus.value:
+        return (values[0].value - values[1].value) % modulus.value == 0
+    return _same(one["value"].strip(" ,"), other["value"].strip(" ,"), rules)
 
 
 def _same_phrase(a: str, g: str) -> bool:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from . import values
 from .notation import number
+from .reading import MAX_DEPTH, Malformed, Tree, Unread, read
 
 if TYPE_CHECKING:
     from sympy import Expr
-
-MAX_DEPTH = 30
-"""Brackets that stand in one another; the parser takes exponentially long for more, and no answer has as many."""
 
 
 def same(a: str, g: str, tolerance: float, across: bool = True) -> bool:
@@ -28,6 +28,11 @@ def same(a: str, g: str, tolerance: float, across: bool = True) -> bool:
         tolerance: how far values may differ, relative to ``min(1, |value|)``, if one of them holds a decimal.
         across: whether a set may equal an inequality.
     """
+    trees = tree(a), tree(g)
+    if MALFORMED in trees:
+        return False
+    if all(trees) and (decided := values.same(*trees, Fraction(tolerance))) is not None:
+        return decided
     from sympy import Expr
 
     ours, theirs = expression(a), expression(g)
@@ -42,10 +47,43 @@ def same(a: str, g: str, tolerance: float, across: bool = True) -> bool:
     return _verify(ours, theirs)
 
 
+MALFORMED = ("malformed",)
+
+
+@lru_cache(maxsize=65536)
+def tree(text: str) -> Tree | None:
+    """The tree of a cleaned expression, None if the grammar does not hold it, :data:`MALFORMED` if it is none."""
+    try:
+        return read(text)
+    except Malformed:
+        return MALFORMED
+    except Unread:
+        return None
+
+
+def within(text: str, value: Fraction, distance: Fraction) -> bool:
+    """Whether a cleaned expression without letters is at most so far from a number."""
+    found = tree(text)
+    return found not in (None, MALFORMED) and values.within(found, value, distance)
+
+
 def same_relation(a: str, g: str) -> bool:
     """Whether two equations or inequalities have the same solutions."""
+    sides = [_difference(side) for side in (a, g)]
+    if all(sides):
+        if values.proportional(*sides):
+            return True
+        if all(map(values.polynomial, sides)):  # x = 0 and x^2 = 0 are two
+            return False
     ours, theirs = expression(a), expression(g)
     return ours is not None and theirs is not None and _verify(ours, theirs)
+
+
+def _difference(equation: str) -> Tree | None:
+    """``L - R`` of ``L = R``."""
+    left, equals, right = equation.partition("=")
+    sides = tree(left.strip()), tree(right.strip())
+    return ("-", *sides) if equals and None not in sides and MALFORMED not in sides else None
 
 
 def _verify(ours: object, theirs: object) -> bool:
@@ -113,18 +151,22 @@ def identical(a: Expr, b: Expr, tolerance: float) -> bool | None:
     symbols = a.free_symbols | b.free_symbols
     names = sorted({s.name for s in symbols})  # the parser makes an n of a sum another one than a real n
     inexact = a.has(Float) or b.has(Float)
+    if a.is_Rational and b.is_Rational:
+        return bool(a == b) if not inexact else bool(abs(a - b) <= tolerance * min(1, max(abs(a), abs(b))))
     agreed = 0
-    for k in range(4 if symbols else 1):
+    for k in range(8 if symbols else 1):
         value = {n: Rational(_POINTS[(i + 3 * k) % len(_POINTS)]) + Rational(i, 97) for i, n in enumerate(names)}
         at = {s: value[s.name] for s in symbols}
         x, y = _value(a, at), _value(b, at)
         if x is None or y is None:
             continue
-        allowed = tolerance * min(1, max(abs(x), abs(y))) if inexact else 10**-20 * max(1, abs(x), abs(y))
+        allowed = tolerance * min(1, max(abs(x), abs(y))) if inexact else 10**-20 * max(abs(x), abs(y), 10**-60)
         if abs(x - y) > allowed:
             unit = next((s for s in symbols if s.name == "i"), None)
             return bool(unit) and identical(a.subs(unit, I), b.subs(unit, I), tolerance)
         agreed += 1
+        if agreed == 4:
+            break
     return True if agreed else None
 
 

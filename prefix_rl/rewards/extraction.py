@@ -28,12 +28,30 @@ TAIL = 20_000
 """Characters from the end of a completion in which statements and unmarked answers are looked for. Boxes and ``####``
 lines are found wherever they are."""
 
+Turns = Literal["own", "all"]
+Thought = Literal["closed", "required", "any"]
+
+# Marks that a chat template sets. What a model writes after one of them is another turn, whoever's.
 _END_OF_TURN = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|eot_id|end_of_text|end|user|assistant)\|>|</s>|<｜[^｜]{1,40}｜>"
+    r"<\|end\|>(?!\s*<\|start\|>assistant)"
+    r"|<\|(?!(?:begin|end)_of_(?:thought|solution|box)\||channel\||message\||constrain\||start\||end\|)[\w ./-]{1,40}\|>"  # noqa: E501
+    r"|<｜[^｜\n]{1,40}｜>|</?s>|<(?:eos|bos|pad|EOT|end_of_turn|start_of_turn|turn\|)>|<\|turn>|<extra_id_\d{1,2}>|\[/?INST\]"
+)
+# The same where the marks were skipped in decoding, or were never learned.
+_TURN = re.compile(
+    r"\n[ \t]*(?:[#*>\[]{1,6}[ \t]*)?(?:human|user)\b[\]*]{0,4}[ \t]{0,4}[:：]"
+    r"|(?:\n[ \t]{0,8}|(?<=[.!?})\]$]))(?:user|human)[ \t]*\n",
+    re.IGNORECASE,
+)
+_OPENED = re.compile(
+    r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>|\[THINK\]|◁think▷|<\|channel\|>analysis"
+)
+_CLOSED = re.compile(
+    r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{}\\$]+)")
 _HASHES = re.compile(r"####[ \t]*(?=\S)(?P<answer>[^\n]+)")
-_TAGS = re.compile(r"<answer>\s*(?P<answer>[^<]*(?:<(?!/answer>)[^<]*)*)</answer>", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 # Between boxes that together are one answer: "\boxed{1} and \boxed{2}", "\boxed{1}, \boxed{2}".
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.]|\\[\[\]()]|\\(?:quad|qquad|,|;|!)|\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\band\b|\bor\b){0,24}",
@@ -42,19 +60,23 @@ _BETWEEN_BOXES = re.compile(
 _MATH = (  # of bounded length: an opening that nothing closes must not be searched to the end, again and again
     r"\$\$(?:[^$\\]|\\.){1,1000}\$\$|\$(?:[^$\n\\]|\\.){1,1000}\$|\\\((?:[^\\]|\\(?!\))){1,1000}\\\)|\\\[(?:[^\\]|\\(?!\])){1,1000}\\\]"
 )
-_ANSWER = rf"(?P<answer>(?:{_MATH})(?:[ \t]*(?:,|and|or|,[ \t]*and)[ \t]*(?:{_MATH}))*|[^\n]+)"
+_STATED = re.compile(
+    rf"(?P<answer>(?:{_MATH})(?:[ \t]*(?:,|and|or|,[ \t]*and)[ \t]*(?:{_MATH}))*|[^\n]+)", re.IGNORECASE
+)
 _STATEMENT = re.compile(
     r"(?:\b(?:(?:answer|ans|result|solution)s?|correct (?:choice|option)|respuesta|réponse|antwort|ответ)|答案)"
-    r"\s*\**\s*(?:\([^()\n]{1,40}\)\s*)?(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s*"
-    r"(?:(?:is|are|was|equals|to be|es|est|ist)\b|[=:：]|是|为)[\s:*]*"
-    r"(?:(?:therefore|thus|then|simply|just|given by|approximately|about|roughly)\b)?[\s:*]*" + _ANSWER,
+    r"\s{0,20}\**\s{0,20}(?:\([^()\n]{1,40}\)\s{0,20})?(?:(?:to|of|for)\b[^\n.:]{0,80}?)?\s{0,20}"
+    r"(?:(?:is|are|was|equals|to be|es|est|ist)\b|[=:：]|是|为)[\s:*]{0,40}"
+    r"(?:(?:therefore|thus|then|simply|just|given by|approximately|about|roughly)\b)?[\s:*]{0,40}(?=[^\n])",
     re.IGNORECASE,
 )
 _BARE_ANSWER = re.compile(
-    rf"^[ \t*#>]*answer\s*[:\s]\s*(?P<answer>{_MATH}|[-+]?[\d.,/]*\d)[\s.*]*$", re.IGNORECASE | re.MULTILINE
+    rf"^[ \t*#>]{{0,20}}answer\s{{0,9}}[:\s]\s{{0,9}}(?P<answer>{_MATH}|[-+]?[\d.,/]{{0,80}}\d)[\s.*]{{0,20}}$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(
-    rf"^[ \t*#>]*(?:final[ \t]+)?answer[ \t*:]*\n\s*(?P<answer>{_MATH}|[^\n]{{1,100}}$)", re.IGNORECASE | re.MULTILINE
+    rf"^[ \t*#>]{{0,20}}(?:final[ \t]{{1,9}})?answer[ \t*:]{{0,20}}\n\s{{0,20}}(?P<answer>{_MATH}|[^\n]{{1,100}}$)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _IS_ANSWER = re.compile(
     rf"(?P<answer>{_MATH}|(?<!\S)\S{{1,80}})[ \t]{{1,9}}(?:is|are)[ \t]+(?:the|our|my)[ \t]+"
@@ -69,7 +91,12 @@ _REMARKS = (
         r"(?<=[\s\d$])\([a-z][^()]{3,200}(?:\([^()]{0,100}\)[^()]{0,200})?\)(?=[\s.]*$)", re.IGNORECASE
     ),  # "(see above)"
 )
-_RUN_ON = re.compile(r"\n[ \t*#]*(?:question|problem|exercise)\b[ \t]*\d{0,4}[ \t]*:", re.IGNORECASE)
+# What begins the next task, once an answer is given.
+_RUN_ON = re.compile(
+    r"\n[ \t*#\[]*(?:question|problem|exercise|task|example|instruction|input|prompt|assistant|student|teacher|q)\b[\]*]{0,4}"  # noqa: E501
+    r"[ \t]*\d{0,4}[ \t]*[:：]|\n[ \t]{0,8}(?:assistant|system)[ \t]*\n",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"(?<!\d)[.;!?](?:\s|$)|(?<=\d)\.(?:\s|$)|\n\s*\n")
 _NUMBER = re.compile(
     r"(?<![\w.])[-−]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?(?::\d{1,6}){0,2}(?:\s?[ap]\.?m\b)?(?:\s*\\?%|\s+percent\b)?",
@@ -78,14 +105,20 @@ _NUMBER = re.compile(
 _SEGMENT = re.compile(rf"{_MATH}", re.IGNORECASE)
 
 
-def find(text: str, fallback: bool = True, join: bool = True) -> Found | None:
+def find(
+    text: str, fallback: bool = True, join: bool = True, turns: Turns = "own", thought: Thought = "closed"
+) -> Found | None:
     r"""The final answer that a completion states, or None.
 
-    What follows ``</think>`` counts if there is one; what follows the end of the turn, or a next "Problem:" after a
-    stated answer, does not. Then the last of these wins: a box (with ``join``, boxes that only "and", "or" or a comma
-    separate are one answer), ``<answer>`` tags, a ``####`` line, "the answer is ..."; but a statement after the last
-    box counts only where it says "final". A text with none of them is taken as an answer if it is nothing else; if
-    not, ``fallback`` takes the last formula or number of its last sentence.
+    Only the policy's own turn counts (unless ``turns`` is ``all``), and there what follows its thought. Then the last of
+    these wins: a box (with ``join``, boxes that only "and", "or" or a comma separate are one answer), ``<answer>`` tags,
+    a ``####`` line, "the answer is ..."; but a statement after the last box counts only where it says "final". What
+    follows a next "Problem:" after an answer does not count. A text with none of them is taken as an answer if it is
+    nothing else; if not, ``fallback`` takes the last formula or number of its last sentence.
+
+    Args:
+        thought: whether a thought that was opened must be ``closed`` for what stands in it to be left out, or it is
+            ``required`` that one was closed; with ``any`` a thought that was cut off is taken as any other text.
 
     >>> find(r"first \boxed{3}, no: \boxed{\frac{1}{2}} it is")
     Found(answer='\\frac{1}{2}', by='box', end=39)
@@ -93,40 +126,85 @@ def find(text: str, fallback: bool = True, join: bool = True) -> Found | None:
     '1,-2'
     >>> find("so we get 12"), find("so we get 12", fallback=False)
     (Found(answer='12', by='last', end=12), None)
-    """
-    start = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-    stop = _END_OF_TURN.search(text, start)
-    end = stop.start() if stop and text[start : stop.start()].strip() else len(text)
+    >>> find("\\boxed{5}\nUser: and then?\nIt is \\boxed{6}").answer
+    '5'
+    """  # noqa: E501
+    start, end = own_part(text, turns, thought)
     found = _marked(text, start, end, join)
     if found:
-        run_on = _RUN_ON.search(text, start, end)
+        run_on = _RUN_ON.search(text, start, end) if turns == "own" else None
         if run_on and (earlier := _marked(text, start, run_on.start(), join)):
             found = earlier
         weak = fallback and found.by == "statement" and text.find("bf", found.end, end) >= 0
         return (_bold(text, found.end, end) if weak else None) or (found if found.answer else None)
-    fallback = fallback and not ("<think>" in text and not start)  # a thought that was cut off concludes nothing
     return _bare(text, start, end, fallback) or (_last(text, start, end) if fallback else None)
+
+
+def own_part(text: str, turns: Turns = "own", thought: Thought = "closed") -> tuple[int, int]:
+    r"""Where in a completion the policy's answer may stand: behind its thought, before the next turn.
+
+    >>> text = "<think>6 or 7?</think> It is 7.<|im_end|>"
+    >>> text[slice(*own_part(text))]
+    ' It is 7.'
+    """
+    end = len(text)
+    if turns == "own":
+        end = _first(_END_OF_TURN, text, 0, end)
+    opened, closed = _OPENED.search(text, 0, end), _CLOSED.search(text, 0, end)
+    if turns == "own":
+        outside = 0 if not closed or (opened and opened.start() < closed.start()) else closed.end()
+        inside = opened.start() if opened and outside == 0 else end
+        if (turn := _first(_TURN, text, outside, inside)) < inside:
+            end = turn
+        elif closed:
+            end = _first(_TURN, text, closed.end(), end)
+    start = 0
+    for mark in _CLOSED.finditer(text, 0, end):
+        start = mark.end()
+    if thought == "required" and not start:
+        return end, end
+    if thought == "closed" and (opened := _OPENED.search(text, start, end)):
+        end = opened.start()
+    return start, end
+
+
+def _first(pattern: re.Pattern, text: str, start: int, end: int) -> int:
+    """Where a pattern first matches behind some text; ``end`` if nowhere."""
+    for mark in pattern.finditer(text, start, end):
+        if text[start : mark.start()].strip():
+            return mark.start()
+    return end
 
 
 def _marked(text: str, start: int, end: int, join: bool) -> Found | None:
     """The answer that the last marker of ``text[start:end]`` marks."""
     box = _last_box(text, start, end, join)
     tail = max(start, end - TAIL)
-    tags = _last_match(_TAGS, text, tail, end)
+    tags = _last_tags(text, tail, end)
     hashes = _last_match(_HASHES, text, tail, end)
     found = box
-    if tags and (not found or tags.start() > found.end):
-        inside = _last_box(text, tags.start("answer"), tags.end("answer"), join)
-        found = inside or Found(tags["answer"].strip(), "tags", tags.end("answer"))
+    if tags and (not found or tags[0] > found.end):
+        found = _last_box(text, *tags, join) or Found(text[slice(*tags)].strip(), "tags", tags[1])
     if hashes and (not found or hashes.start() > found.end):
         found = Found(_outside(hashes["answer"]), "hashes", hashes.end())
     stated = _statement(text, max(tail, found.end) if found else tail, end, bool(found))
     return stated or found
 
 
+def _last_tags(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """Where the content of the last ``<answer>...</answer>`` begins and ends."""
+    opened, found = None, None
+    for tag in _TAG.finditer(text, start, end):
+        if not tag[1]:
+            opened = tag.end()
+        elif opened is not None:
+            opened, found = None, (opened, tag.start())
+    return found
+
+
 def _last_match(pattern: re.Pattern, text: str, start: int, end: int) -> re.Match | None:
     found = None
-    for found in pattern.finditer(text, start, end):  # noqa: B007  the last one is wanted
+    for found in pattern.finditer(text, start, end):  # noqa: B007
         pass
     return found
 
@@ -169,16 +247,18 @@ def _statement(text: str, start: int, end: int, only_final: bool) -> Found | Non
     """The last "the answer is ..." of ``text[start:end]``; after a box only one that says "final" or "#### "."""
     best = None
     for pattern in (_STATEMENT, _BARE_ANSWER, _HEADING, _IS_ANSWER):
-        match = _last_overlapping(pattern, text, start, end)
-        if match is None or (best and match.start() <= best[0]):
+        head = match = _last_match(pattern, text, start, end)
+        if head is None or (best and head.start() <= best[0]):
+            continue
+        if pattern is _STATEMENT and not (match := _STATED.match(text, head.end(), end)):
             continue
         if only_final and not re.search(
-            r"final\s*(?:\*\*)?\s*$", text[max(start, match.start() - 12) : match.start()], re.IGNORECASE
+            r"final\s{0,9}(?:\*\*)?\s{0,9}$", text[max(start, head.start() - 12) : head.start()], re.IGNORECASE
         ):
             continue
         answer = _outside(match["answer"])
-        if _is_answer(answer, match[0]):
-            best = (match.start(), Found(answer, "statement", match.end("answer")))
+        if _is_answer(answer, head[0]):
+            best = (head.start(), Found(answer, "statement", match.end("answer")))
     return best[1] if best else None
 
 
@@ -189,15 +269,6 @@ def _is_answer(answer: str, statement: str) -> bool:
     if re.search(r"[\d$\\=]", answer) or len(answer) == 1:
         return True
     return "ans" in statement.lower() and len(answer.split()) <= 3
-
-
-def _last_overlapping(pattern: re.Pattern, text: str, start: int, end: int) -> re.Match | None:
-    """The last match of a pattern, matches inside of one another included ("Final Answer: the answer is 3")."""
-    found, position = None, start
-    while match := pattern.search(text, position, end):
-        found = match
-        position = match.start("answer") if match.start("answer") > position else match.end()
-    return found
 
 
 def _outside(answer: str) -> str:

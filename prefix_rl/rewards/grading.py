@@ -15,8 +15,9 @@ from functools import lru_cache
 from . import extraction
 from .equality import DEFAULT_RULES, Rules, same
 from .structure import split
+from .wording import untexted
 
-VERSION = "2"
+VERSION = "3"
 """Of the decisions of this package; it changes whenever a verdict may."""
 
 
@@ -81,23 +82,84 @@ def judge(text: str, gold: str, rules: Rules | None = None, start: int = 0) -> V
     <Outcome.NO_ANSWER: 'no_answer'>
     """
     rules = rules or DEFAULT_RULES
-    if not parse_gold(gold):
+    if gold_fault(gold):
         return Verdict(Outcome.BAD_GOLD)
-    found = extraction.find(text, rules.fallback == "last", rules.boxes == "joined")
+    found = extraction.find(text, rules.fallback == "last", rules.boxes == "joined", rules.turns, rules.thought)
     if found is None or (start and found.end <= start):
         return Verdict(Outcome.NO_ANSWER)
     right = equal(found.answer, gold, rules)
-    if not right and found.by == "last" and "," in found.answer:  # "so $n = T + 2$, and with $T = 17, n = 19$"
-        right = equal(split(found.answer.strip("$"), (",",))[-1], gold, rules)
+    if not right and found.by == "last":
+        right = any(equal(part, gold, rules) for part in _last_parts(found.answer))
     return Verdict(Outcome.RIGHT if right else Outcome.WRONG, found.answer, found.by)
+
+
+def _last_parts(formula: str) -> list[str]:
+    """What a formula that nobody marked ends in: ``so $n = T + 2$, and with $T = 17, n = 19$``, or a derivation."""
+    ends = []
+    if "," in formula:
+        ends.append(split(formula.strip("$"), (",",))[-1])
+    if "\\\\" in formula and r"\begin{" in formula:
+        lines = [line.replace("&", " ") for line in formula.split("\\\\") if any(c.isalnum() for c in line)]
+        ends.append(re.sub(r"\\end\{[^{}]*\}.*|^\s*(?:\\[A-Z][a-z]+arrow)", "", lines[-1], flags=re.DOTALL))
+    return ends
+
+
+_SENTINELS = frozenset(
+    "proof proofs prove proved proven proofneeded proofrequired proofproblem seeproof theproofisinthesolution qed "  # noqa: SIM905
+    "notfound answernotfound noanswer noanswerfound noanswerprovided noanswergiven notavailable notprovided notgiven "
+    "unavailable unknown null nan undefinedanswer missing missinganswer tbd todo seesolution seeabove seeexplanation "
+    "seethesolution solution omitted placeholder error invalid".split()
+)
+"""What data sets write where they have no answer (NuminaMath: ``proof``, ``notfound``); letters alone, in lower case."""  # noqa: E501
+
+
+@lru_cache(maxsize=65536)
+def gold_fault(gold: str) -> str | None:
+    r"""Why a gold answer cannot be graded against, None if it can.
+
+    >>> gold_fault("proof"), gold_fault("42"), gold_fault(r"\frac{1")
+    ("'proof' stands where an answer is missing", None, 'it cannot be parsed')
+    """
+    bare = parse_gold(gold)
+    if not bare:
+        return "it cannot be parsed" if gold.strip() else "it is empty"
+    said = re.sub(r"[^a-z]", "", untexted(bare[:200]).lower())
+    if (said in _SENTINELS and not re.search(r"[\d=]", bare)) or re.fullmatch(
+        r"\W*n\s*[/.]\s*a\W*", untexted(bare[:200]).lower()
+    ):
+        return f"{bare[:40]!r} stands where an answer is missing"
+    return None
+
+
+_LISTED = re.compile(r"""\[\s*(?:"[^"]*"|'[^']*')(?:\s*,\s*(?:"[^"]*"|'[^']*'))*\s*,?\s*\]""")
+_ITEM = re.compile(r"""(?<=[\[,\s])(?:"([^"]*)"|'([^']*)')""")
+
+
+def gold_items(gold: str) -> list[str]:
+    r"""The answers of a gold answer that is a list of texts, as JSON or Python write it; else the gold answer alone.
+
+    >>> gold_items('["64"]'), gold_items("['3', '5']"), gold_items(r'["\\frac{1}{2}"]'), gold_items("[3, 5]")
+    (['64'], ['3', '5'], ['\\frac{1}{2}'], ['[3, 5]'])
+    """
+    text = gold.strip()
+    if not text.startswith("[") or len(text) > 10_000 or not _LISTED.fullmatch(text):
+        return [gold]
+    items = [(double or single).replace("\\\\", "\\").strip() for double, single in _ITEM.findall(text)]
+    return [item for item in items if item] or [""]
 
 
 @lru_cache(maxsize=65536)
 def parse_gold(gold: str) -> str:
     """The gold answer itself, out of whatever stands around it; empty if it is no answer.
 
-    It must hold a letter, a digit or a symbol with a name, and close its braces. Words are an answer too ("even").
+    It must hold a letter, a digit or a symbol with a name, and close its braces. Words are an answer too ("even"). Of
+    a list of texts it is all, with commas between them.
     """
+    items = [_bare_gold(item) for item in gold_items(gold)]
+    return ", ".join(items) if all(items) else ""
+
+
+def _bare_gold(gold: str) -> str:
     found = (
         extraction.find(gold, fallback=False)
         if len(gold) > 80 or re.search(r"\\boxed|\\fbox|####|<answer>|answer", gold)
@@ -115,5 +177,8 @@ def equal(answer: str, gold: str, rules: Rules | None = None) -> bool:
     >>> equal("(0.6, 8/3]", r"\left(\frac{3}{5},\frac{8}{3}\right]"), equal("x = 5", "5"), equal("x = 5", "y = 5")
     (True, True, False)
     """
-    gold = parse_gold(gold) or gold
-    return same(answer, gold, rules or DEFAULT_RULES)
+    rules = rules or DEFAULT_RULES
+    if answer.lstrip().startswith("["):
+        answer = ", ".join(gold_items(answer))
+    items = gold_items(gold) if rules.gold_list == "any" else [gold]
+    return any(same(answer, parse_gold(item) or item, rules) for item in items)

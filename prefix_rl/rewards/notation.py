@@ -12,36 +12,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from .characters import ascii_
+from .wording import TEXT, droppable
+
 # --- one notation -----------------------------------------------------------------------------------------------------
-
-
-def _each(characters: str, names: str, form: str = r"\%s ") -> dict[str, str]:
-    """Each character with the name at its place, as a command."""
-    return {c: form % name for c, name in zip(characters, names.split(), strict=True)}
-
-
-_CHARACTERS = str.maketrans(
-    dict.fromkeys("\u2212\u2013\u2014\u2012\ufe63\uff0d", "-")
-    | dict.fromkeys("\u00d7\u2715\u2a2f", r"\times ")
-    | dict.fromkeys("\u00b7\u22c5\u2219\u2022\u2217", r"\cdot ")
-    | dict.fromkeys("\u00f7\u2215\u2044\uff0f", "/")
-    | dict.fromkeys("\u00a0\u2002\u2003\u2007\u2008\u2009\u200a\u202f\u3000\t\r\n", " ")
-    | dict.fromkeys("\u200b\u2060\ufeff\u200c\u200d", "")
-    | dict.fromkeys("\u201c\u201d", '"')
-    | dict.fromkeys("\u2018\u2019\u2032", "'")
-    | dict.fromkeys("\u00b0\u00ba", r"^\circ ")
-    | _each("⁰¹²³⁴⁵⁶⁷⁸⁹", "0 1 2 3 4 5 6 7 8 9", "^%s")
-    | _each("０１２３４５６７８９", "0 1 2 3 4 5 6 7 8 9", "%s")
-    | _each("（）［］｛｝，、；：．。％＝＋＊＜＞∣", "( ) [ ] { } , , ; : . . % = + * < > |", "%s")
-    | _each("½¼¾⅓⅔⅛", "1/2 1/4 3/4 1/3 2/3 1/8", " %s")
-    | _each("π∞≤⩽≥⩾≠≈≃∪∩∈±∓∅⟨⟩√", "pi infty le le ge ge ne approx approx cup cap in pm mp emptyset langle rangle sqrt")
-    | _each("αβγδθλμρσφωΔ", "alpha beta gamma delta theta lambda mu rho sigma phi omega Delta")
-    | _each("ℝℤℕℚℂ", "R Z N Q C", r"\mathbb{%s}")
-    | {"⁻": "^-", "∛": r"\sqrt[3]"}
-)
-
-_TEXT = r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|sc)?|math(?:rm|bf|it|sf|tt|normal)|[mh]box|boldsymbol|pmb|bm|emph)\s*"
-"""The commands that set text in a type face."""
 
 
 def _command(*names: str) -> str:
@@ -54,7 +28,10 @@ def _word(*names: str) -> str:
 
 
 def _digits_in_text(m: re.Match) -> str:
-    r"""``\mathbf{1 0 2 4}`` -> ``1024``; ``\text{4:30 p.m.}`` keeps its blanks."""
+    r"""``\mathbf{1 0 2 4}`` -> ``1024``; ``\text{4:30 p.m.}`` keeps its blanks, ``\text{5 is odd}`` its words."""
+    words = [w for w in re.findall(r"[A-Za-z]{2,}", m[1])]
+    if words and not droppable(m[1], True):
+        return m[0]
     return re.sub(r"(?<=[\d.,]) +(?=[\d.,])", "", m[1]) if "b" in m[0].split("{")[0] else f" {m[1]} "
 
 
@@ -62,27 +39,68 @@ def _subscript(m: re.Match) -> str:
     return f"_{{{(m[1] or m[2] or '').strip()}}}"
 
 
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+
+
+_SCALE = r"((?:hundred|thousand|million|billion|trillion)s?\b|dozen\b|[万亿])"
+
+
 def _scale(m: re.Match) -> str:
-    return rf" \times 10^{{{ {'thousand': 3, 'million': 6, 'billion': 9, 'trillion': 12}[m[1]] }}}"
+    """``5 \\text{ million dollars}`` -> ``5 \\times 10^{ 6 } \\text{ dollars}``."""
+    name = (m[1] or m[3]).removesuffix("s")
+    factor = "12" if name == "dozen" else rf"10^{{ {_SCALES[name]} }}"
+    return rf" \times {factor}" + (rf" \text{{{m[2]}}}" if m[2] and m[2].strip() else "")
+
+
+def _operator(m: re.Match) -> str:
+    """An operator in words, or the text as it is where the braces do not close with it."""
+    if m[0].count("{") != m[0].count("}"):
+        return m[0]
+    for name, sign in (("minus", "-"), ("plus", "+"), ("times", r" \times "), ("divided", "/"), ("over", "/")):
+        if name in m[0]:
+            return sign
+    return m[0]
 
 
 _PERCENT = r"(?:percent(?:age)?|per cent|pct)"
-_FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi|infty"
-_DEGREE = r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?(?:\s*[CF]\b)?(?=\s*(?:$|[,;)\]]))"
-_FACES = ("small", "medium", "large", "Large", "bf", "rm", "it", "m?strut")
-_ENVIRONMENT = r"\\(?:begin|end)\{(?:aligned|align\*?|gathered|equation\*?|split|cases)\}"
+_FUNCTIONS = "sqrt|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp|pi|infty"
+_DEGREE = r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?(?:\s*[CF]\b)?(?=\s*(?:$|[,;)\]}]))"
+_FACES = ("small", "medium", "[lL]arge", "LARGE", "[hH]uge", "tiny", "normalsize", "footnotesize", "bf", "rm", "it", "m?strut",  # noqa: E501
+          "(?:script){1,2}style", "(?:no)?limits", "displaylimits", "hline", "no(?:number|tag|indent|break)", "cal",
+          "bfseries", "itshape", "allowbreak", "newline", "linebreak", "centering", "relax", "protect")  # fmt: skip
+_WRAPPERS = ("boxed", "fbox", "framebox", "underline", "underbrace", "overbrace", "ensuremath", "smash", "mathlarger", "mathsmaller",  # noqa: E501
+             "math(?:op|rel|bin|ord|inner|close|open|punct|strut)", "bold", "uline", "uwave", "hl", "mark", "displaymath", "fbox")  # fmt: skip  # noqa: E501
+_COLOURS = r"\\(?:text|math)?color\s*(?:\[[^\[\]{}]{0,40}\])?\s*\{[^{}]{0,40}\}|\\colorbox\s*\{[^{}]{0,40}\}|\\fcolorbox\s*\{[^{}]{0,40}\}\s*\{[^{}]{0,40}\}"  # noqa: E501
+_ATTRIBUTES = r"\\(?:style|class|cssId|href|label|tag\*?|[hv]space\*?|[hv]?phantom|rule|kern|mspace|hyperref|id)\s*\{[^{}]{0,80}\}|\\bbox\s*\[[^\[\]]{0,60}\]|\\(?:[hm]?skip|kern)\s*-?[\d.]+\s*(?:pt|em|ex|mu)"  # noqa: E501
+_ENVIRONMENT = r"\\(?:begin|end)\{(?:align(?:ed|at)?\*?|gathered|gather\*?|equation\*?|split|multline\*?|center|math|displaymath)\}(?:\{\d\})?"  # noqa: E501
+_SYSTEM = r"\\begin\{(?:array|align(?:ed)?\*?|matrix|gathered|split|cases)\}(?:\s*\{[lcr| ]{0,9}\})?"
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # sizes, spaces and separators
-        (_command("left", "right", "middle", "[bB]igg?[lr]?", "(?:display|text)style", "(?:no)?limits") + r"\.?", ""),
-        (r"(?<=\d)(?:\{\s*,\s*\}|,?\\!|,?\\,|\\[;: ]|~)\s*(?=\d{3}(?!\d))", ""),  # 10{,}000  15,\!000  1\,234
+        # marks of HTML and Markdown
+        (r"<sup>([^<>]{1,20})</sup>", r"^{\1}"),
+        (r"<sub>([^<>]{1,20})</sub>", r"_{\1}"),
+        (r"</?(?:b|i|strong|em|span|p|br|u|code|math|mi|mn|mo)\s*/?>", " "),
+        (r"&(?:nbsp|thinsp|ensp);", " "),
+        (r"&lt;", "<"),
+        (r"&gt;", ">"),
+        (r"&amp;", "&"),
+        # sizes, colours, spaces and separators
+        (_COLOURS + "|" + _ATTRIBUTES, " "),
+        (rf"(?:\\left\s*)?\\(?:\{{|lbrace)\s*{_SYSTEM}", r"\\begin{cases}"),
+        (r"\\end\{(?:array|align(?:ed)?\*?|matrix|gathered|split|cases)\}\s*\\right\s*\.", r"\\end{cases}"),
+        (_command("left", "right", "middle", "[bB]igg?[lrm]?", "(?:display|text)style") + r"\.?", ""),
+        (r"(?<=\d)(?:\s?\{\s*,\s*\}|,?\\!|,?\\,|\\[;: ]|~)\s*(?=\d{3}(?!\d))", ""),  # 10{,}000  15,\!000  1\,234
+        (r"(?<=\d)'(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)\{\s*,\s*\}(?=\d)", "."),  # a decimal comma
-        (r"(?<!\\)\\[,;:!> ]|~|" + _command("q?quad", "thinspace", "enspace", "nobreak", "hfill"), " "),
-        (r"\\[hv]?(?:space|phantom)\{[^{}]*\}|" + _command(*_FACES), " "),
-        (_ENVIRONMENT + "|" + _command("boxed", "fbox"), " "),
+        (r"\\q?quad\s{0,9}(?=\\?[A-Za-z]{1,8}\s{0,9}=)", " , "),  # x = 1 \quad y = 2
+        (r"(?<!\\)\\[,;:!> /]|~|" + _command("q?quad", "thinspace", "enspace", "enskip", "hfill", "nobreakspace"), " "),
+        (_command(*_FACES), " "),
+        (rf"{TEXT}(?=\{{[^{{}}]{{0,80}}\{{)", " "),  # a type face around a formula
+        (_ENVIRONMENT + "|" + _command(*_WRAPPERS), " "),
         # one name for one thing
         (_command("[dtc]frac"), r"\\frac"),
+        (_command("[dt]binom"), r"\\binom"),
         (_command("leqslant", "leqq?") + "|<=|=<", r"\\le "),
         (_command("geqslant", "geqq?") + "|>=", r"\\ge "),
         (_command("neq") + r"|!=|\\not\s*=", r"\\ne "),
@@ -99,31 +117,57 @@ _RULES = tuple(
         (_command("varnothing", "empty") + r"|\\\{\s*\\\}", r"\\emptyset "),
         (_command("cdotp", "ast"), r"\\cdot "),
         (_command("dots[bcmio]?", "[lc]dots"), r"\\ldots "),
-        (_command("p?mod"), r"\\bmod "),
+        (r"\\var(phi|epsilon|theta|rho|sigma|kappa)(?![A-Za-z])", r"\\\1 "),
+        (_command("land", "wedge"), " , "),
+        (rf"{TEXT}\{{\s*mod\s*\}}", "mod "),
+        (rf"\(\s*(?:{_command('p?mod', 'bmod')}|mod)\b\s*([^()]{{1,40}})\)", r"\\bmod \1"),  # (mod 7)
+        (_command("p?mod", "pod") + "|" + _word("mod"), r"\\bmod "),
         (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
         (r"\\mathbb\s+(\w)", r"\\mathbb{\1}"),
         (r"\\operatorname\*?\s*\{(\w+)\}", r"\\\1 "),
         (_word("infinity", "inf", "oo"), r"\\infty "),
         (_word("np", "math", "numpy", "sympy") + r"\.(?=[a-z])", ""),
         (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])(sin|cos|tan|cot|ln|log)(?=[xyztn](?![A-Za-z]))", r"\\\1 "),  # sinx
+        (r"(?<![\d,.])(\d{1,3}),(\d{3})(?=\s*\\(?:pi|sqrt)(?![A-Za-z]))", r"\1\2"),  # 1,000\pi
+        (r"\\sqrt\s*(\d{2,}(?:\.\d+)?|\d\.\d+)", r"\\sqrt{\1}"),
         (r"\\(?:mathrm|text)\{e\}", "e"),
         (r"(?<=[\w)\]}])\s*\*\*\s*(?=[\w(\-{\\])", "^"),  # a power as programs write it
-        (r"\*\*", ""),
+        (r"\*\*|^\*{1,2}(?=\S)|\*$", ""),
         # delimiters and currencies, percent, and, degrees
+        (r"(?<![A-Za-z])(?:US|CA|AU|HK|NZ) ?\\?\$", " "),
         (r"\\?\$|[€£¥₹]|" + _command("pounds", "euro"), " "),
         (r"\\[()]|\\\[(?!\s*\d+(?:pt|em|ex))|\\\]|(?<!\\)[\"`]", " "),
-        (rf"{_TEXT}\{{\s*{_PERCENT}\.?\s*\}}|\\?%|(?<![A-Za-z\\]){_PERCENT}\b(?!\s*point)", r"\\% "),
-        (rf"{_TEXT}\{{\s*,?\s*(?:and|or)\s*\}}|{_word('and', 'or')}|{_command('lor', 'vee')}", " , "),
+        (rf"{TEXT}\{{\s*{_PERCENT}\.?\s*\}}|\\?%|(?<![A-Za-z\\]){_PERCENT}\b(?!\s*point)", r"\\% "),
+        (rf"{TEXT}\{{\s*,?\s*(?:and|or)\s*\}}|{_word('and', 'or')}|{_command('lor', 'vee')}", " , "),
         (_DEGREE + "|" + _command("degrees?"), " "),
         # scales, ordinals, {x : x > 2}
-        (rf"(?<=\d)\s*(?:{_TEXT}\{{)?\s*(thousand|million|billion|trillion)\b\s*\}}?", _scale),
-        (rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{_TEXT}\{{)?\s*(?:st|nd|rd|th)\b\s*\}}?\s*\}}?", ""),
+        (rf"(?<=[\d}}])\s*(?:{TEXT}\{{\s*{_SCALE}([^{{}}]*)\}}|{_SCALE})", _scale),
+        (rf"(?<=\d)\s*\^?\s*\{{?\s*(?:{TEXT}\{{)?\s*(?:st|nd|rd|th)\b\s*\}}?\s*\}}?", ""),
         (r"\\\{\s*[A-Za-z]\s*(?:\\mid|\\colon|:|\|)\s*([^{}|:]*)\\\}", r"\1"),
+        # operators in words
+        (
+            rf"(?:{TEXT}\{{\s*)?(?<![A-Za-z\\])(?:minus|plus|times|divided by|over)(?![A-Za-z])(?:\s*\}})?(?=\s*[\w\\({{-])",  # noqa: E501
+            _operator,
+        ),
+        (r"(?:^|(?<=[,;(]))\s*negative\s+(?=[\d\\])", "-"),
+        (r"(?<=[\dA-Za-z)}]) (squared|cubed)$", lambda m: "^2" if m[1] == "squared" else "^3"),
+        (
+            rf"(?<=[A-Za-z)}}])\s{{0,9}}(?:{TEXT}\{{\s{{0,9}})?(?<![A-Za-z\\])(?:is|equals)(?![A-Za-z])\s{{0,9}}(?:\}}\s{{0,9}})?"
+            r"(?=-?\s?(?:[\d(]|\\(?:frac|sqrt|pi)(?![A-Za-z])))",
+            " = ",
+        ),
         # text: names in subscripts, bold numbers, a.m. and p.m.
         (r"_\s*\{?\s*\\([A-Za-z]+)(?![A-Za-z{])\s*\}?", r"_{\1}"),
-        (rf"_\s*(?:\{{\s*{_TEXT}\{{([^{{}}]*)\}}\s*\}}|{_TEXT}\{{([^{{}}]*)\}})", _subscript),
-        (rf"{_TEXT}\{{([^{{}}]*\d[^{{}}]*)\}}", _digits_in_text),
-        (rf"(?:{_TEXT}\{{\s*|(?<=\d)\s*)([ap])\.?\s?m\.?\s*(?:\}}|$)", r" \1m"),
+        (rf"_\s*(?:\{{\s*{TEXT}\{{([^{{}}]*)\}}\s*\}}|{TEXT}\{{([^{{}}]*)\}})", _subscript),
+        (r"\{\s*\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}", r"\\mathrm{\1}"),
+        (rf"{TEXT}\{{([^{{}}]*\d[^{{}}]*)\}}", _digits_in_text),
+        (rf"{TEXT}\{{([^{{}}]*\s,\s[^{{}}]*)\}}", r"\1"),  # red and blue
+        (rf"(?:{TEXT}\{{\s*|(?<=\d)\s*)([ap])\.?\s?m\.?\s*(?:\}}|$)", r" \1m"),
+        (
+            r"(?:^|(?<=[,;(]))\s*(?:exactly|precisely|approximately|about|roughly|around|simply|a total of|in total)\s+(?=\S)",  # noqa: E501
+            "",
+        ),
     )
 )
 
@@ -133,61 +177,100 @@ _ABBREVIATIONS = (
     r"units?|dollars?|¢|m(?=\s*\^)|[\u4e00-\u9fff]{1,4}"
 )
 _POWER_OF_UNIT = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
-_PHRASE = r"\s+[A-Za-z]{3,20}\.?(?:\s+[A-Za-z/]{1,20}\.?){0,4}"
+_PHRASE = r"\s+[A-Za-z]{2,20}\.?(?:\s+[A-Za-z/]{1,20}\.?){0,5}"
 _UNITS = (
-    re.compile(rf"(?<=[\d)}}a-z])\s*(?:{_TEXT}\{{[^{{}}]*\}}{_POWER_OF_UNIT}\s*/?\s*)+$"),
-    re.compile(rf"(?<=[\d)}}])(?:\s*(?:{_ABBREVIATIONS})|{_PHRASE}){_POWER_OF_UNIT}\s*$", re.IGNORECASE),
+    re.compile(rf"(?<=[\d)}}\]%a-zA-Z])\s*(?:{TEXT}\{{[^{{}}]*\}}{_POWER_OF_UNIT}\s*/?\s*){{1,4}}$"),
+    re.compile(
+        rf"(?<=[\d)}}])\s*\\frac\s*\{{\s*{TEXT}\{{[^{{}}]*\}}\s*\}}\s*\{{\s*{TEXT}\{{[^{{}}]*\}}{_POWER_OF_UNIT}\s*\}}\s*$"
+    ),
+    re.compile(
+        rf"(?:(?<=[\d)}}\]])|(?<=\\pi)|(?<=\\pi\s))(?:\s*(?:{_ABBREVIATIONS})|{_PHRASE}){_POWER_OF_UNIT}\s*$",
+        re.IGNORECASE,
+    ),
 )
 
 
 @lru_cache(maxsize=65536)
+def cleaned(answer: str) -> tuple[str, str]:
+    """An answer in one notation, and the words that were dropped from its end: a unit, or a noun that is counted."""
+    text = ascii_(answer.strip())
+    if text.isascii() and text.isdigit():
+        return text, ""
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)  # \\\\frac, escaped once too often
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    text, dropped = _edges(_group_arguments(_edges(text))), []
+    for _ in range(2):
+        for units in _UNITS:
+            found = units.search(text, max(len(text) - 200, 0))
+            if not found or not any(c.isalnum() for c in text[: found.start()]):
+                continue
+            if droppable(found[0], bool(re.search(r"[\d)}\]%]\s*$", text[: found.start()]))):
+                dropped.append(found[0].strip())
+                text = _edges(text[: found.start()].rstrip())
+    return _edges(re.sub(r"\s+", " ", text)), " ".join(reversed(dropped))
+
+
 def clean(answer: str) -> str:
     r"""An answer in one notation.
 
     >>> clean(r"$\left(\dfrac{3}{5},\ 14{,}916\right]$"), clean("2**(1/4)"), clean(r"15\mbox{ cm}^2.")
     ('(\\frac{3}{5}, 14916]', '2^{1/4}', '15')
     """
-    text = answer.strip().translate(_CHARACTERS)
-    if r"\begin" not in text:
-        text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)  # \\\\frac, escaped once too often
-    for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
-    text = _group_arguments(_edges(text))
-    for _ in range(2):
-        for units in _UNITS:
-            shorter = units.sub("", text).rstrip()
-            if any(c.isalnum() for c in shorter):
-                text = _edges(shorter)
-    return _edges(re.sub(r"\s+", " ", text))
+    return cleaned(answer)[0]
 
 
 def _edges(text: str) -> str:
-    """Without full stops, line breaks and a lone backslash at the end, and without an equals sign at the start."""
-    text = re.sub(r"(?:(?<!\\)\\(?=\s*$)|\\\\\s*$|[.,;:\s])+$", "", text.strip())
-    return re.sub(r"^(?:\\\\|[=:\s])+", "", text)
+    """Without full stops, line breaks and a lone backslash at the end, an equals sign at the start, and outer braces."""  # noqa: E501
+    text = text.strip()
+    end = len(text)
+    while end:
+        if text[end - 1] in ".,;: \t\n" and not text.endswith("\\,", 0, end):
+            end -= 1
+        elif text.endswith("\\\\", 0, end):
+            end -= 2
+        elif text[end - 1] == "\\" or text[end - 1] in ".,;:":
+            end -= 1
+        else:
+            break
+    text = re.sub(r"^(?:\\\\|[=:\s])+", "", text[:end].rstrip())
+    if text.startswith("{") and text.endswith("}"):
+        pairs = matching(text)
+        inner, outer = 0, len(text) - 1
+        while inner < outer and text[inner] == "{" and pairs.get(inner) == outer:
+            inner, outer = inner + 1, outer - 1
+        text = text[inner : outer + 1].strip() or text
+    return text
 
 
 def _group_arguments(text: str) -> str:
     r"""``\sqrt(x)`` -> ``\sqrt{x}`` and ``x^(1/2)`` -> ``x^{1/2}``: round brackets where LaTeX wants braces."""
-    out, position = [], 0
-    for m in re.finditer(r"\\sqrt\s*(?=\()|\^\s*(?=\()", text):
-        closing = closing_bracket(text, m.end())
-        if m.start() < position or closing is None:
-            continue
-        inner = text[m.end() + 1 : closing]
-        out += [text[position : m.start()], m[0].strip(), "{", _group_arguments(inner), "}"]
-        position = closing + 1
-    return "".join([*out, text[position:]])
+    if not (found := list(_ROUND.finditer(text))):
+        return text
+    pairs, characters = matching(text), list(text)
+    for m in found:
+        if (closing := pairs.get(m.end())) is not None:
+            characters[m.end()], characters[closing] = "{", "}"
+            characters[m.start() : m.end()] = [m[0].strip(), *[""] * (len(m[0]) - 1)]
+    return "".join(characters)
 
 
-def closing_bracket(text: str, start: int = 0) -> int | None:
-    """The offset at which the bracket that opens at ``start`` closes, whatever its kind; None if it does not."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] in "([{") - (text[i] in ")]}")
-        if depth == 0:
-            return i
-    return None
+_ROUND = re.compile(r"\\sqrt\s*(?=\()|\^\s*(?=\()")
+
+
+def matching(text: str) -> dict[int, int]:
+    """For the offset of each bracket that opens, that of the one that closes it, whatever their kinds."""
+    pairs, opened = {}, []
+    for m in _BRACKET.finditer(text):
+        if m[0] in "([{":
+            opened.append(m.start())
+        elif opened:
+            pairs[opened.pop()] = m.start()
+    return pairs
+
+
+_BRACKET = re.compile(r"[()\[\]{}]")
 
 
 def words(text: str) -> str | None:
@@ -196,16 +279,11 @@ def words(text: str) -> str | None:
     >>> words(r"\text{(C)}"), words(r"\text{Evelyn}"), words("x + 1")
     ('C', 'evelyn', None)
     """
-    bare = re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r" \1 ", text)
+    bare = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r" \1 ", text)
     bare = re.sub(r"(?<=[a-z])-(?=[a-z])|[(){}.,;:!'\"\s_*]+", " ", bare).strip()
     if not bare or not re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", bare):
         return None
     return bare if len(bare) == 1 else bare.casefold()
-
-
-def untexted(text: str) -> str:
-    r"""Without the text commands: ``\text{odd}`` -> ``odd``."""
-    return re.sub(rf"{_TEXT}\{{([^{{}}]*)\}}", r" \1 ", text).strip()
 
 
 # --- rational numbers -------------------------------------------------------------------------------------------------
@@ -230,7 +308,7 @@ _RATIONAL = re.compile(
     r")\s*(?P<percent>\\%)?"
 )
 _REPEATING = re.compile(
-    r"(?P<sign>-?)\s*(?P<whole>\d{0,50})\.(?P<fixed>\d{0,50})\s*\\(?:overline|bar|dot)\s*\{?(?P<again>\d{1,50})\}?"
+    r"(?P<sign>-?)\s*(?P<whole>\d{0,50})\.(?P<fixed>\d{0,50})\s*(?:\\(?:overline|bar|dot)\s*\{?|\()(?P<again>\d{1,50})[})]?"
 )
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+")
 
@@ -255,7 +333,7 @@ def number(text: str) -> Number | None:
     """
     if len(text) > 3 * _MANY:
         return None
-    while text[:1] in "({" and text[-1:] in ")}" and text[1:-1].strip() and closing_bracket(text) == len(text) - 1:
+    while text[:1] in "({" and text[-1:] in ")}" and text[1:-1].strip() and matching(text).get(0) == len(text) - 1:
         text = text[1:-1].strip()
     if m := _REPEATING.fullmatch(text):
         whole, fixed, again = m["whole"] or "0", m["fixed"], m["again"]

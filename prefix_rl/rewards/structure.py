@@ -65,6 +65,12 @@ def parse(text: str) -> Group:
     return _parse(text.strip(), 0)
 
 
+def _choices(text: str) -> bool:
+    """Whether words are several answers (``A, B``) and no sentence with a comma."""
+    parts = re.split("[,;]", text)
+    return len(parts) > 1 and all(len((words(part) or "").split()) == 1 for part in parts)
+
+
 def _parse(text: str, depth: int) -> Group:
     def group(kind: str, parts: list[str], brackets: str = "") -> Group:
         return Group(kind, tuple(_parse(p, depth + 1) for p in parts[:MAX_PARTS]), brackets, text)
@@ -73,16 +79,23 @@ def _parse(text: str, depth: int) -> Group:
     if text.startswith("]") or text.endswith("["):
         inside, brackets = _inside(text)
         return group("tuple", split(inside, (",", ";")), brackets) if brackets else whole
-    if depth > 6 or number(text) or words(text):
+    if depth > 6 or number(text) or (words(text) and not _choices(text)):
         return whole
     for separators in ((";",), (",",)):
         parts = [p for p in split(text, separators) if p]
         if len(parts) > 1:
             return group("list", _spread(parts))
+    if (cases := _CASES.fullmatch(text)) and r"\begin" not in cases["body"]:
+        text = cases["body"]
+        rows = [r.strip(" ,;") for r in split(text, (r"\\",))]
+        return Group("list", tuple(_case(r, depth + 1) for r in rows[:MAX_PARTS] if r), text=text)
+    if len(rows := [p.strip(" ,;") for p in split(text, (r"\\",)) if p.strip(" ,;&")]) > 1:
+        return Group("list", tuple(_case(r, depth + 1) for r in rows[:MAX_PARTS]), text=text)
     if len(parts := [p for p in split(text, (r"\cup",)) if p]) > 1:
         union = group("union", parts)
-        sets = all(part.kind == "list" for part in union.parts)
-        return Group("list", tuple(p for part in union.parts for p in part.parts), text=text) if sets else union
+        if all(part.kind == "list" or part.text.startswith(("{", r"\{")) for part in union.parts):
+            return Group("list", tuple(p for part in union.parts for p in part.parts or (part,)), text=text)
+        return union
     if (matrix := _MATRIX.fullmatch(text)) and r"\begin" not in matrix["body"]:
         rows = [r for r in split(matrix["body"], (r"\\",)) if r and r != r"\hline"]
         cells = (tuple(_parse(c, depth + 1) for c in split(r, ("&",))) for r in rows[:MAX_PARTS])
@@ -99,6 +112,21 @@ def _parse(text: str, depth: int) -> Group:
     if len(parts := _spread([text])) > 1:
         return group("list", parts)
     return whole
+
+
+_CASES = re.compile(r"\\begin\{(?P<name>d?r?cases)\}(?P<body>.*)\\end\{(?P=name)\}", re.DOTALL)
+_IF = re.compile(r"^(?:\\text\s*\{)?\s*(?:,\s*)?(?:if|when|for|where)\b\s*(?:\})?\s*")
+
+
+def _case(row: str, depth: int) -> Group:
+    """A line of a system, or a value and its condition."""
+    cells = [c for c in split(row, ("&",)) if c]
+    while len(cells) > 1 and re.match(r"=|<|>|\\(?:le|ge|ne|in|equiv|approx)(?![A-Za-z])", cells[1]):
+        cells[:2] = [f"{cells[0]} {cells[1]}"]  # aligned at the relation
+    if len(cells) < 2:
+        return _parse(cells[0] if cells else "", depth)
+    value, condition = cells[0].strip(" ,"), _IF.sub("", " ".join(cells[1:])).strip(" ,.}")
+    return Group("tuple", (_parse(value, depth), _parse(condition, depth)), "()", row)
 
 
 def _inside(text: str) -> tuple[str, str]:

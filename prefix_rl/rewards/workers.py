@@ -28,9 +28,10 @@ from multiprocessing.connection import Connection, Pipe, wait
 from ..errors import UserError
 from .equality import DEFAULT_RULES, Rules
 from .grading import Outcome, Verdict, judge
+from .guard import readable
 
-Sample = tuple[str, str, int]  # text, gold, start
-Timed = tuple[Verdict, float]  # a verdict and the seconds that it took inside the worker
+Sample = tuple[str, str, int | tuple]  # text, gold, start; for the guard a text, its answer, (its problem, computed)
+Timed = tuple[Verdict | dict[str, int], float]  # what was decided, and the seconds that it took inside the worker
 
 _START_SECONDS = 120  # a worker that has not imported sympy by then never will
 _BATCH = 64
@@ -77,14 +78,33 @@ class Grader:
             TypeError: if a sample is not made of texts; nothing is graded then.
             GraderError: if no worker can be started.
         """
-        counts = Counter(map(_checked, samples, range(len(samples))))
+        return self._all([_checked(sample, place) for place, sample in enumerate(samples)], progress)
+
+    def readable(
+        self,
+        samples: Sequence[tuple[str, str, str]],
+        progress: Callable[[int], object] | None = None,
+        computed: bool = False,
+    ) -> list[dict[str, int]]:
+        """For each ``(demonstration, answer, problem)`` what :func:`prefix_rl.rewards.guard.readable` finds.
+
+        Where a worker did not come to an end, what the grammar alone can tell.
+        """
+        asked = [(text, answer, (str(problem), computed)) for text, answer, problem in samples]
+        return [
+            known if isinstance(known, dict) else readable(text, answer, problem, computed=computed)
+            for (known, _), (text, answer, (problem, _)) in zip(self._all(asked, progress), asked, strict=True)
+        ]
+
+    def _all(self, samples: list[Sample], progress: Callable[[int], object] | None) -> list[Timed]:
+        counts = Counter(samples)
         found: dict[Sample, Timed] = {}
         with self._mine():
             for sample, timed in self._decide(deque(counts)):
                 found[sample] = timed
                 if progress:
                     progress(counts[sample])
-        return [found[_checked(sample)] for sample in samples]
+        return [found[sample] for sample in samples]
 
     def start(self) -> None:
         """Starts all workers and waits until they are ready, so that no later call has to."""
@@ -170,7 +190,7 @@ class _Worker:
         self.ready = self.gone = False
         self.connection, theirs = Pipe()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  a pipe that nobody reads would fill up and block
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from prefix_rl.rewards.workers import _serve; _serve({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
@@ -260,7 +280,10 @@ def _serve(handle: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, 2 * deadline + 1)
             began = time.monotonic()
             try:
-                verdict = judge(text, gold, rules, start)
+                if isinstance(start, tuple):
+                    verdict = readable(text, gold, start[0], deep=True, computed=start[1])
+                else:
+                    verdict = judge(text, gold, rules, start)
             except Exception:  # whatever it is, it is this sample's
                 verdict = Verdict(Outcome.CRASH)
             seconds = time.monotonic() - began

@@ -64,6 +64,7 @@ class GenerationBatch:
     completions: Sequence[Sequence[int]] | None = None  # prefix and continuation of each row of this rank
     rewards: torch.Tensor | None = None  # (B,) over all ranks, NaN where there is none
     outcomes: Sequence[str] | None = None  # how each row of this rank was graded, if the reward tells
+    answers: Sequence[str | None] | None = None  # what answer it found in each
     continued: torch.Tensor | None = None  # (B, C), rewards of further continuations
 
 

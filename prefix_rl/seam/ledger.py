@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from ..costs import Cost, inference_flops, update_flops
 from ..methods.base import Method
 from ..reports.rollouts import segments, write_rollouts
+from ..reports.tokens import token_columns
 from ..rollouts import Memory, Rollouts
 from .batch import ROW, GenerationBatch, Planned
 from .credit import Credit
@@ -161,18 +162,27 @@ def _repeated(rollouts: Rollouts, complete: torch.Tensor) -> torch.Tensor:
 
 
 def records(
-    batch: GenerationBatch, output: Mapping[str, torch.Tensor], decode: Callable[[list[int]], str]
+    batch: GenerationBatch,
+    output: Mapping[str, torch.Tensor],
+    tokenizer,
+    entropies: torch.Tensor | None = None,
+    own: slice = slice(None),
 ) -> list[dict]:
     """The rollouts of this rank as they are saved, with prefix, kept prefix tokens and continuation told apart.
 
+    ``entropies (B, T)`` of all ranks are those that were measured, NaN elsewhere; ``own`` are the rows of this one.
     ``advantage`` is what the last token is weighed by: its credit, or in an extra objective its weight.
     """
     found = []
-    outcomes = batch.outcomes or [None] * len(batch.inputs)
+    unknown = [None] * len(batch.inputs)
+    outcomes, answers = batch.outcomes or unknown, batch.answers or unknown
     for i, (given, prefix) in enumerate(zip(batch.inputs, batch.plan, strict=True)):
         ids, n = list(batch.completions[i]), len(batch.completions[i])
         moving, begun = output["update_mask"][i][:n].tolist(), [t < len(prefix.ids) for t in range(n)]
         weighed = torch.where(output["weights"][i] != 0, output["weights"][i], output["advantages"][i])[:n]
+        pieces = segments(ids, begun, moving, tokenizer.decode)
+        text = "".join(piece["text"] for piece in pieces)
+        measured = None if entropies is None else entropies[own][i, :n].tolist()
         found.append(
             {
                 "step": batch.step.index,
@@ -182,10 +192,12 @@ def records(
                 "prefix_tokens": len(prefix.ids),
                 "demonstration_tokens": prefix.of,
                 "completion_ids": ids,
-                "segments": segments(ids, begun, moving, decode),
+                "segments": pieces,
                 "reward": float(output["rewards"][i]),
                 "outcome": outcomes[i],
                 "advantage": float(weighed[-1]) if ids else 0.0,
+                "found": answers[i],
+                **token_columns(ids, text, tokenizer.batch_decode, weighed.tolist(), measured),
             }
         )
     return found

@@ -147,8 +147,8 @@ class PrefixTrainer(GRPOTrainer):
         rewards = credit.total(rewards_per_func, self.reward_weights, step)
         credit.check_scored(rewards, step)
         if batch:
-            told = list(self._pending_extra_logs.get("outcome", [])) or None
-            self._open.fill(completions=completion_ids_list, rewards=rewards, outcomes=told)
+            told = [list(self._pending_extra_logs.get(name, [])) or None for name in ("outcome", "found")]
+            self._open.fill(completions=completion_ids_list, rewards=rewards, outcomes=told[0], answers=told[1])
             self._log(ledger.reward_metrics(rewards, batch.planned.prefixed))
         return rewards_per_func
 
@@ -192,7 +192,7 @@ class PrefixTrainer(GRPOTrainer):
         output |= credit.only_moving(output, output["update_mask"], ranks)
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
         if self.rollouts_every and generation % self.rollouts_every == 0:
-            ledger.save(self.args.output_dir, ledger.records(batch, output, self._tokenizer.decode), ranks)
+            ledger.save(self.args.output_dir, ledger.records(batch, output, self._tokenizer, entropies, own), ranks)
         return output
 
     # --- 5 masked, 6 given the extra objective ------------------------------------------------------------------------

@@ -1,0 +1,393 @@
+r"""Where a demonstration gives its answer away: the grader's equality, asked of what stands in it.
+
+A prefix gives the answer away if what stands at its end would be taken for the answer. So the spans of mathematics of a
+demonstration (numbers, terms, sides of equations, brackets, lists) are compared with the answer, as the grader compares
+answers. Three kinds of places:
+
+- ``statement``: where the answer is announced (``\boxed``, ``####``, "the answer is");
+- ``mention``: where it stands, in any notation that has no more operations than the answer itself (``\frac{-1}{2}`` for
+  ``-0.5``, ``1{,}250`` for 1250), or is announced. The sign is left out: ``5 - 3`` and ``-3`` are told apart only by
+  reading the mathematics. An answer of several parts is given away by its last part. A number that the problem gives is
+  no mention where it is only used, but where something is said to be it (``= 5``, "is 5");
+- ``computed``: also where an expression ends that is worth the answer (``48/2 + 48`` for 72).
+
+A number in words is not recognized. :func:`readable` is bounded and may run anywhere; ``deep`` asks the computer algebra
+system too, of spans that the grammar does not hold, and belongs into a worker.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import lru_cache
+
+from . import values
+from .equality import DEFAULT_RULES, same, same_number
+from .expressions import MALFORMED, tree
+from .grading import parse_gold
+from .notation import Number, clean, number
+from .structure import Group, chain, parse
+from .wording import untexted
+
+GUARDS = ("mention", "statement", "computed")
+
+# A final statement, as demonstrations write it. What follows it is the answer, whatever its notation.
+_STATEMENT = re.compile(
+    r"\\boxed|\\fbox|####|<answer>|\b(?:final|correct)\s{1,9}(?:answer|result)\b|\banswer\s{0,9}(?:is|:|=)",
+    re.IGNORECASE,
+)
+_SEPARATED = r"\d{1,3}(?:(?:,|\{,\}|\\,|,?\\!|\\ )\s?\d{3}(?!\d))+(?:\.\d+)?"
+_INTEGER = r"\{\s{0,3}-?\s{0,3}\d{1,30}\s{0,3}\}"
+_LITERAL = re.compile(
+    rf"(?:\d{{1,20}}\s{{0,3}})?\\[dtc]?frac\s{{0,3}}(?:{_INTEGER}|\d)\s{{0,3}}(?:{_INTEGER}|\d)(?:\s{{0,2}}\\?%)?"
+    rf"|(?:\d{{1,20}}\s{{1,3}})?\d{{1,30}}\s?/\s?\d{{1,30}}(?:\s?\\?%)?"
+    rf"|(?:{_SEPARATED}|\d+(?:\.\d+)?|\.\d+)(?:\s?\\?%|\s?(?:\\times|\\cdot|×)\s?10\s?\^\s?(?:\{{\s?-?\d{{1,3}}\s?\}}|\d))?"
+    r"|\d{0,20}[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"
+)
+"""Whatever denotes one rational number, as it is written."""
+_DIGITS = 400  # of a number that is read
+# What is said to be something: "= 5", "is $5$", "x \approx 5".
+_RESULT = re.compile(
+    r"(?:[=≈→:]|\\(?:approx|equiv|to|implies|Rightarrow|rightarrow)|\b(?:is|are|equals?|be|was|were|gets?|gives?|yields?|obtain|leaves|makes?|"
+    r"total|find|leaving|becomes))(?:[\s$*{(\-−~]|\\[(\[,;! $]|\\text(?:bf)?\{|\\mathbf\{|therefore|then|exactly|about|a total of){0,12}$"  # noqa: E501
+)
+_BETWEEN = re.compile(  # between the parts of one list
+    r"(?:[\s$,;.{}()\[\]\-−+]|\\[()\[\],;! ]|\\q?quad|\\pm|\\left|\\right|\\text(?:rm)?\s?\{|and|or|[A-Za-z](?:_\{?\w\}?)?\s?=){0,16}"  # noqa: E501
+)
+# A side of an equation: numbers, letters that stand alone, operators, brackets, commands of mathematics.
+_RUN = re.compile(
+    r"(?:[\d+\-*/^_(){}|!%−×·÷√π]|\[(?=[^\[\]]{1,9}\]\{)|(?<=\d)\](?=\{)|[.,](?=\d)|(?<=\S)[ ](?=\S)|\\[,;:! %]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"  # noqa: E501
+    r"|\\(?:[dtc]?frac|sqrt|cdot|times|div|pi|left|right|sin|cos|tan|ln|log|exp|binom|theta|alpha|beta|circ)(?![A-Za-z])){1,400}"
+)
+_BRACKETS = re.compile(r"(?:\\[{(\[]|[(\[])(?:[^()\[\]$]|\([^()$]{0,80}\)){1,200}?(?:\\[})\]]|[)\]])")
+_MATRIX = re.compile(r"\\begin\{([pbvB]?matrix|array)\}.{1,600}?\\end\{\1\}", re.DOTALL)
+_FORMULA = re.compile(r"\$([^$\n]{1,300})\$|\\\(([^\n]{1,300}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
+_TYPESETTING = (
+    r"(?:\s|\\(?:left|right|displaystyle|mathrm|mathbf|text|textbf|operatorname)(?![A-Za-z])|\\[!,;:> ]|[${}]){0,8}"
+)
+_MAX_SPANS = 400  # expressions of one demonstration that are compared with an answer that is no number
+_MAX_DEEP = 24  # spans that the computer algebra system is asked about
+
+
+def readable(text: str, answer: str, problem: str = "", deep: bool = False, computed: bool = True) -> dict[str, int]:
+    r"""For each guard the offset in a demonstration at which it ends every prefix; the length of the text if nowhere.
+
+    Args:
+        answer: the gold answer, as in the data.
+        problem: numbers that stand in it are no secret; without it every number counts.
+        deep: whether to ask the computer algebra system as well.
+        computed: whether to look for expressions that are worth the answer, which takes longest.
+
+    >>> readable(r"48/2 = 24, 48 + 24 = 72, so \boxed{72}", "72")
+    {'mention': 21, 'statement': 28, 'computed': 11}
+    """
+    said = _STATEMENT.search(text)
+    statement = said.start() if said else len(text)
+    target = _Target(answer, problem)
+    mention = target.first(text, statement, deep)
+    found = {"mention": mention, "statement": statement}
+    return found | ({"computed": min(mention, target.computed(text, mention))} if computed else {})
+
+
+def readable_from(text: str, answer: str, guard: str = "mention", problem: str = "") -> int:
+    r"""The offset in a demonstration before which a guard ends every prefix; its length if nowhere, or for ``none``.
+
+    >>> text = r"6 * 7 = 42, so \boxed{42}"
+    >>> [readable_from(text, "42", guard) for guard in ("computed", "mention", "statement", "none")]
+    [0, 8, 15, 25]
+    """
+    return len(text) if guard == "none" else readable(text, answer, problem, computed=guard == "computed")[guard]
+
+
+def safe_cuts(
+    text: str, answer: str, ends: Sequence[int], guard: str = "mention", problem: str = "", offset: int | None = None
+) -> tuple[int, frozenset[int]]:
+    r"""Where a demonstration may be cut without giving its answer away.
+
+    Args:
+        text: the demonstration.
+        answer: its final answer, as in the data (LaTeX or plain).
+        ends: for each token, the offset in ``text`` at which it ends.
+        guard: ``mention``, ``statement``, ``computed`` (see this module), or ``none``, which never stops.
+        problem: see :func:`readable`.
+        offset: what :func:`readable` found, if it has been asked.
+
+    Returns:
+        ``(safe_length, misread_lengths)`` of a :class:`~prefix_rl.prefixes.Demonstration`.
+
+    >>> text = r"6 * 7 = 42, so \boxed{42}"
+    >>> ends = list(range(1, len(text) + 1))  # one token a character
+    >>> text[: safe_cuts(text, "42", ends)[0]]
+    '6 * 7 = '
+    >>> text[: safe_cuts(text, "42", ends, "statement")[0]]
+    '6 * 7 = 42, so '
+    """
+    if guard == "none":
+        return len(ends), frozenset()
+    offset = readable_from(text, answer, guard, problem) if offset is None else offset
+    safe = bisect_right(ends, offset) if offset < len(text) else len(ends)
+    if guard == "statement":
+        return safe, frozenset()
+    return safe, frozenset(k for k in _Target(answer, problem).misread(text, offset, ends) if k <= safe)
+
+
+@lru_cache(maxsize=65536)
+def _literal(text: str) -> Number | None:
+    return number(clean(text)) if len(text) < _DIGITS else None
+
+
+class _Target:
+    """An answer, taken apart as the grader does."""
+
+    def __init__(self, answer: str, problem: str):
+        self.bare = clean(parse_gold(answer) or answer) if len(answer) <= 1_000 else ""
+        group = parse(self.bare)
+        if group.kind == "text" and (named := chain(group.text)) and named.name is not None:
+            group = parse(named.value)
+        self.group, self.problem = group, problem
+        self.numbers = [n for part in (group.parts or (group,)) if (n := number(part.text))]
+        self.tree = tree(group.text) if group.kind == "text" and not self.numbers else None
+        self.tree = None if self.tree == MALFORMED else self.tree
+        self._known: dict[str, frozenset[int]] = {}
+        self.all_numbers = len(self.numbers) == len(group.parts or (group,))
+        self._given: set[int] = set()
+        if problem and self.all_numbers:
+            for m in _LITERAL.finditer(problem):
+                self._given |= self.parts_of(m[0])
+
+    def parts_of(self, literal: str) -> frozenset[int]:
+        """Which parts of the answer a number is, its sign aside."""
+        if literal not in self._known:
+            found, n = set(), _literal(literal)
+            if n:
+                ours = Number(abs(n.value), n.decimal, n.percent)
+                shown = [ours] + ([Number(ours.value * 100, ours.decimal)] if ours.percent else [])
+                for i, part in enumerate(self.numbers):
+                    theirs = Number(abs(part.value), part.decimal, part.percent)
+                    if any(same_number(one, theirs, DEFAULT_RULES) for one in shown):
+                        found.add(i)
+            if len(self._known) < 100_000:
+                self._known[literal] = frozenset(found)
+            return frozenset(found)
+        return self._known[literal]
+
+    def occurrences(self, text: str, limit: int) -> Iterator[tuple[int, int, frozenset[int]]]:
+        """``(start, end, which parts)`` of every number that is a part of the answer."""
+        for m in _LITERAL.finditer(text, 0, limit):
+            if parts := self.parts_of(m[0]):
+                yield m.start(), m.end(), parts
+            elif "/" in m[0] or "frac" in m[0] or "," in m[0] or "times" in m[0] or "cdot" in m[0]:
+                for inner in _PLAIN.finditer(m[0]):  # the 24 of 24/2
+                    if parts := self.parts_of(inner[0]):
+                        yield m.start() + inner.start(), m.start() + inner.end(), parts
+
+    def counts(self, text: str, start: int, parts: frozenset[int]) -> bool:
+        """Whether a number is a mention: one that the problem gives only where something is said to be it."""
+        return not parts <= self._given or bool(_RESULT.search(text[max(start - 60, 0) : start]))
+
+    # --- where the answer stands ---
+
+    def first(self, text: str, limit: int, deep: bool) -> int:
+        if not self.bare:
+            return limit
+        if self.all_numbers and self.group.kind == "text":
+            return next((s for s, _, parts in self.occurrences(text, limit) if self.counts(text, s, parts)), limit)
+        limit = self.literally(text, limit)
+        if self.group.kind in ("tuple", "union", "matrix", "list"):
+            last = self.last_part(text, limit) if self.all_numbers and self.group.kind in ("list", "tuple") else limit
+            limit = min(self.brackets(text, limit), last)
+        if self.tree:
+            limit = self.expression(text, limit, values.size(self.tree))
+        elif self.group.kind == "list" and not self.all_numbers:
+            limit = min(limit, self.last_expression(text, limit))
+        return self.deeply(text, limit) if deep and not self.tree and not self.all_numbers else limit
+
+    def literally(self, text: str, limit: int) -> int:
+        """The first place at which the answer stands as it is written, blanks and typesetting aside."""
+        tokens = re.findall(r"\\[A-Za-z]+|[^\s${}]", untexted(self.bare))
+        if sum(len(t) for t in tokens) < 2 or len(tokens) > 200:
+            return limit
+        begins = r"(?<![^\W_])" if tokens[0].isalnum() else ""
+        ends = r"(?![^\W_])" if self.bare.isalpha() or tokens[-1].isdigit() else ""
+        pattern = begins + _TYPESETTING.join(map(_variants, tokens)) + ends
+        if clock := re.fullmatch(r"(\d{1,2}:\d\d) ([ap])m", self.bare):
+            pattern = rf"(?<!\d){clock[1]}{_TYPESETTING}{clock[2]}\.?\s?m"
+        found = re.compile(pattern, re.IGNORECASE).search(text, 0, limit)
+        if found and self.group.kind == "list" and self.group.parts and self.all_numbers:
+            return limit  # at its last part, see there
+        return found.start() if found else limit
+
+    def last_part(self, text: str, limit: int) -> int:
+        """Where the last part of an answer of several becomes readable: in one list, or each where it is a result."""
+        wanted, results, listed, end = frozenset(range(len(self.numbers))), set(), set(), None
+        for start, stop, parts in self.occurrences(text, limit):
+            if end is None or not _BETWEEN.fullmatch(text, end, start):
+                listed = set()
+            listed |= parts
+            if _RESULT.search(text[max(start - 60, 0) : start]) or (len(listed) > 1 and listed & results):
+                results |= parts
+            if wanted <= listed or wanted <= results:
+                return start
+            end = stop
+        return limit
+
+    def last_expression(self, text: str, limit: int) -> int:
+        """The same for parts that are expressions: where the last of them first stands."""
+        places = [_Target(part.text, self.problem).first(text, limit, False) for part in self.group.parts[:8]]
+        return max(places, default=limit)
+
+    def brackets(self, text: str, limit: int) -> int:
+        patterns = (_MATRIX,) if self.group.kind == "matrix" else (_BRACKETS,)
+        for pattern in patterns:
+            for count, m in enumerate(pattern.finditer(text, 0, limit)):
+                if count > _MAX_SPANS:
+                    break
+                if ("," in m[0] or ";" in m[0] or pattern is _MATRIX) and _alike(parse(clean(m[0])), self.group):
+                    return m.start()
+        return limit
+
+    def expression(self, text: str, limit: int, size: int) -> int:
+        """The first span that is worth the answer and has no more than so many operations."""
+        seen: dict[str, bool] = {}
+        for begin, span in _spans(text, limit, self.wanted()):
+            if span not in seen:
+                if len(seen) > _MAX_SPANS:
+                    break
+                found = tree(clean(span)) if len(span) < 400 else None
+                readable_ = found and found != MALFORMED and values.size(found) <= size
+                seen[span] = bool(readable_) and _worth(found, self.tree)
+            if seen[span]:
+                return begin
+        return limit
+
+    def wanted(self) -> Callable[[str], bool]:
+        """A quick test that a span must pass: it holds a sign that the answer cannot do without."""
+        names: set[str] = set()
+        for mark, variants in (("pi", ("pi", "π")), ("sqrt", ("sqrt", "√", "^")), ("root", ("sqrt", "√", "^"))):
+            if mark in self.group.text:
+                return lambda span: any(v in span for v in variants)
+        names = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", self.group.text))
+        return lambda span: not names or any(n in span for n in names)
+
+    def deeply(self, text: str, limit: int) -> int:
+        seen: set[str] = set()
+        for m in _FORMULA.finditer(text, 0, limit):
+            span = m[1] or m[2] or m[3]
+            if len(seen) >= _MAX_DEEP or span in seen or len(span) > 8 * len(self.bare) + 20:
+                continue
+            seen.add(span)
+            if same(span, self.bare):
+                return m.start() + 1
+        return limit
+
+    # --- where it is computed, where a cut shows it ---
+
+    def computed(self, text: str, limit: int) -> int:
+        """The first expression before ``limit`` of which a beginning, up to some operand, is worth the answer."""
+        if self.group.kind != "text" or not (self.all_numbers or self.tree):
+            return limit
+        value = ("n", abs(self.numbers[0].value), self.numbers[0].decimal) if self.all_numbers else self.tree
+        seen: dict[str, bool] = {}
+        for begin, run in _runs(text, len(text)):
+            if begin >= limit:
+                break
+            if not _OPERATOR.search(run):
+                continue
+            for end in _operands(run, limit - begin + 400):
+                span = run[:end]
+                if span not in seen:
+                    if len(seen) > 20_000:
+                        return limit
+                    found = tree(clean(span)) if len(span) < 300 else None
+                    worth = found and found != MALFORMED and values.size(found) > 0
+                    seen[span] = bool(worth) and (_worth(found, value) or _worth(("neg", found), value))
+                if seen[span]:
+                    return begin
+        return limit
+
+    def misread(self, text: str, limit: int, ends: Sequence[int]) -> Iterator[int]:
+        """The cuts that end inside a longer number and by that show the answer (``4`` of ``42``)."""
+        if not self.all_numbers or self.group.kind != "text":
+            return
+        for m in _LITERAL.finditer(text, 0, limit):
+            first, last = bisect_right(ends, m.start()), bisect_right(ends, m.end() - 1)
+            for k in range(first, last):  # tokens that end inside this number
+                shown = _LITERAL.fullmatch(text, m.start(), ends[k])
+                if shown and (parts := self.parts_of(shown[0])) and self.counts(text, m.start(), parts):
+                    yield k + 1
+
+
+_PLAIN = re.compile(r"\d+(?:\.\d+)?")
+_OPERATOR = re.compile(r"\d\s?[!^]|[\d)}]\s?(?:[-+*/×÷·−]|\\(?:cdot|times|div))|\)\(|\d\(|frac|sqrt|√")
+_NEXT = re.compile(r"(?<=[\w)}\]!%])\s?(?:[-+*/×÷·−]|\\(?:cdot|times|div)(?![A-Za-z]))|$")
+
+
+def _variants(token: str) -> str:
+    """A token as a pattern, with the other ways to write it."""
+    if token == r"\frac":
+        return r"\\[dtc]?frac"
+    if token in ("\\le", "\\ge", "\\ne"):
+        return rf"(?:\{token}(?:q|qslant)?|{dict(zip(('le', 'ge', 'ne'), '≤≥≠', strict=True))[token[1:]]})"
+    return {r"\pi": r"(?:\\pi|π)", r"\sqrt": r"(?:\\sqrt|√)", "-": "[-−]", r"\infty": r"(?:\\infty|∞)"}.get(
+        token, re.escape(token)
+    )
+
+
+def _runs(text: str, limit: int) -> Iterator[tuple[int, str]]:
+    for m in _RUN.finditer(text, 0, limit):
+        run = m[0].rstrip()
+        blank = len(run) - len(run.lstrip())
+        while (opening := re.match(r"[A-Za-z] (?=[\d\\(])|[,. ]+", run[blank:])) and blank < len(run):  # an article
+            blank += opening.end()
+        if len(run) - blank > 1:
+            yield m.start() + blank, run[blank:]
+
+
+def _spans(text: str, limit: int, wanted: Callable[[str], bool]) -> Iterator[tuple[int, str]]:
+    """The sides of equations, and their terms."""
+    for begin, run in _runs(text, limit):
+        if not wanted(run):
+            continue
+        yield begin, run
+        depth, start = 0, 0
+        for place, c in enumerate(run):
+            depth += (c in "([{") - (c in ")]}")
+            if c in "+-−," and depth == 0 and place > start:
+                yield begin + start, run[start:place].strip(" ,")
+                start = place + 1
+        if start:
+            yield begin + start, run[start:]
+
+
+def _operands(run: str, limit: int) -> Iterator[int]:
+    """Where in a side something ends that could be read as a whole."""
+    count = 0
+    for m in _NEXT.finditer(run):
+        end = m.start()
+        if run.count("(", 0, end) == run.count(")", 0, end) and run.count("{", 0, end) == run.count("}", 0, end):
+            count += 1
+            if 0 < end <= limit and count < 24:
+                yield end
+
+
+def _worth(found: tuple, value: tuple) -> bool:
+    return values.same(found, value, Fraction(1, 10**5)) is True
+
+
+def _alike(one: Group, other: Group) -> bool:
+    """Whether two answers with parts are the same by the grammar alone."""
+    if one.kind != other.kind or one.brackets != other.brackets or len(one.parts) != len(other.parts):
+        return False
+    if one.parts:
+        pairs = zip(one.parts, other.parts, strict=True)
+        if all(_alike(a, b) for a, b in pairs):
+            return True
+        return one.kind in ("list", "union") and all(any(_alike(a, b) for b in other.parts) for a in one.parts)
+    if (x := number(one.text)) and (y := number(other.text)):
+        return same_number(x, y, DEFAULT_RULES)
+    a, b = tree(one.text), tree(other.text)
+    if None in (a, b) or MALFORMED in (a, b):
+        return one.text == other.text
+    return _worth(a, b)

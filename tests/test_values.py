@@ -1,0 +1,89 @@
+"""The grammar of expressions and their values, against literal arithmetic."""
+
+from fractions import Fraction
+
+import pytest
+
+from prefix_rl.rewards.characters import ascii_
+from prefix_rl.rewards.reading import Malformed, Unread, read
+from prefix_rl.rewards.values import polynomial, proportional, same, size
+from prefix_rl.rewards.wording import conflict, droppable
+
+TOLERANCE = Fraction(1, 10**5)
+
+
+@pytest.mark.parametrize(
+    "text", ["42 41", "2 3", "1.5.2", "42'", "42_{x}", "42 ? 41", "5 +", "* 5", ")", "5!!", "3 (4 5)"]
+)
+def test_what_is_no_expression_is_told_apart(text):
+    with pytest.raises(Malformed):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["f(x)", r"\sum_{i=1}^n i", r"\foo{4}", "x < 3", "x'", "(1, 2)", r"\ln 2/2", r"\sin^{-1}"]
+)
+def test_what_the_grammar_does_not_hold_is_left_to_others(text):
+    with pytest.raises(Unread):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "alike"),
+    [
+        (r"\frac{1}{2^{98}}", r"\frac{1}{2^{99}}", False), ("2024!", "2024!-1", False), (r"\sqrt{2}+10^{-100}", r"\sqrt{2}", False),
+        (r"\sqrt2+\sqrt3-\sqrt{5+2\sqrt6}", "0", True), ("-2^2", "-4", True), ("2^3^2", "512", True), ("10^23", "10^{23}", True), ("a/bc", r"\frac{a}{bc}", True),
+        (r"2\frac{1}{3}", r"\frac73", True), (r"x\frac12", r"\frac x2", True), (r"\sin 2x \cos x", r"\sin(2x)\cos(x)", True), (r"\sin(x)^2", r"\sin^2 x", True),
+        (r"\sqrt[3]{-8}", "-2", True), (r"\sqrt{-4}", "2i", True), (r"e^{i\pi}", "-1", True), ("(-1)^{2n}", "1", True), (r"\cos(n\pi)", "(-1)^n", True),
+        (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), (r"\log_2 x^2", r"2\log_2 x", True), (r"\sqrt{x-10}^2", "x-10", True), ("9^{9^{9^9}}", "1", False),
+        ("0.3333333", r"\frac13", True), ("0.333", r"\frac13", False), (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}", True), (r"\lfloor 3.7 \rfloor", "3", True),
+    ],
+)  # fmt: skip
+def test_values_are_compared_where_both_are_real(a, b, alike):
+    assert same(read(a), read(b), TOLERANCE) is alike
+    assert same(read(b), read(a), TOLERANCE) is alike
+
+
+def test_what_never_has_a_value_is_not_decided():
+    assert same(read("1/0"), read("5"), TOLERANCE) is None
+    assert same(read(r"\sqrt{x}"), read(r"\sqrt{-x}"), TOLERANCE) is None
+
+
+def test_equations_are_the_same_up_to_a_factor():
+    assert proportional(read("2x+4y-3"), read(r"\frac{3}{4}-\frac{1}{2}x-y"))  # -4 times the second
+    assert not proportional(read("2x+4y-3"), read("2x+4y-2"))
+    assert polynomial(read("x^2+3y"))
+    assert not polynomial(read(r"\frac{1}{x}"))
+
+
+def test_the_size_is_the_number_of_operations():
+    assert [size(read(text)) for text in ("-5", r"\frac12", r"\pi/2", r"2\sqrt3", "48/2+48")] == [0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [("2¹⁰", "2^{10}"), ("10⁻³", "10^{-3}"), ("x²", "x^2"), ("a₁₂", "a_{12}"), ("½", r"\frac{1}{2}"), ("‑3", "-3"), ("∆x", r"\Delta x"), ("µ", r"\mu "), ("𝟓", "5"),
+     ("٤٢", "42"), ("3\u200b5", "35"), ("х", "x"), ("Ответ", "Ответ"), ("∣x∣", "|x|"), ("0.3\u0305", r"0.\overline{3}")],
+)  # fmt: skip
+def test_unicode_becomes_plain_mathematics(text, plain):
+    assert ascii_(text) == plain
+
+
+def test_units_and_counted_nouns_go_and_what_says_something_stays():
+    for phrase in (
+        r"\text{ cm}",
+        "square units",
+        "different ways",
+        "apples",
+        "even numbers",
+        "miles per hour",
+        "years old",
+        "times",
+    ):
+        assert droppable(phrase, after_number=True), phrase
+    for phrase in ("hundred", "remainder", "is even", "if x", "below zero", "dozen", "or more", "thirds", "squared"):
+        assert not droppable(phrase, after_number=True), phrase
+    assert droppable(r"\text{ units}", after_number=False)
+    assert not droppable(r"\text{ even}", after_number=False)
+    assert conflict("cm", "m")
+    assert not conflict("m", "meters")
