@@ -190,7 +190,7 @@ def test_traces_are_collected_with_adapters(base, lora, tmp_path):
         for name, place in (("adapters", lora), ("base", base / "model"))
     ]
     facts = [json.loads((tmp_path / name / "store.json").read_text()) for name in ("adapters", "base")]
-    assert facts[0]["model_sha256"] != facts[1]["model_sha256"]
+    assert facts[0]["policy_sha256"] != facts[1]["policy_sha256"]
     assert len(made) == 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from prefix_rl.evaluation.engines import TransformersEngine
+from prefix_rl.engines.transformers import TransformersEngine
 from small import CHAT_TEMPLATE, arguments, byte_level_bpe, lora, metaspace_unigram, policy, token_reward, write
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -408,7 +408,7 @@ def test_an_engine_stops_where_the_template_ends_a_turn(model, tmp_path):
     loaded.lm_head = torch.nn.Linear(32, len(asked.tokenizer))  # says nothing but the end of a turn
     loaded.lm_head.weight.data.zero_()
     loaded.lm_head.bias.data.zero_()[end] = 100.0
-    from prefix_rl.evaluation.engines import Sampling
+    from prefix_rl.engines.base import Sampling
 
     engine = TransformersEngine(loaded, asked.tokenizer, asked.stops)
     assert engine.generate([asked.example], [8], [1], Sampling()) == [[end]]
