@@ -128,7 +128,7 @@ def collect(
     }
     store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
     grader = recipe.reward.grader() if method.needs_answers else None
-    with store.writing(), recorded(store.folder, "collecting"):
+    with store.writing(), recorded(store.folder, "collecting", keep=False):
         try:
             _sample(store, asked, model, problems, prompts, limits, grader, plan)
         except KeyboardInterrupt:
