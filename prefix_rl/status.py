@@ -88,12 +88,14 @@ _records: list[_Record] = []
 
 
 @contextmanager
-def recorded(folder: str | os.PathLike, doing: str) -> Iterator[None]:
+def recorded(folder: str | os.PathLike, doing: str, keep: bool = True) -> Iterator[None]:
     """While the block runs, ``folder/status.DOING.json`` says so; then it says how it ended. On the first rank only.
 
     Args:
         folder: exists, or is made.
         doing: what the command does, one of :data:`DOING`.
+        keep: whether the file stays when all went well. It does not in a folder whose content is to be the same
+            whatever process made it.
     """
     if int(os.environ.get("RANK", "0")) > 0:
         yield
@@ -120,6 +122,8 @@ def recorded(folder: str | os.PathLike, doing: str) -> Iterator[None]:
         raise
     else:
         record.end("ended")
+        if not keep:
+            record.path.unlink(missing_ok=True)
     finally:
         _records.remove(record)
 

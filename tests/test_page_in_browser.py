@@ -192,6 +192,12 @@ def test_two_runs_stand_side_by_side_paired_by_problem(page, two):
     assert "dr_grpo at 10 thinks of two" in right
     page.js("document.querySelectorAll('#groups > details')[1].querySelector('summary').click()")
     page.until("document.body.textContent.includes('not among its saved rollouts')")
+    page.set("#order", "saved")
+    page.set("#generation", "1")  # problem 1 is in b's generations of steps 0 and 10
+    page.until("document.querySelector('.sides h3')?.textContent === 'a/run, step 10'")
+    page.until("document.querySelectorAll('.sides h3')[1]?.textContent === 'b/run, step 10'")
+    page.set("#generation", "2")
+    drawn(page, "a/run 20")
     page.set("#both", True)
     page.until("document.querySelectorAll('#groups > details').length === 1")
 

@@ -182,6 +182,19 @@ def test_a_second_process_leaves_a_living_one_its_status(started, tmp_path):
         assert read_status(tmp_path)["pid"] == os.getpid()
 
 
+def test_a_folder_of_reproducible_content_is_left_as_it_was(tmp_path):
+    with pytest.raises(ValueError, match="no"):
+        with recorded(tmp_path, "collecting", keep=False):
+            raise ValueError("no")
+    assert read_run(tmp_path).state().name == "failed"
+    with recorded(tmp_path, "collecting", keep=False):
+        assert read_run(tmp_path).state().name == "running"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "store.json").write_text("{}")
+    (tmp_path / "summary.json").write_text("{}")
+    assert read_run(tmp_path).state().name == "ended"
+
+
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with recorded(tmp_path, "training"):

@@ -113,7 +113,7 @@ def collect(
     }
     if processes.main:
         store = _open_or_create(Path(output), {**_data_facts(asked, problems, prompts), **about})
-        with store.writing(), recorded(store.folder, "collecting"):
+        with store.writing(), recorded(store.folder, "collecting", keep=False):
             processes.meet("opened")
             _sample(store, asked, problems, jobs, plan, settings, batch_size, processes)
             processes.meet("sampled")

@@ -17,8 +17,8 @@ from ..errors import DataError
 from ..status import DOING, State, read_status, state_of
 from . import health
 
-METRICS, CARD, RECIPE, COST, FINAL, STORE = (
-    "metrics.jsonl", "evaluation.json", "recipe.yaml", "cost.json", "final", "store.json",
+METRICS, CARD, RECIPE, FINAL, STORE, COLLECTED = (
+    "metrics.jsonl", "evaluation.json", "recipe.yaml", "final", "store.json", "summary.json",
 )  # fmt: skip
 _MARKS = (METRICS, CARD, STORE, *(f"status.{doing}.json" for doing in DOING))
 _DEPTH = 6
@@ -102,7 +102,7 @@ class Run:
         unfinished = [state for state in states.values() if state.name != "ended"]
         if states:  # what goes on before what went wrong, and that before what is done
             return (lives or unfinished or [states[max(states)]])[0]
-        if (self.folder / FINAL).is_dir() or self.evaluation:
+        if (self.folder / FINAL).is_dir() or self.evaluation or (self.folder / COLLECTED).is_file():
             return State("ended", "ended")
         return state_of(None, now)
 
