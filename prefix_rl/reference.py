@@ -26,7 +26,8 @@ def page() -> str:
         "# Settings",
         "The page is made of the declarations in the code: `python -m prefix_rl.reference > docs/settings.md`.",
         "## A recipe's blocks",
-        "`training` holds the fields of TRL's `GRPOConfig` by their own names; the settings of each `method` are on "
+        "`training` holds the fields of TRL's `GRPOConfig` by their own names, and `kl_on`: where the KL of "
+        "`beta` falls, on tokens that move (`moving`, the default) or `all` of a completion; each `method`'s are on "
         "its page in [methods/](methods/). `prefix-rl schema > recipe.schema.json` writes all of them, with types, "
         "bounds and defaults, for an editor that completes YAML.",
     ]

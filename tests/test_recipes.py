@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
 LAB = [p for p in ALL if p.parent.name == "lab"]
 SMALL = [p for p in ALL if p.parent.name == "smollm2-135m"]
-PAPERS = [p for p in ALL if p.parent.name not in ("lab", "smoke", "smollm2-135m")]
+PAPERS = [p for p in ALL if p.parent.name not in ("lab", "parities", "smoke", "smollm2-135m")]
 ARMS = {
     "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
     "uft", "adaptive", "upft", "rft",

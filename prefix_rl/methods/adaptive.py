@@ -61,7 +61,7 @@ class Adaptive(Combined):
     average: Fraction = 0.8
     """interval: what the moving average for problems that were never seen keeps in a batch (the authors' code: 0.8).
     1: each starts from the whole range."""
-    unaided: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    unaided: Fraction = 0.1
     """interval: how often nothing is given (the paper: 0.1)."""
     longest: Fraction = 1.0
     """interval: the longest share at first (the paper: 1; the authors' code: 0.9)."""
