@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from prefix_rl.engines.transformers import TransformersEngine
 from small import CHAT_TEMPLATE, arguments, byte_level_bpe, lora, metaspace_unigram, policy, token_reward, write
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -29,6 +28,7 @@ from prefix_rl.data.tokenizer import (
     load_tokenizer,
     turn_of,
 )
+from prefix_rl.engines.transformers import TransformersEngine
 from prefix_rl.errors import DataError, RecipeError, UnreachableError, UserError
 from prefix_rl.evaluation.evaluate import evaluate, plans_of, tasks_of
 from prefix_rl.evaluation.sampling import prefixes_of
