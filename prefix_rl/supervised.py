@@ -91,11 +91,6 @@ def fine_tune(
         return Cost(**done["cost"])
 
     import torch
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    from .reports.terminal import show_lines
-    from .seam.resume import MetricsFile
 
     recipe, tokenizer = policy.recipe, policy.tokenizer
     settings = recipe.method.stages.supervised
@@ -103,6 +98,55 @@ def fine_tune(
     dataset = rows(policy, problems)
     places = order(len(dataset), settings, recipe.training_value("seed"))
     steps = len(places) // settings.batch_size
+    trainer = _trainer(policy, dataset.select(places), folder, facts, micro, accumulation, steps)
+    generates = trainer.model.generation_config
+    if set(policy.stops) != set(stop_ids(generates, tokenizer)):
+        generates.eos_token_id = policy.stops  # saved with the policy, which learns to end so
+    if trainer.accelerator.is_main_process:
+        set_aside_incomplete(folder)
+        say(
+            f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all, so "
+            f"{len(places) / len(dataset):.3g} passes over them"
+        )
+    trainer.accelerator.wait_for_everyone()
+    resume = last_whole(folder)
+    if resume:
+        check_continues(resume, {**facts, "world_size": trainer.args.world_size})
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.save_model(str(final))
+    except KeyboardInterrupt:
+        whole = last_whole(folder)
+        place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
+        say(f"stopped at step {trainer.state.global_step} of the supervised stage; {place}.")
+        raise
+    except OSError as error:
+        raise CheckpointError(f"the supervised stage could not be written to {folder}: {error}") from error
+    cost = _cost(dataset, places, parameters)
+    if trainer.accelerator.is_main_process:
+        tokenizer.save_pretrained(final)
+        mark_whole(final, {**facts, "step": steps, "world_size": trainer.args.world_size, "cost": asdict(cost)})
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.free_memory()
+    del trainer
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return cost
+
+
+def _trainer(
+    policy: Policy, dataset: Dataset, folder: Path, facts: Mapping[str, Any], micro: int, accumulation: int, steps: int
+):
+    """TRL's ``SFTTrainer``, whose optimizer steps are the batches of :func:`order` and whose checkpoints are marked."""
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from .reports.terminal import show_lines
+    from .seam.resume import MetricsFile
+
+    recipe, settings = policy.recipe, policy.recipe.method.stages.supervised
     shared = {key: recipe.training[key] for key in _SHARED_KEYS if key in recipe.training}
     args = SFTConfig(
         **shared,
@@ -131,51 +175,22 @@ def fine_tune(
     trainer = SFTTrainer(
         model=policy.load(trainable=True) if policy.adapters else policy.path,
         args=args,
-        train_dataset=dataset.select(places),
-        processing_class=tokenizer,
+        train_dataset=dataset,
+        processing_class=policy.tokenizer,
         callbacks=[MarkWhole(), MetricsFile(folder)],
         **to_train(policy),
     )
     show_lines(trainer, "the supervised stage")
-    generates = trainer.model.generation_config
-    if set(policy.stops) != set(stop_ids(generates, tokenizer)):
-        generates.eos_token_id = policy.stops  # saved with the policy, which learns to end so
-    if trainer.accelerator.is_main_process:
-        set_aside_incomplete(folder)
-        say(
-            f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all, so "
-            f"{len(places) / len(dataset):.3g} passes over them"
-        )
-    trainer.accelerator.wait_for_everyone()
-    resume = last_whole(folder)
-    if resume:
-        check_continues(resume, {**facts, "world_size": args.world_size})
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
-    try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        trainer.save_model(str(final))
-    except KeyboardInterrupt:
-        whole = last_whole(folder)
-        place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
-        say(f"stopped at step {trainer.state.global_step} of the supervised stage; {place}.")
-        raise
-    except OSError as error:
-        raise CheckpointError(f"the supervised stage could not be written to {folder}: {error}") from error
+    return trainer
+
+
+def _cost(dataset: Dataset, places: Sequence[int], parameters: int) -> Cost:
+    """What learning the demonstrations at these places costs."""
     lengths = [(len(ids), sum(label != -100 for label in labels)) for ids, labels in
                zip(dataset["input_ids"], dataset["labels"], strict=True)]  # fmt: skip
     trained = float(sum(lengths[i][1] for i in places))
     flops = float(update_flops(parameters, sum(lengths[i][0] for i in places)))
-    cost = Cost(injected_tokens=trained, trained_tokens=trained, flops=flops)
-    if trainer.accelerator.is_main_process:
-        tokenizer.save_pretrained(final)
-        mark_whole(final, {**facts, "step": steps, "world_size": args.world_size, "cost": asdict(cost)})
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.free_memory()
-    del trainer
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return cost
+    return Cost(injected_tokens=trained, trained_tokens=trained, flops=flops)
 
 
 def rows(policy: Policy, problems: Sequence[Problem]) -> Dataset:
