@@ -19,6 +19,11 @@ def find():
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
+def missing() -> str | None:
+    """What to say where there is no browser; None where there is one."""
+    return None if find() else "no Chromium is installed (apt-get install chromium)"
+
+
 class Browser:
     """One Chromium with one page."""
 

@@ -7,6 +7,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from pathlib import Path
 
+import browser
 import pytest
 import real
 from jaxtyping import install_import_hook
@@ -18,11 +19,15 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+LACKING = {"real": real.missing, "browser": browser.missing}
+
+
 def pytest_runtest_setup(item):
-    """Tests of real parts are skipped where there are none, unless ``PREFIX_RL_DEMANDS`` names them."""
-    if item.get_closest_marker("real") and (lacking := real.missing()):
-        demanded = "real" in os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
-        (pytest.fail if demanded else pytest.skip)(lacking)
+    """Tests of real parts and of a browser are skipped where there are none, unless ``PREFIX_RL_DEMANDS`` names them."""
+    for part, missing in LACKING.items():
+        if item.get_closest_marker(part) and (lacking := missing()):
+            demanded = part in os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
+            (pytest.fail if demanded else pytest.skip)(lacking)
 
 
 def pytest_collection_modifyitems(items):

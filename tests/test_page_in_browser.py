@@ -13,7 +13,7 @@ from test_reports import made_run, rollout
 from prefix_rl.reports.report import report
 from prefix_rl.reports.rollouts import write_rollouts
 
-pytestmark = pytest.mark.skipif(chromium.find() is None, reason="no Chromium is installed (apt-get install chromium)")
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ def test_the_command_prints_its_address_and_stops_with_ctrl_c(tmp_path):
 # --- in the browser ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(chromium.find() is None, reason="no Chromium is installed (apt-get install chromium)")
+@pytest.mark.browser
 def test_the_page_keeps_up_and_keeps_what_is_looked_at(served, tmp_path):
     run = made_run(tmp_path / "run")
     server = served(tmp_path)
