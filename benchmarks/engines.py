@@ -36,15 +36,15 @@ from prefix_rl.engines.settings import EngineSettings
 
 
 def random_model(millions: int, tokenizer: str, folder: Path) -> Path:
-    """A Qwen2 with heads of 64 and about so many parameters, half of them in the embedding."""
+    """A Llama with heads of 64 and about so many parameters, half of them in the embedding."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     words = load_tokenizer(tokenizer)
     hidden = 64 * max(round(millions * 1e6 / 2 / len(words) / 64), 1)
     layer = 2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * 3 * hidden
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(
+    model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(words), hidden_size=hidden, intermediate_size=3 * hidden, num_attention_heads=hidden // 64,
         num_key_value_heads=hidden // 64, num_hidden_layers=max(round(millions * 1e6 / 2 / layer), 1),
         max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=None, eos_token_id=words.eos_token_id,

@@ -227,9 +227,11 @@ class ServerEngine(Engine):
             ]
         ours = [list(tokenizer(PROBE, add_special_tokens=add)["input_ids"]) for add in (False, True)]
         if theirs not in ours:
+            same = next((i for i, (a, b) in enumerate(zip(theirs, ours[0], strict=False)) if a != b), 0)
+            first = max(same - 1, 0)
             return [
-                f"{endpoint.url} has another tokenizer: {PROBE[:12]!r}... is {theirs[:8]}... there, {ours[0][:8]}... "
-                "for the policy"
+                f"{endpoint.url} has another tokenizer: of {PROBE!r} the tokens from {first} on are "
+                f"{theirs[first : first + 6]}... there, {ours[0][first : first + 6]}... for the policy"
             ]
         return []
 
