@@ -26,6 +26,7 @@ from trl.trainer import grpo_trainer
 
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
+from prefix_rl.seam.vllm import EachRow
 from prefix_rl.speed import generation
 from prefix_rl.speed.generation import shared_prefill
 
@@ -477,7 +478,8 @@ def test_the_trainer_generates_the_same_with_fewer_tokens_encoded(tmp_path, meth
     found, encoded = [], []
     for shared in (True, False):
         made = trainer(tmp_path, method)
-        made._prompts_encoded_once = shared_prefill if shared else contextlib.nullcontext
+        if not shared:
+            made._generating = lambda plan, count: contextlib.nullcontext()
         with passes(made.model) as shapes:
             torch.manual_seed(3)
             found.append(generation_batch(made))
@@ -492,8 +494,13 @@ def test_the_trainer_generates_the_same_with_fewer_tokens_encoded(tmp_path, meth
 @pytest.mark.parametrize("other", ["use_vllm", "use_transformers_continuous_batching"])
 def test_other_engines_are_left_alone(tmp_path, monkeypatch, other):
     monkeypatch.setattr(grpo_trainer, "VLLMGeneration", FakeEngine)
-    assert trainer(tmp_path, DrGRPO())._prompts_encoded_once is shared_prefill
-    assert trainer(tmp_path, DrGRPO(), **{other: True})._prompts_encoded_once is contextlib.nullcontext
+    for named, encoded_once in (({}, True), ({other: True}, False)):
+        made = trainer(tmp_path, DrGRPO(), **named)
+        if made.use_vllm:
+            assert isinstance(made._generating, EachRow)
+            continue
+        with made._generating(None, 1):
+            assert ("generate" in vars(made.model)) == encoded_once
 
 
 def test_an_adapter_generates_the_same(tmp_path):

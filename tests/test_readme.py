@@ -71,7 +71,11 @@ def test_every_method_has_a_row_and_every_recipe_is_listed():
 def logged(path):
     """The names of metrics that a module logs: what a dictionary or a log has by a name like ``prefix/length``."""
     names = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-    return {n for n in names if isinstance(n, str) and re.fullmatch(r"(prefix|speed|sampler)/[a-z_]+|(reward|entropy)_[a-z_]+", n)}
+    return {
+        n
+        for n in names
+        if isinstance(n, str) and re.fullmatch(r"(prefix|speed|sampler)/[a-z_]+|(reward|entropy)_[a-z_]+", n)
+    }
 
 
 def test_every_metric_of_ours_is_explained():

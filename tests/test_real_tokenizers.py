@@ -7,10 +7,10 @@ import gzip
 import json
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 import real
-from conftest import SHARED
 from datasets import Dataset
 from small import arguments, token_reward
 from test_trainer import generation
@@ -25,6 +25,7 @@ from prefix_rl.supervised import rows as lessons
 
 pytestmark = pytest.mark.real
 NAMES = list(real.TOKENIZERS)
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 PROBLEM = Problem("p", "What is 6 * 7?", "42", ())
 PROMPTS = {  # as the template of each writes it
     "qwen3": "<|im_start|>user\nWhat is 6 * 7?<|im_end|>\n<|im_start|>assistant\n",

@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from on_vllm import LENGTH, ROOT
 
 os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1", VLLM_ENABLE_V1_MULTIPROCESSING="0")
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-LENGTH = 256
 
 
 def pytest_collection_modifyitems(items):

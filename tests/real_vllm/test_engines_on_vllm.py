@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import LENGTH, ROOT
+from on_vllm import LENGTH, ROOT
 from small import characters, dataset, write
 
 from prefix_rl.data.traces import TraceStore
