@@ -62,13 +62,13 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
         found.missing.append(f"{error}. Tokenizer, chat template, prompts and context were not looked at")
         return []
     except UserError as error:
-        return [error.what, *(f"  {what}" for what in error.problems)]
+        return [error.what, *(f"  {what}" for what in error.faults)]
     found.recipe = policy.recipe
     found.notes += policy.notes
     try:
         to_train(policy)
     except UserError as error:
-        faults += [error.what, *(f"  {what}" for what in error.problems)]
+        faults += [error.what, *(f"  {what}" for what in error.faults)]
     for problems, length, setting in (
         (reading.train, recipe.training_value("max_completion_length"), "training.max_completion_length"),
         (reading.held_out, recipe.training_value("max_completion_length"), "training.max_completion_length"),
@@ -76,7 +76,7 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
         try:
             policy.check_problems(problems, length, setting)
         except UserError as error:
-            faults += [error.what, *(f"  {what}" for what in error.problems)]
+            faults += [error.what, *(f"  {what}" for what in error.faults)]
     return faults + contradictions.vllm_context(recipe, policy, [*reading.train, *reading.held_out])
 
 

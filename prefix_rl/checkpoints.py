@@ -80,22 +80,22 @@ def check_continues(folder: Path, now: Mapping[str, Any]) -> None:
     then = facts_of(folder)
     if then is None:
         raise CheckpointError(f"{folder} is not a whole checkpoint of prefix-rl")
-    problems = []
+    faults = []
     if then["world_size"] != now["world_size"]:
-        problems.append(
+        faults.append(
             f"it was written by {then['world_size']} processes, now there are {now['world_size']}; the optimizer's "
             "shards and the sampling noise belong to that number"
         )
     if then.get("data") != now.get("data"):
-        problems.append("the training data has changed since (another hash)")
-    problems += [
+        faults.append("the training data has changed since (another hash)")
+    faults += [
         f"{key} was {json.dumps(old)}, now {json.dumps(new)}"
         for key, old, new in _differences(_relevant(then.get("recipe")), _relevant(now.get("recipe")))
     ]
-    if problems:
+    if faults:
         raise CheckpointError(
             f"{folder} cannot be continued by this run. Undo the changes, or start anew in another output.dir:",
-            problems,
+            faults,
         )
 
 

@@ -44,8 +44,8 @@ def between_blocks(recipe: Recipe) -> list[str]:
             f"training.save_steps = {save_steps} is not a multiple of the {batch.steps:g} steps that one generation "
             "batch serves; a checkpoint inside that window could not be resumed exactly"
         )
-    faults += recipe.method.problems(recipe.whole_training)
-    faults += recipe.world.problems_found() + recipe.engine.problems_found() + _vllm(recipe)
+    faults += recipe.method.faults(recipe.whole_training)
+    faults += recipe.world.faults() + recipe.engine.faults() + _vllm(recipe)
     faults += adapters.faults(recipe.model.peft)
     if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
         faults.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something that the person who runs the command can mend. Holds every problem found, not only the first."""
+    """Something that the person who runs the command can mend. Holds every fault found, not only the first."""
 
-    def __init__(self, what: str, problems: Sequence[str] = ()):
-        self.what, self.problems = what, list(problems)
-        super().__init__("\n".join([what, *(f"  - {problem}" for problem in self.problems)]))
+    def __init__(self, what: str, faults: Sequence[str] = ()):
+        self.what, self.faults = what, list(faults)
+        super().__init__("\n".join([what, *(f"  - {fault}" for fault in self.faults)]))
 
 
 class RecipeError(UserError):
@@ -44,10 +44,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def at_most(problems: Sequence[str], shown: int = 20) -> list[str]:
-    """The first problems, and how many more there are."""
-    more = len(problems) - shown
-    return [*problems[:shown], f"... and {more} more"] if more > 0 else list(problems)
+def at_most(faults: Sequence[str], shown: int = 20) -> list[str]:
+    """The first faults, and how many more there are."""
+    more = len(faults) - shown
+    return [*faults[:shown], f"... and {more} more"] if more > 0 else list(faults)
 
 
 def unavailable(what: str, error: Exception) -> DataError:

@@ -1,4 +1,4 @@
-"""Checking what a person wrote against typed fields: every problem at once, each with what is allowed."""
+"""Checking what a person wrote against typed fields: every fault at once, each with what is allowed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def core_of(kind: Any) -> Any:
 def check(
     where: str, given: object, fields: Mapping[str, Field], hints: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """``given`` with its types checked, and every problem found.
+    """``given`` with its types checked, and every fault found.
 
     Args:
         where: the name of the block, for the messages.
@@ -102,7 +102,7 @@ def check(
         hints: what to say of keys that people write and that do not exist.
 
     Returns:
-        The values, with the default wherever nothing or something wrong is given; and the problems by the full name
+        The values, with the default wherever nothing or something wrong is given; and the faults by the full name
         of the key. A key that is required and missing or wrong has no value.
     """
     if given is None:
@@ -110,28 +110,28 @@ def check(
     if not isinstance(given, Mapping):
         return {}, {where: f"must be a block of keys and values, given {_shown(given)}"}
     values = {key: field.default for key, field in fields.items() if field.default is not REQUIRED}
-    problems = {}
+    faults = {}
     for key in sorted(given.keys() - fields.keys(), key=str):
         listing = f"; there are {', '.join(fields) or 'none'}" if len(fields) <= 20 else ""
-        problems[f"{where}.{key}"] = (hints or {}).get(key) or f"no such key{nearest(key, fields)}{listing}"
+        faults[f"{where}.{key}"] = (hints or {}).get(key) or f"no such key{nearest(key, fields)}{listing}"
     for key, field in fields.items():
         name = f"{where}.{key}"
         if key not in given:
             if field.default is REQUIRED:
-                problems[name] = f"is missing: give {describe(field.type)}"
+                faults[name] = f"is missing: give {describe(field.type)}"
             continue
         nested = dataclass_in(field.type)
         if nested and given[key] is not None:
-            inner, found = check(name, given[key], fields_of(nested))
-            problems |= found
+            inner, of_block = check(name, given[key], fields_of(nested))
+            faults |= of_block
             values[key] = nested(**inner)
             continue
         try:
             value = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
             values[key] = given[key] if value == given[key] else value  # 100 stays 100 where a float is allowed too
         except (TypeError, ValueError):  # pydantic's ValidationError is a ValueError
-            problems[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
-    return values, problems
+            faults[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
+    return values, faults
 
 
 def describe(kind: Any) -> str:

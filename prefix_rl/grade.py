@@ -129,7 +129,7 @@ def grade(
 
 def parse_rules(pairs: Sequence[str]) -> Rules:
     """``["percent=exact"]`` -> ``Rules(percent="exact")``."""
-    problems, given = [], {}
+    faults, given = [], {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
@@ -137,11 +137,11 @@ def parse_rules(pairs: Sequence[str]) -> Rules:
         except yaml.YAMLError:
             equals = ""
         if not equals:
-            problems.append(f"--rule {pair}: give NAME=VALUE")
+            faults.append(f"--rule {pair}: give NAME=VALUE")
     values, wrong = check("rule", given, fields_of(Rules))
-    problems += [f"--rule {name.partition('.')[2]}: {why}" for name, why in wrong.items()]
-    if problems:
-        raise DataError("these rules cannot be graded by:", problems)
+    faults += [f"--rule {name.partition('.')[2]}: {why}" for name, why in wrong.items()]
+    if faults:
+        raise DataError("these rules cannot be graded by:", faults)
     return Rules(**values)
 
 
@@ -150,31 +150,31 @@ def parse_rules(pairs: Sequence[str]) -> Rules:
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
     """``["completion=solution"]`` -> ``{"completion": "solution"}``."""
-    problems = []
+    faults = []
     for pair in pairs:
         ours, equals, _ = pair.partition("=")
         if not equals or ours not in KNOWN:
             why = f"{ours} is not one of them{nearest(ours, KNOWN)}" if equals else "there is no ="
-            problems.append(f"--column {pair}: {why}")
-    if problems:
-        raise DataError(f"OURS in --column OURS=THEIRS is one of {', '.join(KNOWN)}:", problems)
+            faults.append(f"--column {pair}: {why}")
+    if faults:
+        raise DataError(f"OURS in --column OURS=THEIRS is one of {', '.join(KNOWN)}:", faults)
     return {ours: theirs for ours, _, theirs in (pair.partition("=") for pair in pairs)}
 
 
 def _check_all(source: str, split: str, columns: dict[str, str], advance) -> int:
     """The number of rows, all of which can be graded."""
-    problems, count = [], 0
+    faults, count = [], 0
     for _, wrong in rows_of(source, split, columns):
         count += 1
-        problems += wrong
+        faults += wrong
         advance(1)
-    if problems:
-        raise DataError(f"{source} holds rows that cannot be graded; nothing was graded:", at_most(problems))
+    if faults:
+        raise DataError(f"{source} holds rows that cannot be graded; nothing was graded:", at_most(faults))
     return count
 
 
 def rows_of(source: str, split: str, columns: dict[str, str]) -> Iterator[tuple[Row | None, list[str]]]:
-    """Every row, or what is wrong with it. A column that no row could have is a problem of the first row alone."""
+    """Every row, or what is wrong with it. A column that no row could have is a fault of the first row alone."""
     names = None
     for place, raw in read(source, split):
         if names is None:
@@ -185,14 +185,14 @@ def rows_of(source: str, split: str, columns: dict[str, str]) -> Iterator[tuple[
 def _names(raw: dict, columns: dict[str, str], source: str) -> dict[str, str]:
     """The column of the file for each of ours; a start or a prefix may first stand in a later row."""
     wanted = [theirs for theirs in columns.values() if theirs]
-    problems = [f"there is no column {theirs!r}{nearest(theirs, raw)}" for theirs in wanted if theirs not in raw]
+    faults = [f"there is no column {theirs!r}{nearest(theirs, raw)}" for theirs in wanted if theirs not in raw]
     names = {ours: next((n for n in known if n in raw), known[0]) for ours, known in KNOWN.items()} | columns
     for ours in ("completion", "answer"):
         if names[ours] not in raw and names[ours] not in wanted:
-            problems.append(f"no column holds the {ours}; known by name are {', '.join(KNOWN[ours])}")
-    if problems:
+            faults.append(f"no column holds the {ours}; known by name are {', '.join(KNOWN[ours])}")
+    if faults:
         hint = "name a column with --column, as in --column completion=solution"
-        raise DataError(f"{source} has the columns {', '.join(map(repr, raw)) or 'none'}; {hint}:", problems)
+        raise DataError(f"{source} has the columns {', '.join(map(repr, raw)) or 'none'}; {hint}:", faults)
     return names
 
 
@@ -204,13 +204,13 @@ def _row(place: str, raw: dict, names: dict[str, str]) -> tuple[Row | None, list
         ]
     text, gold = _content(raw[names["completion"]]), raw[names["answer"]]
     start, prefix = raw.get(names["start"]), raw.get(names["prefix"])
-    problems = []
+    faults = []
     if text is None:
-        problems.append(f"{names['completion']} is {_kind(raw[names['completion']])}, not a text or a list of messages")
+        faults.append(f"{names['completion']} is {_kind(raw[names['completion']])}, not a text or a list of messages")
     if isinstance(gold, bool) or not isinstance(gold, str | int | float):
-        problems.append(f"{names['answer']} is {_kind(gold)}, not a text or a number")
+        faults.append(f"{names['answer']} is {_kind(gold)}, not a text or a number")
     if start is not None and (type(start) is not int or not 0 <= start <= len(text or "")):
-        problems.append(
+        faults.append(
             f"{names['start']} = {start!r} is no offset in the text of {len(text or ''):,} characters; "
             "--column start= leaves that column unread"
         )
@@ -218,11 +218,11 @@ def _row(place: str, raw: dict, names: dict[str, str]) -> tuple[Row | None, list
         if isinstance(prefix, str) and (text or "").startswith(prefix):
             start = len(prefix)
         else:
-            problems.append(
+            faults.append(
                 f"the text does not begin with its {names['prefix']}; --column prefix= leaves that column unread"
             )
-    if problems:
-        return None, [f"{place}: {problem}" for problem in problems]
+    if faults:
+        return None, [f"{place}: {fault}" for fault in faults]
     return Row(place, text, str(gold), start or 0, raw.get("id", raw.get("problem_id")), raw.get("outcome")), []
 
 

@@ -57,13 +57,13 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
-def stack_problems(found: dict[str, str | None]) -> list[str]:
+def stack_faults(found: dict[str, str | None]) -> list[str]:
     """What is wrong with the installed versions themselves."""
-    problems = []
+    faults = []
 
     def refuse(name: str, wrong, reason: str) -> None:
         if found.get(name) and wrong(Version(found[name])):
-            problems.append(f"{name} {found[name]}: {reason}")
+            faults.append(f"{name} {found[name]}: {reason}")
 
     refuse(
         "trl",
@@ -78,10 +78,10 @@ def stack_problems(found: dict[str, str | None]) -> list[str]:
     )
     refuse("transformers", lambda v: v < Version("5.8"), "TRL 1.16 is tested here with 5.8 and newer")
     refuse("math-verify", lambda v: v < Version("0.9"), "grading is tested with 0.9; older versions differ in verdicts")
-    return problems
+    return faults
 
 
-def recipe_problems(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[str]:
+def recipe_faults(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[str]:
     """What keeps this recipe from being trained here: what this machine lacks, and what is wrong wherever it is."""
     return missing(recipe, found, cuda) + faults(recipe)
 
@@ -113,10 +113,10 @@ def missing(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[st
 
 def faults(recipe: Recipe) -> list[str]:
     """What would fail, or train on the wrong thing, with the installed packages on any machine."""
-    value, found = recipe.training_value, []
+    value, faults = recipe.training_value, []
     bf16 = value("bf16") is not False and not value("fp16")
     if value("use_transformers_continuous_batching") and bf16 and recipe.model.dtype != "bfloat16":
-        found.append(
+        faults.append(
             "training.use_transformers_continuous_batching with bf16 and float32 weights: TRL 1.16 casts the weights "
             "to bfloat16 in place at the first generation, for good; set model.dtype = bfloat16, or "
             "training.bf16 = false"
@@ -124,11 +124,11 @@ def faults(recipe: Recipe) -> list[str]:
     if names := _reporters(recipe):
         from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as EVERY
 
-        found += [
+        faults += [
             f"training.report_to = {name}: no such reporter{nearest(name, EVERY)}; there are {', '.join(sorted(EVERY))}"
             for name in names if name not in EVERY
         ]  # fmt: skip
-    return found
+    return faults
 
 
 def _reporters(recipe: Recipe) -> list[str]:
@@ -150,14 +150,14 @@ def check(recipe: Recipe) -> None:
     """Checks stack and recipe together.
 
     Raises:
-        StackError: with every problem found.
+        StackError: with every fault found.
     """
     import torch
 
     found = versions()
-    problems = stack_problems(found) + recipe_problems(recipe, found, torch.cuda.is_available())
-    if problems:
-        raise StackError("this run would fail, or train on the wrong thing:", problems)
+    faults = stack_faults(found) + recipe_faults(recipe, found, torch.cuda.is_available())
+    if faults:
+        raise StackError("this run would fail, or train on the wrong thing:", faults)
 
 
 def findings(recipe: Recipe) -> tuple[list[str], list[str]]:
@@ -165,7 +165,7 @@ def findings(recipe: Recipe) -> tuple[list[str], list[str]]:
     import torch
 
     found = versions()
-    return stack_problems(found) + missing(recipe, found, torch.cuda.is_available()), faults(recipe)
+    return stack_faults(found) + missing(recipe, found, torch.cuda.is_available()), faults(recipe)
 
 
 def quiet() -> None:

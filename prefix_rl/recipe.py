@@ -220,10 +220,10 @@ def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence
     """The recipe in a YAML file (or what such a file would hold), with ``block.key=value`` overrides applied.
 
     Raises:
-        RecipeError: with every problem that can be found without reading the data.
+        RecipeError: with every fault that can be found without reading the data.
     """
-    recipe, problems = _read(path, overrides)
-    raise_if(path, problems)
+    recipe, faults = _read(path, overrides)
+    raise_if(path, faults)
     return recipe
 
 
@@ -254,7 +254,7 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
             except UnreachableError as error:
                 missing.append(f"{name}: {error}")
             except DataError as error:
-                faults += [f"{name}: {error.what}", *error.problems]
+                faults += [f"{name}: {error.what}", *error.faults]
         if train:
             faults += contradictions.with_data(recipe, train)
             faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
@@ -265,7 +265,7 @@ def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Re
     """The recipe, the problems to train on, and those to evaluate on while training.
 
     Raises:
-        RecipeError: with every problem of the recipe and of the data.
+        RecipeError: with every fault of the recipe and of the data.
     """
     found = read_run(path, overrides)
     raise_if(path, [*found.faults, *found.missing])
@@ -371,31 +371,31 @@ _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
 def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, and the problems found. Wrong values stand at their defaults in it, so that more can be found."""
+    """The recipe, and the faults found. Wrong values stand at their defaults in it, so that more can be found."""
     given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
     misplaced = yaml12.apply(overrides, given, BLOCKS)
     _move_engine(given)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
         misplaced.append(f"{block}: no such block{nearest(block, BLOCKS)}; there are {', '.join(BLOCKS)}")
-    made: dict[str, Any] = {}
-    problems: dict[str, str] = {}
+    blocks: dict[str, Any] = {}
+    faults: dict[str, str] = {}
     for block, cls in BLOCKS.items():
         if cls:
-            values, found = check(block, given.get(block), fields_of(cls))
+            values, of_block = check(block, given.get(block), fields_of(cls))
             complete = all(f.default is not REQUIRED or name in values for name, f in fields_of(cls).items())
-            made[block] = cls(**values) if complete else None
+            blocks[block] = cls(**values) if complete else None
         elif block == "method":
-            made["method_name"], made[block], found = _method(given.get(block))
+            blocks["method_name"], blocks[block], of_block = _method(given.get(block))
         elif block == "model":
-            made[block], found = _model(given.get(block))
+            blocks[block], of_block = _model(given.get(block))
         else:
-            made[block], found = _training(given.get(block))
-        problems |= found
-    listed = misplaced + [f"{name}{'' if what.startswith('=') else ':'} {what}" for name, what in problems.items()]
-    if any(value is None for value in made.values()):
+            blocks[block], of_block = _training(given.get(block))
+        faults |= of_block
+    listed = misplaced + [f"{name}{'' if what.startswith('=') else ':'} {what}" for name, what in faults.items()]
+    if any(value is None for value in blocks.values()):
         return None, listed
-    recipe = Recipe(**made)
-    doubtful = _doubtful(problems)
+    recipe = Recipe(**blocks)
+    doubtful = _doubtful(faults)
     contradicting = contradictions.between_blocks(recipe)
     return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
 
@@ -407,11 +407,11 @@ def _move_engine(given: dict[str, Any]) -> None:
         given["engine"] = {"name": evaluation.pop("engine"), **engine}
 
 
-def _doubtful(problems: Mapping[str, str]) -> set[str]:
+def _doubtful(faults: Mapping[str, str]) -> set[str]:
     """The keys whose value is not what was meant: the wrong ones, and those that a misspelt one stands for."""
-    meant = {f"{name.rpartition('.')[0]}.{m[1]}" for name, what in problems.items()
+    meant = {f"{name.rpartition('.')[0]}.{m[1]}" for name, what in faults.items()
              if (m := re.search(r"did you mean (\w+)", what))}  # fmt: skip
-    return problems.keys() | meant
+    return faults.keys() | meant
 
 
 def _as_given(name: str, method: Method) -> dict[str, Any]:
@@ -425,7 +425,7 @@ def _as_given(name: str, method: Method) -> dict[str, Any]:
 def _method(
     given: object, where: str = "method", known: Sequence[str] = ()
 ) -> tuple[str | None, Method | None, dict[str, str]]:
-    """Name, method and problems. ``known``: what can stand here, where not every method can."""
+    """Name, method and faults. ``known``: what can stand here, where not every method can."""
     if isinstance(given, str):
         return None, None, {where: f"= {given}: must be a block, {where}: {{name: {given}}}"}
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
@@ -441,13 +441,13 @@ def _method(
             having.setdefault(key, []).append(other)
     elsewhere = {key: f"is a setting of {', '.join(others)}, not of {name}" for key, others in having.items()}
     fields, own = fields_of(cls), {k: v for k, v in given.items() if k != "name"}
-    found = {}
+    of_faults = {}
     if issubclass(cls, Combined) and "of" in own:
-        _, method, found = _method(own.pop("of"), f"{where}.of", cls.takes)
+        _, method, of_faults = _method(own.pop("of"), f"{where}.of", cls.takes)
         fields["of"] = Field(Method, method or fields["of"].default)  # a wrong one was found out: it is not missing
-    values, problems = check(where, own, fields, elsewhere)
+    values, faults = check(where, own, fields, elsewhere)
     complete = all(field.default is not REQUIRED or key in values for key, field in fields.items())
-    return name, cls(**values) if complete else None, problems | found
+    return name, cls(**values) if complete else None, faults | of_faults
 
 
 def _model(given: object) -> tuple[Model | None, dict[str, str]]:
@@ -456,34 +456,34 @@ def _model(given: object) -> tuple[Model | None, dict[str, str]]:
         isinstance(given, Mapping) and given.get("lora", ...) is None
     ):  # as an earlier version wrote it, without adapters
         given = {key: value for key, value in given.items() if key != "lora"}
-    values, found = check("model", given, model_fields(), adapters.OTHER_KEYS)
+    values, faults = check("model", given, model_fields(), adapters.OTHER_KEYS)
     if "name_or_path" not in values:
-        return None, found
-    peft = {key: values[key] for key in given if key in adapters.fields() and f"model.{key}" not in found}
-    return Model(**{key: value for key, value in values.items() if key not in adapters.fields()}, peft=peft), found
+        return None, faults
+    peft = {key: values[key] for key in given if key in adapters.fields() and f"model.{key}" not in faults}
+    return Model(**{key: value for key, value in values.items() if key not in adapters.fields()}, peft=peft), faults
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:
     """What the recipe sets of the training block (not TRL's defaults), with Dr.GRPO's two choices made."""
     if given is not None and not isinstance(given, Mapping):
         return None, {"training": "must be a block of keys and values"}
-    given, problems = dict(given or {}), {}
+    given, faults = dict(given or {}), {}
     for key, ours in _FIXED.items():
         theirs = given.pop(key, ours)
         if theirs != ours and not (key == "scale_rewards" and theirs is False):
-            problems[f"training.{key}"] = (
+            faults[f"training.{key}"] = (
                 f"= {theirs}: every method here is built on Dr.GRPO, which needs {key} = {ours} (no division by a "
                 "completion's length, nor by a group's standard deviation); leave the key out"
             )
-    problems |= {f"training.{key}": _SET_ELSEWHERE[key] for key in given if key in _SET_ELSEWHERE}
+    faults |= {f"training.{key}": _SET_ELSEWHERE[key] for key in given if key in _SET_ELSEWHERE}
     rest = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
-    values, found = check("training", rest, training_fields(), _OLD_KEYS)
-    return {key: values[key] for key in rest if key in values} | _FIXED, problems | found
+    values, of_keys = check("training", rest, training_fields(), _OLD_KEYS)
+    return {key: values[key] for key in rest if key in values} | _FIXED, faults | of_keys
 
 
-def raise_if(path: str | os.PathLike | Mapping[str, Any], problems: Sequence[str]) -> None:
-    """Raises a RecipeError that lists the problems, if there are any."""
-    if problems:
+def raise_if(path: str | os.PathLike | Mapping[str, Any], faults: Sequence[str]) -> None:
+    """Raises a RecipeError that lists the faults, if there are any."""
+    if faults:
         name = "the settings given" if isinstance(path, Mapping) else os.fspath(path)
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise RecipeError(f"{name}: {count}, nothing was started", at_most(problems, 40))
+        count = f"{len(faults)} problem{'s' if len(faults) > 1 else ''}"
+        raise RecipeError(f"{name}: {count}, nothing was started", at_most(faults, 40))

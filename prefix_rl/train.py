@@ -239,7 +239,7 @@ def _start(policy: Policy, problems: Sequence[Problem], facts: dict[str, Any]) -
 
 
 def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **changes):
-    """TRL's arguments; what only TRL can judge is reported as a problem of the recipe.
+    """TRL's arguments; what only TRL can judge is reported as a fault of the recipe.
 
     Args:
         loading: how TRL loads the model, see :attr:`~prefix_rl.policy.Policy.loading`.

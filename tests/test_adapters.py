@@ -78,7 +78,7 @@ def samples(folder):
 def model_faults(base, **model):
     with pytest.raises(RecipeError) as raised:
         load_recipe(recipe(base, "x", model=model))
-    return "\n".join(raised.value.problems)
+    return "\n".join(raised.value.faults)
 
 
 def test_the_keys_of_trls_model_config_are_taken_by_their_names(base):
@@ -210,7 +210,7 @@ def test_adapters_of_other_settings_are_not_trained_on_silently(base, lora, tmp_
     given = recipe(base, tmp_path / "run", model={"use_peft": True, "lora_r": 8, "lora_alpha": 16}, start=lora)
     with pytest.raises(RecipeError, match=r"prefix-rl merge(.|\n)*model.lora_r = 8: these adapters have 4") as raised:
         train(given)
-    assert len(raised.value.problems) == 1
+    assert len(raised.value.faults) == 1
     write_recipe = tmp_path / "recipe.json"
     write_recipe.write_text(json.dumps(given))
     shown = CliRunner().invoke(app, ["check", str(write_recipe)])

@@ -152,13 +152,13 @@ def test_the_rules_take_their_settings():
     ],
 )
 def test_contradictions_are_explained(method, message):
-    (problem,) = method.problems(TRAINING)
-    assert message in problem
+    (fault,) = method.faults(TRAINING)
+    assert message in fault
 
 
 def test_what_combines():
     for method in (Adaptive(), Adaptive(PrefixRL()), Adaptive(PrefixRFT()), TEMPO(Adaptive(PrefixRFT()))):
-        assert method.problems(TRAINING) == []
+        assert method.faults(TRAINING) == []
 
 
 # --- in the trainer ---------------------------------------------------------------------------------------------------

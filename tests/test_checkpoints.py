@@ -81,7 +81,7 @@ def test_every_difference_to_the_run_is_named(tmp_path):
     now = {"world_size": 1, "data": "xyz", "recipe": {"method": {"share": 0.5}, "training": {"seed": 1, "beta": 0.1}}}
     with pytest.raises(CheckpointError) as error:
         check_continues(folder, now)
-    assert error.value.problems == [
+    assert error.value.faults == [
         "it was written by 2 processes, now there are 1; the optimizer's shards and the sampling noise belong to that number",
         "the training data has changed since (another hash)",
         "method.share was 0.2, now 0.5",

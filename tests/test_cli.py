@@ -56,7 +56,7 @@ def test_check_prints_the_resolved_recipe(tmp_path):
     assert "good: 64 problems to train on, 256 to evaluate on" in done.stderr
 
 
-def test_problems_end_in_status_2_without_a_traceback():
+def test_faults_end_in_status_2_without_a_traceback():
     done = prefix_rl("check", LAB, "method.shar=0.3")
     assert done.returncode == 2
     assert "did you mean share?" in done.stderr

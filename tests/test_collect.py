@@ -425,9 +425,9 @@ def test_an_import_that_makes_no_sense_is_refused(tmp_path, grader):
      ({"max_pass_rate": 1.5}, "max_pass_rate = 1.5: a share"), ({"max_pass_rate": float("nan")}, "max_pass_rate = nan")],
 )  # fmt: skip
 def test_a_plan_that_makes_no_sense_is_refused(changes, message):
-    (found,) = Plan(**{"k": 8, "cap": 20, **changes}).problems_found()
+    (found,) = Plan(**{"k": 8, "cap": 20, **changes}).faults()
     assert message in found
-    assert Plan(k=8, cap=8).problems_found() == []
+    assert Plan(k=8, cap=8).faults() == []
 
 
 @pytest.mark.parametrize(
@@ -718,9 +718,7 @@ def test_going_on_in_another_way_is_refused_with_every_difference(tmp_path, scri
     assert "wanted" not in text
     with pytest.raises(DataError, match="was collected in another way") as error:
         scripted_run(tmp_path / "s", overrides=["data.instruction=' +0'"])
-    assert error.value.problems == [
-        "other prompts: the instruction, the system prompt or the chat template has changed"
-    ]
+    assert error.value.faults == ["other prompts: the instruction, the system prompt or the chat template has changed"]
 
 
 def test_a_policy_may_be_given_by_its_folder(tmp_path, scripted):
@@ -735,7 +733,7 @@ def test_settings_that_make_no_sense_are_all_named_before_a_model_is_loaded(tmp_
     monkeypatch.setattr(collecting, "Policy", None)
     with pytest.raises(UserError) as error:
         collect(RECIPE, UNTRAINED, tmp_path / "s", k=0, max_pass_rate=2, batch_size=0, temperature=0.0)
-    assert [p.split(" ")[0] for p in error.value.problems] == ["k", "max_pass_rate", "batch_size", "temperature"]
+    assert [p.split(" ")[0] for p in error.value.faults] == ["k", "max_pass_rate", "batch_size", "temperature"]
     assert not (tmp_path / "s").exists()
 
 

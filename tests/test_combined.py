@@ -21,10 +21,10 @@ def method(*overrides):
     return recipe.method
 
 
-def problems(*overrides):
+def faults_of(*overrides):
     with pytest.raises(RecipeError) as caught:
         load_recipe(LAB, overrides)
-    return caught.value.problems
+    return caught.value.faults
 
 
 def test_a_block_within_the_block():
@@ -73,10 +73,10 @@ def test_without_one_the_default_stands_there():
     ids=lambda value: value[0][:60],
 )  # fmt: skip
 def test_what_is_wrong_within_is_explained(overrides, messages):
-    found = problems(*overrides)
+    found = faults_of(*overrides)
     assert len(found) == len(messages)
     for message in messages:
-        assert any(message in problem for problem in found), message
+        assert any(message in fault for fault in found), message
 
 
 OWN = """
@@ -106,8 +106,8 @@ def own(tmp_path, monkeypatch):
 def test_a_method_of_ones_own_can_stand_there_if_it_is_like_one_that_can(own):
     found = method("method={name: adaptive, of: {name: own_methods.like_prefix_rl, lot: 4, cuts: 2}}")
     assert (found.of.lot, found.of.cuts) == (4, 2)
-    (problem,) = problems("method={name: adaptive, of: {name: own_methods.like_none}}")
-    assert problem.startswith(
+    (fault,) = faults_of("method={name: adaptive, of: {name: own_methods.like_none}}")
+    assert fault.startswith(
         "method.of.name = own_methods.like_none: a method of your own has to be a subclass of one of those"
     )
 
@@ -115,7 +115,7 @@ def test_a_method_of_ones_own_can_stand_there_if_it_is_like_one_that_can(own):
 def test_a_combination_of_ones_own(own):
     found = method("method={name: own_methods.around, lot: 5, of: {name: prefix_rl, cuts: 2}}")
     assert (found.lot, found.of) == (5, PrefixRL(cuts=2))
-    assert any("method.of: is missing" in problem for problem in problems("method={name: own_methods.around, lot: 5}"))
+    assert any("method.of: is missing" in fault for fault in faults_of("method={name: own_methods.around, lot: 5}"))
     assert any(
-        "not tried together" in p for p in problems("method={name: own_methods.around, lot: 5, of: {name: uft}}")
+        "not tried together" in p for p in faults_of("method={name: own_methods.around, lot: 5, of: {name: uft}}")
     )

@@ -144,9 +144,9 @@ def test_an_id_stands_once(tmp_path):
     path = write(tmp_path / "r.jsonl", [{"id": i, "problem": "p", "answer": "1"} for i in ("a", 1, "a", "1", None)])
     with pytest.raises(DataError) as error:
         load(path)
-    assert error.value.problems[0].startswith(f"{path}:3: the id 'a' stands at {path}:1 already")
-    assert error.value.problems[1].startswith(f"{path}:4: the id '1' stands at {path}:2 already")
-    assert len(error.value.problems) == 2
+    assert error.value.faults[0].startswith(f"{path}:3: the id 'a' stands at {path}:1 already")
+    assert error.value.faults[1].startswith(f"{path}:4: the id '1' stands at {path}:2 already")
+    assert len(error.value.faults) == 2
 
 
 def test_what_is_no_text_is_named(tmp_path):
@@ -154,7 +154,7 @@ def test_what_is_no_text_is_named(tmp_path):
             {"id": [1], "problem": "p", "answer": "1"}]  # fmt: skip
     with pytest.raises(DataError) as error:
         load(write(tmp_path / "r.jsonl", rows))
-    assert [p.partition(": ")[2] for p in error.value.problems] == [
+    assert [p.partition(": ")[2] for p in error.value.faults] == [
         "answer is inf, not a text", "problem is broken Unicode (half of a surrogate pair)", "id is a list, not a text or an integer",
     ]  # fmt: skip
 

@@ -29,8 +29,8 @@ def test_every_row_that_is_no_rate_is_named(tmp_path):
             {"id": "d", "right": 0, "attempts": 0}, {"id": "e", "pass_rate": 0.5}]  # fmt: skip
     with pytest.raises(DataError) as error:
         load_pass_rates(write(tmp_path / "r.jsonl", rows))
-    assert [p.split(": ")[0].rsplit(":", 1)[1] for p in error.value.problems] == ["1", "2", "3", "4", "5"]
-    assert "neither id nor problem_id; there are 'pass_rate'" in error.value.problems[0]
+    assert [p.split(": ")[0].rsplit(":", 1)[1] for p in error.value.faults] == ["1", "2", "3", "4", "5"]
+    assert "neither id nor problem_id; there are 'pass_rate'" in error.value.faults[0]
     (tmp_path / "twice.jsonl").write_text((json.dumps({"id": "a", "pass_rate": 0.5}) + "\n") * 2)
     with pytest.raises(DataError, match="twice"):
         load_pass_rates(str(tmp_path / "twice.jsonl"))

@@ -304,7 +304,7 @@ def test_another_tokenizer_is_found_by_the_ids_of_a_probe(tokenizer):
 
 def test_settings_that_make_no_sense_are_found_before_anything_is_asked():
     def found(**given):
-        return "\n".join(EngineSettings(**{"name": "server", **given}).problems_found())
+        return "\n".join(EngineSettings(**{"name": "server", **given}).faults())
 
     assert "engine.endpoints is empty" in found()
     assert "'localhost:8000' is no address; give http://HOST:PORT" in found(endpoints=("localhost:8000",))

@@ -217,7 +217,7 @@ def test_broken_lines_are_named_and_nothing_is_written(tmp_path, grader):
     path.write_bytes(b'{"completion": "x", "answer": "1"}\n{"completion": \n\xff\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2") as raised:
         grade(str(path), grader, output=tmp_path / "graded.jsonl")
-    assert any("rows.jsonl:3" in problem for problem in raised.value.problems)
+    assert any("rows.jsonl:3" in fault for fault in raised.value.faults)
     assert not (tmp_path / "graded.jsonl").exists()
 
 

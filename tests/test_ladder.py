@@ -64,7 +64,7 @@ SEARCH = {
 def refused(path):
     with pytest.raises(RecipeError) as caught:
         load_ladder(path)
-    return "\n".join([caught.value.what, *caught.value.problems])
+    return "\n".join([caught.value.what, *caught.value.faults])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_ladder_that_cannot_run_is_refused(tmp_path, changes, message):
     assert message in refused(written(tmp_path, **changes))
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_faults_are_told_at_once(tmp_path):
     said = refused(written(tmp_path, seeds=[0, 0], against=["x"], search={**SEARCH, "seed": 0}))
     assert "3 problems" in said
     assert "stands twice" in said
@@ -124,7 +124,7 @@ def test_arms_that_differ_in_data_evaluation_or_budget_are_refused(tmp_path, set
 def test_parts_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(RecipeError) as caught:
         climb(written(tmp_path), arms=["prefix_rtf"], regimes=["clean", "garbeld"])
-    assert caught.value.problems == [
+    assert caught.value.faults == [
         "there is no arm prefix_rtf (did you mean prefix_rft?); there are dr_grpo, prefix_rft",
         "there is no regime garbeld (did you mean garbled?); there are clean, garbled",
     ]
@@ -479,7 +479,7 @@ def test_a_failing_run_is_told_and_the_others_finish(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         climb(path, processes=2)
     assert "1 runs failed" in caught.value.what
-    assert broken.name in caught.value.problems[0]
+    assert broken.name in caught.value.faults[0]
     table = json.loads((tmp_path / "ladder" / "ladder.json").read_text())["regimes"]["clean"]["arms"]
     assert table["dr_grpo"] is None
     assert table["prefix_rft"]["steps"] == 4

@@ -58,7 +58,7 @@ def rollouts(rewards, prefix_lengths, width=6, size=4, index=0):
 def test_every_module_is_a_method_of_its_name(name):
     made = methods.find(name)()
     assert isinstance(made, Method)
-    assert made.problems(TRAINING) == []
+    assert made.faults(TRAINING) == []
 
 
 def test_an_unknown_method_is_named_with_those_there_are():
@@ -101,9 +101,9 @@ def test_a_combined_method_hands_every_question_on():
     for name in QUESTIONS:
         if isinstance(vars(Method)[name], property):
             assert getattr(around, name) == name
-        elif name != "problems":  # which it answers itself, with those of the other one among them
+        elif name != "faults":  # which it answers itself, with those of the other one among them
             assert getattr(around, name)("an argument") == [name]
-    assert around.problems(TRAINING)[-1] == "problems"
+    assert around.faults(TRAINING)[-1] == "faults"
     assert {name for name, *_ in asked} == set(QUESTIONS)
     assert all(argument in ("an argument", TRAINING) for _, *arguments in asked for argument in arguments)
 
@@ -298,8 +298,8 @@ def test_without_prefixes_prefix_rft_answers_as_dr_grpo():
     ],
 )
 def test_contradictions_are_explained(settings, message):
-    (problem,) = PrefixRFT(**settings).problems(TRAINING)
-    assert message in problem
+    (fault,) = PrefixRFT(**settings).faults(TRAINING)
+    assert message in fault
 
 
 # --- PrefixRL: what is injected ---------------------------------------------------------------------------------------
@@ -641,8 +641,8 @@ def test_whole_demonstrations_are_usable_where_no_prefix_is():
     ],
 )
 def test_contradictions_of_the_others_are_explained(method, message):
-    (problem,) = method.problems(TRAINING)
-    assert message in problem
+    (fault,) = method.faults(TRAINING)
+    assert message in fault
 
 
 def test_the_last_settings_that_work():
@@ -652,9 +652,9 @@ def test_the_last_settings_that_work():
         SFTLoss(weight=1.5),
         PrefixRL(low=0.5, high=0.5),
     ):
-        assert method.problems(TRAINING) == []
+        assert method.faults(TRAINING) == []
 
 
 def test_sft_without_epochs_has_nothing_to_do():
-    assert SFT().problems(TRAINING) == []
-    assert "leaves nothing to do" in SFT(supervised=Supervised(epochs=0)).problems(TRAINING)[0]
+    assert SFT().faults(TRAINING) == []
+    assert "leaves nothing to do" in SFT(supervised=Supervised(epochs=0)).faults(TRAINING)[0]

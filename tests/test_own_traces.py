@@ -74,8 +74,8 @@ def test_rft_draws_at_most_so_many_traces_of_a_problem():
 
 def test_settings_that_leave_nothing_to_do_are_explained():
     training = {"max_completion_length": 8}
-    assert "tokens = 8 is not below training.max_completion_length = 8" in UPFT(tokens=8).problems(training)[0]
-    assert UPFT(tokens=7).problems(training) == RFT().problems(training) == []
+    assert "tokens = 8 is not below training.max_completion_length = 8" in UPFT(tokens=8).faults(training)[0]
+    assert UPFT(tokens=7).faults(training) == RFT().faults(training) == []
     for name in ("upft", "rft"):
         with pytest.raises(RecipeError, match="epochs = 0 leaves nothing to do"):
             load_recipe(LAB / f"{name}.yaml", ["method.supervised.epochs=0"])
@@ -215,13 +215,13 @@ def test_a_file_without_answers_is_read_where_none_are_needed(tmp_path):
     assert [p.answer for p in load(path, answers=False)] == ["", "", "3"]
     with pytest.raises(DataError) as error:
         load(path)
-    assert [p.partition(": ")[2] for p in error.value.problems] == [
+    assert [p.partition(": ")[2] for p in error.value.faults] == [
         "no column 'answer'; there are 'problem'", "answer is null, not a text"
     ]  # fmt: skip
     broken = write(tmp_path / "b.jsonl", [{"question": "a"}, {"problem": "b", "answer": [1]}])
     with pytest.raises(DataError) as error:
         load(broken, answers=False)
-    assert len(error.value.problems) == 2
+    assert len(error.value.faults) == 2
 
 
 @pytest.mark.parametrize("name", ["rft", "sft", "dr_grpo", "prefix_rl"])
@@ -238,9 +238,9 @@ def test_for_every_other_method_answers_must_be_there(tmp_path, name):
 def test_demonstrations_from_elsewhere_are_refused(name):
     with pytest.raises(RecipeError) as error:
         load_run(LAB / f"{name}.yaml", ["data.traces=null"])
-    (problem,) = error.value.problems
-    assert problem.startswith(f"data.traces is missing: method {name} learns from traces of the policy's own")
-    assert "prefix-rl collect RECIPE --output FOLDER" in problem
+    (fault,) = error.value.faults
+    assert fault.startswith(f"data.traces is missing: method {name} learns from traces of the policy's own")
+    assert "prefix-rl collect RECIPE --output FOLDER" in fault
 
 
 # --- from questions to a policy ---------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_a_collection_goes_on_with_the_same_method_only(collected, change, messa
         train_on = "lab"
     with pytest.raises(DataError, match="collected in another way") as error:
         collect(LAB / "upft.yaml", [*UPFT_SMALL, f"data.train={train_on}", change], folder)
-    assert any(problem.startswith(message) for problem in error.value.problems)
+    assert any(fault.startswith(message) for fault in error.value.faults)
     assert files(folder) == before
 
 
@@ -344,7 +344,7 @@ def test_each_method_samples_as_often_as_it_learns_from_and_no_further(tmp_path)
     assert filtered["sampled"]["generated_tokens"] == 33  # whole, or they could not be graded
     with pytest.raises(UserError) as error:
         collect(LAB / "upft.yaml", SMALL, tmp_path / "more", cap=9)
-    assert error.value.problems == ["cap = 9: method upft has nothing graded, so no problem gets more than k = 1"]
+    assert error.value.faults == ["cap = 9: method upft has nothing graded, so no problem gets more than k = 1"]
 
 
 def test_imported_traces_are_not_graded_either(tmp_path, questions):

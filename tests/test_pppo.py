@@ -148,13 +148,13 @@ def test_a_group_of_equal_rewards_and_what_could_not_be_scored_get_no_credit():
     ],
 )
 def test_contradictions_are_explained(method, training, message):
-    (problem,) = method.problems(training)
-    assert message in problem
+    (fault,) = method.faults(training)
+    assert message in fault
 
 
 def test_what_works_is_not_refused():
-    assert PPPO(progressive=False, share=0.5).problems({"eval_strategy": "no"}) == []
-    assert PPPO(normalizer="constant").problems({"loss_type": "dapo", "eval_strategy": "epoch"}) == []
+    assert PPPO(progressive=False, share=0.5).faults({"eval_strategy": "no"}) == []
+    assert PPPO(normalizer="constant").faults({"loss_type": "dapo", "eval_strategy": "epoch"}) == []
 
 
 def test_the_recipe_and_the_trainer_refuse_alike(tmp_path):

@@ -25,14 +25,14 @@ GOOD = {
     ],
 )  # fmt: skip
 def test_known_bad_versions_are_refused_with_the_reason(package, version, message):
-    (problem,) = preflight.stack_problems(GOOD | {package: version})
-    assert f"{package} {version}" in problem
-    assert message in problem
+    (fault,) = preflight.stack_faults(GOOD | {package: version})
+    assert f"{package} {version}" in fault
+    assert message in fault
 
 
 def test_the_tested_stack_is_good():
-    assert preflight.stack_problems(GOOD) == []
-    assert preflight.stack_problems(preflight.versions()) == []
+    assert preflight.stack_faults(GOOD) == []
+    assert preflight.stack_faults(preflight.versions()) == []
 
 
 @pytest.mark.parametrize(
@@ -51,21 +51,21 @@ def test_the_tested_stack_is_good():
     ids=str,
 )
 def test_what_the_machine_lacks_is_said(overrides, found, message):
-    problems = preflight.recipe_problems(load_recipe(LAB, overrides), GOOD | found, cuda=False)
-    assert any(message in problem for problem in problems)
+    faults = preflight.recipe_faults(load_recipe(LAB, overrides), GOOD | found, cuda=False)
+    assert any(message in fault for fault in faults)
 
 
-def test_a_good_recipe_on_a_good_machine_has_no_problems():
-    assert preflight.recipe_problems(load_recipe(LAB), GOOD, cuda=False) == []
+def test_a_good_recipe_on_a_good_machine_has_no_faults():
+    assert preflight.recipe_faults(load_recipe(LAB), GOOD, cuda=False) == []
     with_vllm = load_recipe(LAB, ["training.use_vllm=true", "model.use_peft=true"])
-    assert preflight.recipe_problems(with_vllm, GOOD | {"vllm": "0.30.1", "peft": "0.21.2"}, cuda=True) == []
+    assert preflight.recipe_faults(with_vllm, GOOD | {"vllm": "0.30.1", "peft": "0.21.2"}, cuda=True) == []
 
 
 def test_the_constraints_pin_what_preflight_accepts():
     lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     assert (
-        preflight.stack_problems({name: pinned[name] for name in ("trl", "deepspeed", "transformers", "math-verify")})
+        preflight.stack_faults({name: pinned[name] for name in ("trl", "deepspeed", "transformers", "math-verify")})
         == []
     )
     for name in ("torch", "trl", "transformers", "accelerate", "deepspeed", "math-verify", "datasets", "peft", "wandb"):

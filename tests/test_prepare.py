@@ -117,9 +117,9 @@ def test_a_missing_column_is_named_with_those_that_exist(tmp_path, grader):
     raw = write(tmp_path / "raw.jsonl", [{"frage": "p", "loesung": "1"}] * 2)
     with pytest.raises(DataError) as error:
         prepare(raw, tmp_path / "out.jsonl", grader=grader)
-    assert "2 rows: no column 'problem'; for example" in error.value.problems[0]
+    assert "2 rows: no column 'problem'; for example" in error.value.faults[0]
     told = "raw.jsonl:1: no column 'problem'; no column 'answer'; there are the columns frage, loesung"
-    assert told in error.value.problems[0]
+    assert told in error.value.faults[0]
     assert "--column OURS=THEIRS" in str(error.value)
     with pytest.raises(DataError, match=r"did you mean frage\?"):
         prepare(raw, tmp_path / "out.jsonl", Settings(columns={"problem": "frag"}), grader=grader)
@@ -147,7 +147,7 @@ def test_ids_that_stand_for_two_problems_are_refused(tmp_path, grader):
     raw, out = write(tmp_path / "raw.jsonl", rows), tmp_path / "out.jsonl"
     with pytest.raises(DataError) as error:
         prepare(raw, out, grader=grader)
-    assert error.value.problems == [f"id 'a': {raw}:1 and {raw}:3"]  # b is one problem, twice
+    assert error.value.faults == [f"id 'a': {raw}:1 and {raw}:3"]  # b is one problem, twice
     assert not out.with_name("out.jsonl.partial").exists()
     prepare(raw, out, Settings(renumber=True), grader=grader)
     assert [p.id for p in load(str(out))] == ["0", "1", "2"]
@@ -225,8 +225,8 @@ def test_the_46k_filter_is_made_of_the_options(tmp_path, grader):
 def test_settings_that_cannot_be_are_all_named():
     with pytest.raises(DataError) as error:
         Settings(ngram=1, similarity=1.5, demonstration_share=-1, limit=0, pass_rate=(0.1, 2.0))
-    assert len(error.value.problems) == 5
-    assert "prepare.ngram = 1: must be an integer of at least 2" in error.value.problems
+    assert len(error.value.faults) == 5
+    assert "prepare.ngram = 1: must be an integer of at least 2" in error.value.faults
     with pytest.raises(DataError, match=r"ngram[^$]*LOW <= HIGH"):
         Settings(pass_rate=(0.5, 0.1), ngram=0)
 

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 LAB = ROOT / "recipes" / "lab" / "prefix_rft.yaml"
 
 
-def problems_of(*overrides, path=LAB, load=load_recipe):
+def faults_of(*overrides, path=LAB, load=load_recipe):
     with pytest.raises(RecipeError) as error:
         load(path, overrides)
-    return error.value.problems
+    return error.value.faults
 
 
 # --- reading YAML -----------------------------------------------------------------------------------------------------
@@ -62,8 +62,8 @@ def test_numbers_and_words_mean_what_they_look_like(tmp_path):
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_problem_is_reported_at_once():
-    found = problems_of(
+def test_every_fault_is_reported_at_once():
+    found = faults_of(
         "training.learning_rat=1e-6", "method.share=2", "method.tokens=most", "training.num_generations=7", "data.train=/no.jsonl",
         "training.loss_type=grpo", "training.scale_rewards=group", "outputs.dir=x", "training.max_prompt_length=512",
         "training.learning_rate=fast", "training.output_dir=x", "reward.deadline=0", "nonsense", "evaluation.samples=1.5",
@@ -79,11 +79,11 @@ def test_every_problem_is_reported_at_once():
         "not a multiple of training.num_generations = 7", "there is no file /no.jsonl",
     ]  # fmt: skip
     for part in expected:
-        assert any(part in problem for problem in found), part
+        assert any(part in fault for fault in found), part
     assert len(found) == len(expected)
 
 
-def test_nothing_heavy_is_imported_to_find_problems():
+def test_nothing_heavy_is_imported_to_find_faults():
     program = (
         "import sys\nfrom prefix_rl.train import main\n"
         f"status = main(['--config', {str(LAB)!r}, 'training.learning_rat=1', 'data.train=/no.jsonl'])\n"
@@ -120,13 +120,13 @@ def test_nothing_heavy_is_imported_to_find_problems():
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_impossible_combinations_are_explained(overrides, message):
-    assert any(message in problem for problem in problems_of(*overrides)), problems_of(*overrides)
+    assert any(message in fault for fault in faults_of(*overrides)), faults_of(*overrides)
 
 
 def test_the_number_of_processes_counts(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    (problem,) = problems_of("training.per_device_train_batch_size=4")
-    assert "12 rollouts" in problem
+    (fault,) = faults_of("training.per_device_train_batch_size=4")
+    assert "12 rollouts" in fault
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert batches(load_recipe(LAB, ["training.per_device_train_batch_size=4"]), 4).rollouts == 16
 
@@ -140,12 +140,12 @@ def test_the_number_of_processes_counts(monkeypatch):
     ],
     ids=str,
 )
-def test_data_that_cannot_be_trained_on_is_a_problem_of_the_recipe(overrides, message):
-    assert any(message in problem for problem in problems_of(*overrides, load=load_run))
+def test_data_that_cannot_be_trained_on_is_a_fault_of_the_recipe(overrides, message):
+    assert any(message in fault for fault in faults_of(*overrides, load=load_run))
 
 
 def test_a_wrong_value_does_not_cause_complaints_about_its_default():
-    found = problems_of("training.num_generatons=6", "training.per_device_train_batch_size=12")
+    found = faults_of("training.num_generatons=6", "training.per_device_train_batch_size=12")
     assert found == ["training.num_generatons: no such key (did you mean num_generations?)"]
 
 
@@ -252,7 +252,7 @@ def test_evaluation_problems_among_the_training_problems_are_refused(tmp_path, s
     )
     values = ["model.name_or_path=x", "data.prompt=chat", f"data.train={train}", f"evaluation.data={held_out}", "method={name: dr_grpo}",
               f"training.eval_strategy={strategy}"]  # fmt: skip
-    (found,) = problems_of(*values, load=load_run)
+    (found,) = faults_of(*values, load=load_run)
     assert found.startswith("evaluation.data: 1 of its 2 problems stand in data.train, for example 'what is")
     assert f"prefix-rl prepare --against {held_out}" in found
     _, problems, _ = load_run(LAB, [*values, "evaluation.allow_overlap=true"])

@@ -108,9 +108,9 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         report([tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(DataError) as caught:
         report([tmp_path / "empty", tmp_path / "nowhere", tmp_path / "file"], tmp_path / "out")
-    assert len(caught.value.problems) == 3
-    assert "does not exist" in caught.value.problems[1]
-    assert "is a file" in caught.value.problems[2]
+    assert len(caught.value.faults) == 3
+    assert "does not exist" in caught.value.faults[1]
+    assert "is a file" in caught.value.faults[2]
     assert not (tmp_path / "out").exists()
 
 

@@ -69,7 +69,7 @@ def test_switched_off_it_answers_as_the_method_within(of):
     assert off.copies([True, False]) == of.copies([True, False])
     assert off.weights(given).equal(of.weights(given))
     assert (off.needs, off.stages.supervised) == (of.needs, of.stages.supervised)
-    assert off.problems(TRAINING) == []
+    assert off.faults(TRAINING) == []
 
 
 def test_the_root_of_a_group_that_shares_a_prefix_is_its_end():
@@ -111,8 +111,8 @@ def test_what_is_imitated_keeps_its_weight():
     ],
 )
 def test_contradictions_are_explained(of, message):
-    (problem,) = TEMPO(of).problems(TRAINING)
-    assert message in problem
+    (fault,) = TEMPO(of).faults(TRAINING)
+    assert message in fault
 
 
 # --- in the trainer ---------------------------------------------------------------------------------------------------

@@ -423,12 +423,12 @@ def test_no_gpu_is_said_before_anything_is_loaded(tmp_path):
         run(tmp_path / "run", "training.use_cpu=false")
 
 
-def test_what_only_trl_can_judge_is_a_problem_of_the_recipe(tmp_path):
+def test_what_only_trl_can_judge_is_a_fault_of_the_recipe(tmp_path):
     with pytest.raises(RecipeError, match="TRL does not accept the training block"):
         run(tmp_path / "run", "training.lr_scheduler_type=cosinus")
 
 
-def test_the_command_prints_problems_and_no_traceback(tmp_path, capsys):
+def test_the_command_prints_faults_and_no_traceback(tmp_path, capsys):
     assert main(["--config", PREFIX_RFT, "training.learning_rat=1", f"output.dir={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert "did you mean learning_rate?" in error

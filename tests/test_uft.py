@@ -147,9 +147,9 @@ def test_without_pieces_it_answers_as_dr_grpo():
     ],
 )
 def test_contradictions_are_explained(settings, message):
-    (problem,) = UFT(**settings).problems(TRAINING)
-    assert message in problem
-    assert R3.problems(TRAINING) == UFT(horizon=3).problems(TRAINING) == []
+    (fault,) = UFT(**settings).faults(TRAINING)
+    assert message in fault
+    assert R3.faults(TRAINING) == UFT(horizon=3).faults(TRAINING) == []
 
 
 # --- in the trainer ---------------------------------------------------------------------------------------------------

@@ -149,17 +149,17 @@ def _plan_and_settings(
         "max_completion_length": recipe.training_value("max_completion_length"),
         "seed": seed,
     }
-    wrong = plan.problems_found()
+    faults = plan.faults()
     if cap > k and not method.stages.needs_answers:
-        wrong.append(
+        faults.append(
             f"cap = {cap}: method {recipe.method_name} has nothing graded, so no problem gets more than k = {k}"
         )
     if batch_size is not None and batch_size < 1:
-        wrong.append(f"batch_size = {batch_size}: must be at least 1")
+        faults.append(f"batch_size = {batch_size}: must be at least 1")
     if not settings["temperature"] > 0:
-        wrong.append(f"temperature = {settings['temperature']:g}: must be above 0, or all attempts would be the same")
-    if wrong:
-        raise UserError("nothing can be collected with these settings:", wrong)
+        faults.append(f"temperature = {settings['temperature']:g}: must be above 0, or all attempts would be the same")
+    if faults:
+        raise UserError("nothing can be collected with these settings:", faults)
     return plan, settings
 
 

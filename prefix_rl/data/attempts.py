@@ -31,14 +31,14 @@ class Plan:
     cap: int = 2500
     """Attempts at one problem at most, ``k`` included; for a method of own traces ``k``."""
 
-    def problems_found(self) -> list[str]:
+    def faults(self) -> list[str]:
         """What is wrong with these numbers."""
-        found = [f"{name} = {value}: must be at least 1" for name in MAY_GROW if (value := getattr(self, name)) < 1]
+        faults = [f"{name} = {value}: must be at least 1" for name in MAY_GROW if (value := getattr(self, name)) < 1]
         if not 0 <= self.max_pass_rate <= 1:
-            found.append(f"max_pass_rate = {self.max_pass_rate:g}: a share, from 0 to 1")
+            faults.append(f"max_pass_rate = {self.max_pass_rate:g}: a share, from 0 to 1")
         if self.cap < self.k:
-            found.append(f"cap = {self.cap}: fewer than the k = {self.k} attempts that every problem gets")
-        return found
+            faults.append(f"cap = {self.cap}: fewer than the k = {self.k} attempts that every problem gets")
+        return faults
 
     def is_hard(self, first: Tally) -> bool:
         """Whether a problem is hard, from its first ``k`` attempts.

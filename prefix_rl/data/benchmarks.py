@@ -14,7 +14,7 @@ from ..errors import DataError, at_most, nearest
 from ..progress import say
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from .problems import Problem, row_problems
+from .problems import Problem, row_faults
 from .sources import SUFFIXES, fingerprint, read
 
 FOLDER_VARIABLE = "PREFIX_RL_BENCHMARKS"
@@ -167,19 +167,19 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterator[tuple[str, dict]]:
 
 
 def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, dict]]) -> list[Problem]:
-    found, places, wrong = [], {}, {}  # ids to where they stand; what is wrong to where it is
+    problems, places, wrong = [], {}, {}  # ids to where they stand; what is wrong to where it is
     for number, (place, row) in enumerate(rows):
         if benchmark:
             row = _in_our_words(row, benchmark)
-        what = row_problems(row)
+        faults = row_faults(row)
         given = str(number if row.get("id") is None else row["id"])
         if given in places:
-            what.append(f"the id {given!r} stands at {places[given]} too")
+            faults.append(f"the id {given!r} stands at {places[given]} too")
         places[given] = place
-        for w in what:
-            wrong.setdefault(w, []).append(place)
-        if not what:
-            found.append(
+        for fault in faults:
+            wrong.setdefault(fault, []).append(place)
+        if not faults:
+            problems.append(
                 Problem(
                     id=given,
                     text=str(row["problem"]),
@@ -189,12 +189,14 @@ def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, 
                 )
             )
     if wrong:
-        listed = [f"{at[0]}: {w}{f', and {len(at) - 1} more rows' if at[1:] else ''}" for w, at in wrong.items()]
+        listed = [
+            f"{at[0]}: {fault}{f', and {len(at) - 1} more rows' if at[1:] else ''}" for fault, at in wrong.items()
+        ]
         raise DataError(
             f"{name} cannot be evaluated on: a row needs a problem and an answer, and an id of its own if it has one",
             at_most(listed),
         )
-    return found
+    return problems
 
 
 def _in_our_words(row: dict, benchmark: Benchmark) -> dict:

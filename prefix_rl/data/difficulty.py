@@ -64,26 +64,26 @@ def load_pass_rates(given: str) -> PassRates:
         if store.accounts()[0].ungraded:
             raise DataError(f"the traces of {given} were not graded, so they say nothing of pass rates")
         return PassRates((id, t.right / t.attempts) for id, t in tallies.items() if t.attempts)
-    problems: list[str] = []
-    rates = PassRates(_rates(given, problems))
-    if problems:
-        raise DataError(f"{given} holds rows that are no pass rates; nothing was done:", at_most(problems))
+    faults: list[str] = []
+    rates = PassRates(_rates(given, faults))
+    if faults:
+        raise DataError(f"{given} holds rows that are no pass rates; nothing was done:", at_most(faults))
     if rates.repeated:
         raise DataError(f"{given} gives the pass rate of a problem twice; give each id once")
     return rates
 
 
-def _rates(given: str, problems: list[str]) -> Iterator[tuple[str, float]]:
+def _rates(given: str, faults: list[str]) -> Iterator[tuple[str, float]]:
     for place, row in read(given):
         id = row.get("id") if row.get("id") is not None else row.get("problem_id")
         right, attempts, rate = row.get("right"), row.get("attempts"), row.get("pass_rate")
         if rate is None and _is_number(right) and _is_number(attempts) and 0 <= right <= attempts and attempts > 0:
             rate = right / attempts
         if id is None:
-            problems.append(f"{place}: neither id nor problem_id; there are {', '.join(map(repr, row)) or 'none'}")
+            faults.append(f"{place}: neither id nor problem_id; there are {', '.join(map(repr, row)) or 'none'}")
         elif not is_rate(rate):
             what = "pass_rate in [0, 1], nor right <= attempts"
-            problems.append(f"{place}: neither a {what}; there are {', '.join(map(repr, row))}")
+            faults.append(f"{place}: neither a {what}; there are {', '.join(map(repr, row))}")
         else:
             yield str(id), rate
 

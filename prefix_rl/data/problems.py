@@ -43,26 +43,26 @@ def load(source: str, split: str = "train", limit: int | None = None, answers: b
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
     """
-    found, problems, places = [], [], {}
+    problems, faults, places = [], [], {}
     for number, (place, row) in enumerate(read(source, split)):
         if limit is not None and number >= limit:
             break
-        wrong = row_problems(row, answers)
-        problems += [f"{place}: {what}" for what in wrong]
+        wrong = row_faults(row, answers)
+        faults += [f"{place}: {what}" for what in wrong]
         if not wrong:
             problem = _problem(row, number, place)
             if problem.id in places:
                 there = f"{place}: the id {problem.id!r} stands at {places[problem.id]} already"
-                problems.append(f"{there}; `prefix-rl prepare --renumber` gives new ones")
+                faults.append(f"{there}; `prefix-rl prepare --renumber` gives new ones")
             places.setdefault(problem.id, place)
-            found.append(problem)
-    if problems:
+            problems.append(problem)
+    if faults:
         hint = "`prefix-rl prepare` turns raw rows into training rows and drops what cannot be used, with its reason."
-        raise DataError(f"{source} holds rows that cannot be used; nothing was trained. {hint}", at_most(problems))
-    return found
+        raise DataError(f"{source} holds rows that cannot be used; nothing was trained. {hint}", at_most(faults))
+    return problems
 
 
-def row_problems(row: dict, answers: bool = True) -> list[str]:
+def row_faults(row: dict, answers: bool = True) -> list[str]:
     """What is wrong with a row; empty if nothing is. Without ``answers`` it may do without one."""
     wrong = []
     for column in ("problem", "answer") if answers or row.get("answer") is not None else ("problem",):

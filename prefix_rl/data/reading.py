@@ -16,7 +16,7 @@ from .columns import check_columns, normalize
 from .contamination import LONG, LONG_RUN, EvaluationIndex
 from .difficulty import is_rate
 from .funnel import Funnel
-from .problems import row_problems
+from .problems import row_faults
 from .sources import read
 from .texts import hash64, squeezed
 
@@ -91,15 +91,15 @@ def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel:
     row = normalize(raw, settings.columns)
     if row.get("id") is None or settings.renumber:
         row["id"] = default_id
-    wrong = row_problems(row)
+    wrong = row_faults(row)
     if "pass_rate" in row and not is_rate(row["pass_rate"]):
         wrong.append("pass_rate is no number in [0, 1]")
     count = len(row["demonstrations"])
     funnel.enter(count)
     if wrong:
         named = {"place": place, **({"id": row["id"]} if isinstance(row["id"], str) else {})}
-        problems = [what.partition("; there are")[0] for what in wrong]  # the columns of the source are others
-        funnel.drop("check", problems[0], named, count, problems=problems, columns=list(raw))
+        faults = [what.partition("; there are")[0] for what in wrong]  # the columns of the source are others
+        funnel.drop("check", faults[0], named, count, faults=faults, columns=list(raw))
         return None
     row = {"place": place, **row, "id": str(row["id"]), "answer": str(row["answer"]), "problem": str(row["problem"])}
     made = []

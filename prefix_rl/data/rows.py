@@ -83,7 +83,7 @@ def _why_none(counts: Sequence[dict], chunks: Chunks) -> list[str]:
             reasons.update(step["rows"])
         for line in chunks.dropped("read", number).splitlines():
             row = json.loads(line)
-            told = "; ".join([*row.get("problems", [row["reason"]]), *_columns(row)])
+            told = "; ".join([*row.get("faults", [row["reason"]]), *_columns(row)])
             examples.setdefault(row["reason"], f"{row['place']}: {told}")
     hint = ["--column OURS=THEIRS names columns that are not known"] if any("no column" in r for r in reasons) else []
     return [f"{n} rows: {r}; for example {examples[r]}" for r, n in reasons.most_common()] + hint or [

@@ -59,9 +59,9 @@ class Settings:
     """Of that choice; the same as a recipe's makes the same choice, and this is TRL's default."""
 
     def __post_init__(self):
-        _, problems = check("prepare", asdict(self), fields_of(type(self)))
-        wrong = [f"{name} {what}" for name, what in problems.items()]
-        if "prepare.pass_rate" not in problems and self.pass_rate and self.pass_rate[0] > self.pass_rate[1]:
-            wrong.append(f"prepare.pass_rate = {list(self.pass_rate)}: must be LOW HIGH with LOW <= HIGH")
-        if wrong:
-            raise DataError("settings that cannot be:", wrong)
+        _, by_name = check("prepare", asdict(self), fields_of(type(self)))
+        faults = [f"{name} {what}" for name, what in by_name.items()]
+        if "prepare.pass_rate" not in by_name and self.pass_rate and self.pass_rate[0] > self.pass_rate[1]:
+            faults.append(f"prepare.pass_rate = {list(self.pass_rate)}: must be LOW HIGH with LOW <= HIGH")
+        if faults:
+            raise DataError("settings that cannot be:", faults)

@@ -52,7 +52,7 @@ def fingerprint(source: str) -> str | None:
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    problems, rows = [], 0
+    faults, rows = [], 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for number, line in enumerate(file, start=1):
@@ -61,23 +61,23 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
                 try:
                     row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))  # without a byte order mark
                 except UnicodeDecodeError as error:
-                    problems.append(f"{path}:{number}: not UTF-8 at byte {error.start} of the line")
+                    faults.append(f"{path}:{number}: not UTF-8 at byte {error.start} of the line")
                     continue
                 except json.JSONDecodeError as error:
-                    problems.append(f"{path}:{number}: not JSON at character {error.pos}: {error.msg}")
+                    faults.append(f"{path}:{number}: not JSON at character {error.pos}: {error.msg}")
                     continue
                 except RecursionError:
-                    problems.append(f"{path}:{number}: JSON nested too deeply")
+                    faults.append(f"{path}:{number}: JSON nested too deeply")
                     continue
                 if not isinstance(row, dict):
-                    problems.append(f"{path}:{number}: a JSON {type(row).__name__}, not an object")
+                    faults.append(f"{path}:{number}: a JSON {type(row).__name__}, not an object")
                     continue
                 rows += 1
                 yield f"{path}:{number}", row
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            problems.append(f"{path}: broken gzip file after {rows} rows ({error})")
-    if problems:
-        raise DataError(f"{path} cannot be used; nothing was done with it:", at_most(problems))
+            faults.append(f"{path}: broken gzip file after {rows} rows ({error})")
+    if faults:
+        raise DataError(f"{path} cannot be used; nothing was done with it:", at_most(faults))
     if not rows:
         raise DataError(f"{path} holds no rows")
 

@@ -167,10 +167,10 @@ class ServerEngine(Engine):
         )
         self._queue: asyncio.PriorityQueue[tuple[int, _Asked]] = asyncio.PriorityQueue()
         self._workers: list[asyncio.Task] = []
-        found = await asyncio.gather(*(self._looked_at(e, tokenizer, max_length) for e in self._endpoints))
-        wrong = [what for problems in found for what in problems]
-        if wrong:
-            raise DataError("the endpoints do not serve the policy to be sampled; nothing was sampled:", wrong)
+        by_endpoint = await asyncio.gather(*(self._looked_at(e, tokenizer, max_length) for e in self._endpoints))
+        faults = [fault for of_one in by_endpoint for fault in of_one]
+        if faults:
+            raise DataError("the endpoints do not serve the policy to be sampled; nothing was sampled:", faults)
         if not any(endpoint.alive for endpoint in self._endpoints):
             raise StackError(
                 "no endpoint answers; nothing was sampled. Start the servers (vllm serve MODEL), or look at "
@@ -197,13 +197,13 @@ class ServerEngine(Engine):
                     f"{nearest(self.model, served)}; if one of these is the policy under another name, give "
                     "engine.served_model=NAME"
                 ]
-            problems, context = [], served[self.model].get("max_model_len")
+            faults, context = [], served[self.model].get("max_model_len")
             if isinstance(context, int) and context < max_length:
-                problems.append(
+                faults.append(
                     f"{endpoint.url} takes {context} tokens, but the longest prompt and completion have {max_length}: "
                     f"start it with --max-model-len {max_length}, or give a smaller --max-completion-length"
                 )
-            problems += await self._probed(endpoint, tokenizer)
+            faults += await self._probed(endpoint, tokenizer)
             endpoint.facts = {"version": await self._version(endpoint), "dtype": await self._dtype(endpoint)}
         except _Fault as fault:
             if fault.answered:
@@ -212,7 +212,7 @@ class ServerEngine(Engine):
             return []
         except UserError as error:
             return [f"{endpoint.url}: {error.what}"]
-        return problems
+        return faults
 
     async def _probed(self, endpoint: Endpoint, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Whether the server's tokenizer gives the ids of the policy's, and whether ids come back."""

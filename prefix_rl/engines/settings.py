@@ -38,17 +38,17 @@ class EngineSettings:
     enforce_eager: bool = False
     """Of vllm: no CUDA graphs; it starts sooner and generates more slowly."""
 
-    def problems_found(self) -> list[str]:
+    def faults(self) -> list[str]:
         """What is wrong with these settings.
 
-        >>> EngineSettings("server").problems_found()
+        >>> EngineSettings("server").faults()
         ['engine.endpoints is empty: engine.name = server needs addresses, as [http://localhost:8000]']
         """
-        found = []
+        faults = []
         if self.name == "server" and not self.endpoints:
-            found.append("engine.endpoints is empty: engine.name = server needs addresses, as [http://localhost:8000]")
+            faults.append("engine.endpoints is empty: engine.name = server needs addresses, as [http://localhost:8000]")
         if self.name != "server" and self.endpoints:
-            found.append(f"engine.endpoints are of engine.name = server; it is {self.name}")
+            faults.append(f"engine.endpoints are of engine.name = server; it is {self.name}")
         for url in self.endpoints:
             try:
                 parts = urlsplit(url)
@@ -56,15 +56,15 @@ class EngineSettings:
             except ValueError:
                 parts, good = None, False
             if not good:
-                found.append(f"engine.endpoints: {url!r} is no address; give http://HOST:PORT")
+                faults.append(f"engine.endpoints: {url!r} is no address; give http://HOST:PORT")
             elif parts.username is not None or parts.query:
-                found.append(
+                faults.append(
                     f"engine.endpoints: the address at {parts.hostname} holds a user, a password or a query, and "
                     f"recipes are written down; give the key in the environment variable {API_KEY}"
                 )
         if len(set(map(base_url, self.endpoints))) < len(self.endpoints):
-            found.append("engine.endpoints: an address stands there twice")
-        return found
+            faults.append("engine.endpoints: an address stands there twice")
+        return faults
 
 
 def base_url(endpoint: str) -> str:

@@ -84,14 +84,14 @@ class World:
     held_out_seed: Annotated[int, Ge(0)] = 0
     """Another value, another set of held-out problems (settings are chosen on one, results reported on another)."""
 
-    def problems_found(self) -> list[str]:
+    def faults(self) -> list[str]:
         """What cannot be in these settings together."""
-        defaults, found = World(), []
+        defaults, faults = World(), []
         for name in _OWN["parities" if self.world == "additions" else "additions"]:
             if getattr(self, name) != getattr(defaults, name):
-                found.append(f"data.lab.{name} = {getattr(self, name)} says nothing in data.lab.world = {self.world}")
-        if found:
-            return found
+                faults.append(f"data.lab.{name} = {getattr(self, name)} says nothing in data.lab.world = {self.world}")
+        if faults:
+            return faults
         if self.world == "parities":
             asked = self.problems + self.held_out
             return [] if asked <= 2**self.length else [

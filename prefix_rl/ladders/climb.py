@@ -37,7 +37,7 @@ def climb(
         arms, regimes: run these alone, with the search that they need; empty: all. The report has what is there.
 
     Raises:
-        RecipeError: with every problem of the ladder.
+        RecipeError: with every fault of the ladder.
         UserError: naming the runs that failed, after all others have finished and been reported.
     """
     ladder = load_ladder(path, fast)
@@ -123,11 +123,11 @@ def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
             with lock:
                 running[job.folder] = job.name
                 bar.set_postfix_str(", ".join(running.values()))
-            problem = _run(job, command, stop)
+            failure = _run(job, command, stop)
             with lock:
                 running.pop(job.folder)
-                if problem and not stop.is_set():
-                    failed.append(problem)
+                if failure and not stop.is_set():
+                    failed.append(failure)
                 if command == "run":
                     bar.update()
                     done += 1

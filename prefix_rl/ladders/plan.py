@@ -167,7 +167,7 @@ def load_ladder(path: str | os.PathLike, fast: bool = False) -> Ladder:
     """The ladder in a YAML file.
 
     Raises:
-        RecipeError: with every problem of the file, and of every recipe that it makes.
+        RecipeError: with every fault of the file, and of every recipe that it makes.
     """
     keys = {name: field for name, field in fields_of(Ladder).items() if name != "home"}
     values, wrong = check("ladder", read_yaml(path), keys)
@@ -265,7 +265,7 @@ def _faults_of_runs(ladder: Ladder) -> list[str]:
                 overrides = ladder.overrides(cell, ladder.seeds[0], settings)
                 recipe = load_recipe(ladder.recipe(cell.arm), overrides)
             except UserError as error:
-                faults += [f"{cell.arm} in {cell.regime}: {what}" for what in error.problems or [error.what]]
+                faults += [f"{cell.arm} in {cell.regime}: {what}" for what in error.faults or [error.what]]
                 continue
             if recipe.method.stages.own_traces and not ladder.collect(cell):
                 faults.append(f"arms.{cell.arm}: {recipe.method_name} learns from own traces; give it `collect: {{}}`")

@@ -98,18 +98,18 @@ class Adaptive(Combined):
         "rft": _NO_ROLLOUTS,
     }
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found = super().problems(training)
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults = super().faults(training)
         if self.least > self.most:
-            found.append(f"method.least = {self.least} is above method.most = {self.most}")
+            faults.append(f"method.least = {self.least} is above method.most = {self.most}")
         names = {name for cls in type(self.of).__mro__ for name in _LENGTHS.get(cls.__module__.rpartition(".")[2], ())}
         for key in fields(self.of):
             value = getattr(self.of, key.name)
             if key.name in names and value != key.default:
-                found.append(
+                faults.append(
                     f"method.of.{key.name} = {value} says nothing here: adaptive decides the lengths; leave it out"
                 )
-        return found
+        return faults
 
     @property
     def controller(self) -> controllers.Interval | controllers.Setpoint | controllers.Search:

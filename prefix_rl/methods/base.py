@@ -82,7 +82,7 @@ class Method:
         """What a run consists of."""
         return Stages()
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
+    def faults(self, training: Mapping[str, object]) -> list[str]:
         """What in these settings cannot work together with the recipe's ``training`` block; empty when all can."""
         return []
 

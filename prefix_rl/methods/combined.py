@@ -59,9 +59,9 @@ class Combined(Method):
         own = "a method of your own has to be a subclass of one of those" if "." in names[0] else "not tried together"
         return f"{self.refuses.get(names[0], own)}. There can stand {', '.join(self.takes)}"
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
+    def faults(self, training: Mapping[str, object]) -> list[str]:
         inner = type(self.of).__module__.removeprefix(f"{__package__}.")
         refusal = self.refusal()
         return [f"method.of.name = {inner}: {refusal}"] * (refusal is not None) + [
-            problem.replace("method.", "method.of.") for problem in self.of.problems(training)
+            fault.replace("method.", "method.of.") for fault in self.of.faults(training)
         ]

@@ -45,19 +45,19 @@ class LUFFY(Method):
     def needs(self) -> Needs:
         return Needs(prefixes=self.demonstrations > 0, whole=True)
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found = []
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults = []
         if self.demonstrations >= training["num_generations"]:
-            found.append(
+            faults.append(
                 f"method.demonstrations = {self.demonstrations} leaves no rollout of training.num_generations = "
                 f"{training['num_generations']} to the policy"
             )
         if self.demonstrations and training.get("loss_type", "dr_grpo") != "dr_grpo":
-            found.append(
+            faults.append(
                 f"training.loss_type = {training['loss_type']}: the policy's and the demonstrations' tokens have one "
                 "normalizer, that of dr_grpo; set training.loss_type = dr_grpo"
             )
-        return found
+        return faults
 
     def prefix(self, row: Row, step: Step) -> Prefix | None:
         return whole_demonstration(row, step, self.demonstrations)

@@ -67,23 +67,23 @@ class PPPO(Method):
     def needs(self) -> Needs:
         return Needs(further=Further(self.continuations, self.beginnings) if self.continuations else None)
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found = []
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults = []
         if self.progressive and training.get("eval_strategy", "steps") in ("no", None):
-            found.append(
+            faults.append(
                 "method.progressive = true raises the share when the reward of evaluations stalls, but "
                 "training.eval_strategy = no: set training.eval_strategy = steps, training.eval_steps and "
                 "evaluation.data, or method.progressive = false"
             )
         if self.progressive and self.share > self.most:
-            found.append(f"method.share = {self.share} is above method.most = {self.most}, up to which it is raised")
+            faults.append(f"method.share = {self.share} is above method.most = {self.most}, up to which it is raised")
         if self.normalizer == "tokens" and training.get("loss_type", "dr_grpo") != "dr_grpo":
-            found.append(
+            faults.append(
                 f"method.normalizer = tokens turns the constant normalizer of loss_type = dr_grpo into a mean over "
                 f"tokens; loss_type = {training['loss_type']} has a normalizer of its own: set method.normalizer = "
                 "constant"
             )
-        return found
+        return faults
 
     def share_now(self, memory: Memory) -> float:
         """``eta``, as the decimal number that adds up from the settings."""

@@ -71,27 +71,27 @@ class PrefixRFT(Method):
         injects = self.prefixed > 0
         return Needs(prefixes=injects, entropies=injects and self.tokens in ("top_entropy", "low_entropy"))
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found = []
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults = []
         group_size, budget = training["num_generations"], training["max_completion_length"]
         if self.prefixed > group_size:
-            found.append(f"method.prefixed = {self.prefixed} is more than training.num_generations = {group_size}")
+            faults.append(f"method.prefixed = {self.prefixed} is more than training.num_generations = {group_size}")
         elif self.prefixed == group_size and self.credit != "pooled":
-            found.append(
+            faults.append(
                 f"method.credit = {self.credit} measures against the unprefixed rollouts of a group, but "
                 f"method.prefixed = {self.prefixed} leaves none of {group_size}; use pooled, or fewer prefixed rollouts"
             )
         if self.max_prefix_tokens is not None and self.max_prefix_tokens >= budget:
-            found.append(
+            faults.append(
                 f"method.max_prefix_tokens = {self.max_prefix_tokens} is not below training.max_completion_length = "
                 f"{budget}, which counts prefix and continuation; nothing would be left to generate"
             )
         if self.min_prefix_tokens > (self.max_prefix_tokens or budget - 1):
-            found.append(
+            faults.append(
                 f"method.min_prefix_tokens = {self.min_prefix_tokens} is more than the longest prefix allowed, "
                 f"{self.max_prefix_tokens or budget - 1} tokens"
             )
-        return found
+        return faults
 
     def bounds(self, step: Step) -> tuple[float, float]:
         """``[low_t, high]``: what the fraction of a demonstration is drawn from, uniformly, at this step."""

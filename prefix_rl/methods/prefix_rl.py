@@ -49,15 +49,15 @@ class PrefixRL(Method):
     def needs(self) -> Needs:
         return Needs(prefixes=self.cuts > 0)
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found = []
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults = []
         if self.cuts + self.plain == 0:
-            found.append("method.cuts = 0 and method.plain = 0 leave no row to train on")
+            faults.append("method.cuts = 0 and method.plain = 0 leave no row to train on")
         if self.low > self.high:
-            found.append(f"method.low = {self.low} is above method.high = {self.high}")
+            faults.append(f"method.low = {self.low} is above method.high = {self.high}")
         if self.balance == "epoch" and self.plain == 0:
-            found.append("method.balance = epoch keeps cuts : plain over an epoch, and method.plain = 0; use problem")
-        return found
+            faults.append("method.balance = epoch keeps cuts : plain over an epoch, and method.plain = 0; use problem")
+        return faults
 
     def copies(self, demonstrated: Sequence[bool]) -> list[int]:
         having = sum(demonstrated)

@@ -52,16 +52,18 @@ class SFTLoss(Method):
     def needs(self) -> Needs:
         return Needs(prefixes=self.demonstrations > 0, whole=True)
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found, group_size = [], training["num_generations"]
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults, group_size = [], training["num_generations"]
         if self.demonstrations > group_size - 2 and self.demonstrations:
-            found.append(
+            faults.append(
                 f"method.demonstrations = {self.demonstrations} leaves fewer than two rollouts of "
                 f"training.num_generations = {group_size} to the policy, and credit needs two to compare"
             )
         if self.schedule == "chord" and self.weight > 1:
-            found.append(f"method.weight = {self.weight}: with the chord schedule it is a share of the loss, at most 1")
-        return found
+            faults.append(
+                f"method.weight = {self.weight}: with the chord schedule it is a share of the loss, at most 1"
+            )
+        return faults
 
     def mixed(self, step: Step) -> float:
         """``mu_t``: the weight of the supervised term at this step."""

@@ -104,7 +104,7 @@ class SupervisedOnly(Supervising):
 
     order = (SUPERVISED,)
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
+    def faults(self, training: Mapping[str, object]) -> list[str]:
         name = type(self).__module__.rpartition(".")[2]
         nothing = f"method.supervised.epochs = 0 leaves nothing to do: {name} has no other stage"
         return [nothing] if self.supervised.epochs == 0 else []

@@ -60,16 +60,16 @@ class TEMPO(Combined):
         "rft": _NO_ROLLOUTS,
     }
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found, of, path = super().problems(training), self.of, "method.of"
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults, of, path = super().faults(training), self.of, "method.of"
         while isinstance(of, Combined):
             of, path = of.of, f"{path}.of"
         credit = getattr(of, "credit", "pooled")
         if credit != "pooled":
-            found.append(
+            faults.append(
                 f"{path}.credit = {credit}: the root of the tree is the mean of all rollouts of a group; use pooled"
             )
-        return found
+        return faults
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         credit = super().advantages(rollouts)

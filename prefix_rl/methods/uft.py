@@ -58,21 +58,21 @@ class UFT(Method):
     def needs(self) -> Needs:
         return Needs(prefixes=self.count > 0)
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
+    def faults(self, training: Mapping[str, object]) -> list[str]:
         if self.pieces == "binomial":
             return []
-        found = []
+        faults = []
         if self.weight:
-            found.append(
+            faults.append(
                 f"method.weight = {self.weight}: method.pieces = uniform is R3, which has no supervised term; set "
                 "method.weight = 0, or method.pieces = binomial"
             )
         if self.horizon is not None:
-            found.append(
+            faults.append(
                 f"method.horizon = {self.horizon}: method.pieces = uniform never anneals its hints; leave the horizon "
                 "out, or set method.pieces = binomial"
             )
-        return found
+        return faults
 
     def probability(self, step: Step) -> float:
         """``p_t``: the share of the pieces that is shown on average at this step."""

@@ -57,14 +57,14 @@ class UPFT(SupervisedOnly, Method):
     def needs_answers(self) -> bool:
         return self.label_filter
 
-    def problems(self, training: Mapping[str, object]) -> list[str]:
-        found, longest = super().problems(training), training["max_completion_length"]
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        faults, longest = super().faults(training), training["max_completion_length"]
         if self.tokens >= longest:
-            found.append(
+            faults.append(
                 f"method.tokens = {self.tokens} is not below training.max_completion_length = {longest}: no trace "
                 "would be cut; lower it"
             )
-        return found
+        return faults
 
     def lessons(self, problem_id: str, demonstrations: Sequence[Demonstration], seed: int) -> Sequence[Demonstration]:
         """The first one."""

@@ -28,28 +28,28 @@ def check_settings(method: Method, arguments, kl_on: str, options: Mapping[str, 
     Raises:
         RecipeError: naming all that do not.
     """
-    found = method.problems(vars(arguments))
+    faults = method.faults(vars(arguments))
     if arguments.scale_rewards != "none":
-        found.append(f"scale_rewards = {arguments.scale_rewards}: the method gives the advantages, set it to none")
+        faults.append(f"scale_rewards = {arguments.scale_rewards}: the method gives the advantages, set it to none")
     if arguments.multi_objective_aggregation != "sum_then_normalize":
-        found.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
+        faults.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
     if kl_on not in ("moving", "all"):
-        found.append(f"kl_on = {kl_on}: there are moving and all")
+        faults.append(f"kl_on = {kl_on}: there are moving and all")
     token_level = arguments.importance_sampling_level == "token"
     if kl_on == "all" and (arguments.loss_type not in CONSTANT_NORMALIZER or not token_level):
-        found.append("kl_on = all needs loss_type = dr_grpo and importance_sampling_level = token")
+        faults.append("kl_on = all needs loss_type = dr_grpo and importance_sampling_level = token")
     if kl_on == "all" and not arguments.beta:
-        found.append("kl_on = all says nothing with beta = 0: there is no KL")
+        faults.append("kl_on = all says nothing with beta = 0: there is no KL")
     bonus = arguments.entropy_coef or arguments.use_adaptive_entropy
     if bonus and arguments.top_entropy_quantile < 1 and method.needs.prefixes:
-        found.append(
+        faults.append(
             "an entropy bonus together with top_entropy_quantile: TRL would rank prefix tokens by the policy's mean "
             "entropy; give only one of them"
         )
     if begins(method) and (options.get("rollout_func") or options.get("environment_factory")):
-        found.append("rollout_func and environment_factory generate past the place where prefixes are injected")
-    if found:
-        raise RecipeError("these settings contradict the method:", found)
+        faults.append("rollout_func and environment_factory generate past the place where prefixes are injected")
+    if faults:
+        raise RecipeError("these settings contradict the method:", faults)
 
 
 def check_text_only(method: Method, takes_images: bool) -> None:
