@@ -37,7 +37,7 @@ OTHER_KEYS = {
     "torch_dtype": "is called dtype here",
     "lora_task_type": "is always CAUSAL_LM; leave it out",
 }
-"""What to say of keys of the model block that people write and that it does not take."""
+"""Hints for keys that people write in the model block and that it does not take, by key."""
 
 
 # --- the keys of a recipe ---------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def fields() -> dict[str, Field]:
 
 
 def faults(peft: Mapping[str, Any]) -> list[str]:
-    """What cannot be together among these keys, in words.
+    """Faults of keys that cannot stand together, in words; empty if there are none.
 
     >>> faults({"lora_r": 8})
     ['model.lora_r does nothing without model.use_peft = true: all parameters would be trained']
@@ -85,12 +85,12 @@ def faults(peft: Mapping[str, Any]) -> list[str]:
 
 
 def quantized(peft: Mapping[str, Any]) -> bool:
-    """Whether the weights beside the adapters are loaded in 4 or 8 bits."""
+    """True if the weights beside the adapters are loaded in 4 or 8 bits."""
     return any(peft.get(key) for key in _QUANTIZED)
 
 
 def new(model: Model) -> dict[str, Any]:
-    """What a trainer of TRL is given to train new adapters (``peft_config``); nothing if all parameters are trained.
+    """Keyword arguments by which a trainer of TRL trains new adapters (``peft_config``); empty if all parameters train.
 
     Raises:
         RecipeError: if peft does not take the settings.
@@ -108,7 +108,7 @@ def new(model: Model) -> dict[str, Any]:
 
 
 def to_train(policy: Policy) -> dict[str, Any]:
-    """What a trainer of TRL is given to train a policy's adapters: new ones, or nothing where there are some.
+    """Keyword arguments by which a trainer of TRL trains a policy's adapters; empty if the policy already has some.
 
     Raises:
         RecipeError: if there are adapters and the recipe asks for others, or for what peft does not take.
@@ -120,7 +120,7 @@ def to_train(policy: Policy) -> dict[str, Any]:
 
 
 def quantization(model: Model) -> dict[str, Any]:
-    """What ``from_pretrained`` is given to load the weights for training in 4 or 8 bits; nothing if they are not.
+    """Keyword arguments of ``from_pretrained`` that load the weights in 4 or 8 bits; empty if they are not quantized.
 
     Raises:
         RecipeError: if bitsandbytes is not there, or does not take the settings.
@@ -153,7 +153,7 @@ def check_continues(folder: str | Path, peft: Mapping[str, Any]) -> None:
     """Sees that adapters that are trained on are what a recipe asks for.
 
     Raises:
-        RecipeError: naming each setting that was another one when they were made.
+        RecipeError: naming each setting that differs from the one the adapters were trained with.
     """
     saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
     found = []
@@ -177,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 
 def why_not_in_vllm(folder: str | Path) -> str | None:
-    """Why vLLM cannot take these adapters beside their model, None if it can. Merged it takes them all."""
+    """Reason why vLLM cannot load these adapters beside their model, None if it can. Merged adapters always load."""
     saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
     if saved.get("peft_type", "LORA") != "LORA":
         return f"they are of the kind {saved['peft_type']}, not LORA"

@@ -70,7 +70,7 @@ def group_std(rewards: Float[Tensor, " B"], group_size: int) -> Float[Tensor, " 
 def prefix_tree(
     completion_ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], rewards: Float[Tensor, " B"], group_size: int
 ) -> Float[Tensor, "B T"]:
-    """What each token did to the expected reward, by the tree of a group's completions (TEMPO, arXiv 2509.18314).
+    """Change of the expected reward at each token, by the tree of a group's completions (TEMPO, arXiv 2509.18314).
 
     ``TD_it = V(s_{i,t+1}) - V(s_it)``, where ``V(s)`` is the mean reward of the completions of the group that begin
     with the tokens ``s``. It is 0 wherever nobody turns off: inside a prefix that all share, and behind the place from

@@ -1,4 +1,4 @@
-"""What people give to ``PrefixTrainer``: completed where its meaning is clear, or refused."""
+"""The arguments of ``PrefixTrainer``: completed where their meaning is clear, or refused."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def tokenizer_of(model: str | PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model for which none is given, with its ids unchanged.
+    """The model's own tokenizer, for a trainer without a ``processing_class``, with its ids unchanged.
 
     Raises:
-        RecipeError: if the model was made in memory, so that it is not known which one belongs to it.
+        RecipeError: if the model was built in memory, so that it is not known which tokenizer belongs to it.
         DataError: if there is none where the model comes from.
     """
     source = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")

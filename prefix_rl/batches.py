@@ -1,4 +1,4 @@
-"""How many rollouts, prompts and optimizer steps belong together, by the ``training`` block and the processes."""
+"""Numbers of rollouts, prompts and optimizer steps that belong together, by ``training`` block and processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batches:
-    """How rollouts, updates and steps relate, over all ranks."""
+    """Numbers of rollouts, updates and steps that belong together, over all ranks."""
 
     rollouts: int  # of one generation batch
     prompts: int  # distinct ones in it
@@ -35,5 +35,5 @@ def batches(recipe: Recipe, world_size: int) -> Batches:
 
 
 def world_size() -> int:
-    """How many processes train together, as ``accelerate launch`` says."""
+    """Number of processes that train together, as ``accelerate launch`` sets it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -16,15 +16,15 @@ from .recipe import LAB, Reading, Recipe, raise_if, read_run
 
 @dataclass
 class Found:
-    """What a check came to."""
+    """Result of a check: the recipe, numbers of problems, notes, and what is missing."""
 
     recipe: Recipe
     problems: int
     held_out: int
     notes: list[str] = field(default_factory=list)
-    """What is right and worth knowing."""
+    """Remarks on what is right and worth knowing."""
     missing: list[str] = field(default_factory=list)
-    """What training needs and this machine has not."""
+    """Things that training needs and this machine lacks."""
 
 
 def check(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Found:

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and which run they belong to.
+"""Checkpoints: marked when they are whole, with the facts of the run that they belong to.
 
 A checkpoint is many files, written by several processes. Only when all of them are there does rank 0 add a last one,
 ``prefix_rl.json``, with the size of every file and the facts of the run. A folder without it, or with a file of another

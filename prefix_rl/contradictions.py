@@ -1,4 +1,4 @@
-"""What cannot be together in a recipe, though each of its values is well-formed: a list of faults in words."""
+"""Values of a recipe that cannot stand together, though each is well-formed: a list of faults in words."""
 
 from __future__ import annotations
 

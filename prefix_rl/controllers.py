@@ -2,13 +2,13 @@
 
 A controller remembers a few numbers of each problem, and perhaps a few of all together. It is two pure functions::
 
-    fraction(own, common, u) -> the share of a demonstration to give, for u ~ Uniform[0, 1)
+    fraction(own, common, u) -> the share of a demonstration to inject, for u ~ Uniform[0, 1)
     seen(own, common, fraction, success) -> own, after a group with that share had that mean reward
 
 and two more. ``unseen(common) -> own`` is what a problem starts from that was never seen; ``after(common, successes,
 new) -> common`` what is common to all after a batch in which the problems that were new came to the states ``new``. A
-state is a list of numbers, so that JSON holds it. ``fraction`` in ``seen`` is what was given, which the answer guard
-may have made shorter than what was asked for.
+state is a list of numbers, so that JSON holds it. ``fraction`` in ``seen`` was really injected: the answer guard
+may have made it shorter than what was asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Interval:
 
         [low, high] <- average * [low, high] + (1 - average) * mean of the intervals of the problems new in a batch
 
-    so that the first epoch adapts too. With probability ``unaided`` nothing is given.
+    so that the first epoch adapts too. With probability ``unaided`` no prefix is injected.
 
     ``high`` never rises for one problem, as published: a group that was lucky is never taken back. The interval follows
     a policy that improves, not one that forgets.
@@ -95,8 +95,8 @@ class Setpoint:
         l_p = clip(L + o_p, 0, 1)                     the length of problem p
         o_p <- clip(l_p + gain * (target - s_p), 0, 1) - L
 
-    So a problem that was not seen for long has moved with the others. Where less than ``l_p`` could be given, ``l_p``
-    in the last line is at most one ``gain`` above what was given: a length does not run away from its effect.
+    So a problem that was not seen for long has moved with the others. Where less than ``l_p`` was injected, ``l_p``
+    in the last line is at most one ``gain`` above the injected length: a length does not run away from its effect.
 
     >>> rule = Setpoint(target=0.5, gain=0.1, smoothing=0.5, start=0.4)
     >>> rule.fraction([0.25], [0.5, 0.4], u=0.9)

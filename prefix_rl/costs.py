@@ -1,4 +1,4 @@
-"""What a run has spent: tokens, and floating-point operations.
+"""The cost of a run: tokens, and floating-point operations.
 
 Operations are counted as in PrefixRL (arXiv 2601.18795, App. F.2): ``2 N D`` for inference and ``6 N D`` for an update,
 with ``N`` parameters and ``D`` tokens, prompt and prefix included. Attention is not in it, nor is evaluation. Whatever

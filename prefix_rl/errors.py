@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something that the person who runs the command can mend. Holds every fault found, not only the first."""
+    """Something that the person who runs the command can mend. Holds every fault of the input, not only the first."""
 
     def __init__(self, what: str, faults: Sequence[str] = ()):
         self.what, self.faults = what, list(faults)
@@ -23,7 +23,7 @@ class DataError(UserError):
 
 
 class UnreachableError(DataError):
-    """What only the hub has, and the hub could not be asked: nothing is known to be wrong with it."""
+    """Data that only the hub has, while the hub does not answer: nothing is known to be wrong with it."""
 
 
 class CheckpointError(UserError):

@@ -35,7 +35,7 @@ class Field:
     type: Any
     default: Any = REQUIRED
     doc: str = ""
-    """What the source says of it, if that was asked for."""
+    """The docstring of the field in the source, if it was asked for."""
 
 
 def fields_of(cls: type, docs: bool = False) -> dict[str, Field]:
@@ -93,7 +93,7 @@ def core_of(kind: Any) -> Any:
 def check(
     where: str, given: object, fields: Mapping[str, Field], hints: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """``given`` with its types checked, and every fault found.
+    """The values of the block ``given``, with their types checked, and every fault of it.
 
     Args:
         where: the name of the block, for the messages.
@@ -102,7 +102,7 @@ def check(
         hints: what to say of keys that people write and that do not exist.
 
     Returns:
-        The values, with the default wherever nothing or something wrong is given; and the faults by the full name
+        The values, with the default wherever a value is absent or wrong; and the faults by the full name
         of the key. A key that is required and missing or wrong has no value.
     """
     if given is None:
@@ -135,7 +135,7 @@ def check(
 
 
 def describe(kind: Any) -> str:
-    """What a field takes, in words.
+    """Values that a field takes, in words.
 
     >>> describe(Annotated[float, Interval(ge=0, le=1)] | None)
     'a number in [0, 1], or null'
@@ -233,7 +233,7 @@ def _home(tree: ast.Module, module: str, name: str) -> str | None:
 
 
 def _default(value: ast.expr | None) -> tuple[bool, object]:
-    """Whether the field can be set, and its default."""
+    """True if the field can be set, and its default."""
     if isinstance(value, ast.Call):
         keywords = {k.arg: k.value for k in value.keywords}
         if "init" in keywords and ast.unparse(keywords["init"]) == "False":
@@ -246,7 +246,7 @@ def _default(value: ast.expr | None) -> tuple[bool, object]:
 
 
 def _help(value: ast.expr | None) -> str:
-    """What the metadata of a field say of it."""
+    """The help text in the metadata of a field, empty if there is none."""
     keywords = {k.arg: k.value for k in value.keywords} if isinstance(value, ast.Call) else {}
     try:
         return " ".join(ast.literal_eval(keywords["metadata"])["help"].split())

@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class Report:
-    """What was found; the rows themselves are not kept."""
+    """Counts of outcomes and disagreements over all rows; the rows themselves are not kept."""
 
     outcomes: Counter = field(default_factory=Counter)
     found_by: Counter = field(default_factory=Counter)
@@ -80,7 +80,7 @@ class Report:
 
 
 def agrees(verdict: Verdict, opinion: bool) -> bool:
-    """Whether the second checker's opinion is the verdict's. Where nothing was compared it can only find a match."""
+    """True if the second checker agrees with the verdict. Where nothing was compared it can only report a match."""
     return (verdict.outcome is Outcome.RIGHT) is opinion
 
 
@@ -94,7 +94,7 @@ def grade(
     second_opinion: bool = True,
     show: int = 5,
 ) -> Report:
-    """Grades every row of ``source`` and writes a line for each to ``output``, if one is given.
+    """Grades every row of ``source`` and writes a line for each to ``output``, unless that is None.
 
     Args:
         source: see :func:`~prefix_rl.data.sources.read`.
@@ -239,7 +239,7 @@ def _kind(value: object) -> str:
 
 @contextlib.contextmanager
 def _written(output: Path | None):
-    """What to call with each line; the file appears when all is done. Lone surrogates become their JSON escapes."""
+    """A function that writes one line; the file appears when all is done. Lone surrogates become their JSON escapes."""
     if output is None:
         yield lambda line: None
         return

@@ -1,4 +1,4 @@
-"""Adapters and the model that they stand on, made into one whole model (``prefix-rl merge``)."""
+"""Adapters and the model that they stand on, merged into one whole model (``prefix-rl merge``)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .recipe import Recipe, load_recipe
 
 
 def merge(target: str | Path, output: Path | None = None) -> Path:
-    """Writes the whole model that adapters and their model make, with its tokenizer; returns its folder.
+    """Writes adapters merged into their model as one whole model, with its tokenizer; returns its folder.
 
     The folder appears when it is whole. Weights have the type of the model's own.
 
     Args:
         target: a run's folder, a checkpoint inside one, or a folder of adapters.
-        output: ``merged`` in the run's folder unless given; for adapters of no run, beside them.
+        output: None: ``merged`` in the run's folder; for adapters of no run, beside them.
 
     Raises:
         DataError: if there are no adapters, or the model that they stand on is not there.

@@ -26,17 +26,17 @@ def options(
     defaults: bool = True,
     into: str | None = None,
 ) -> Callable[[Callable], Callable]:
-    """A decorator that puts an option for each field of a dataclass in the place of a command's ``**given``.
+    """A decorator that puts an option for each field of a dataclass in the place of a command's keyword arguments.
 
     The command gets the values of those options that stand on the command line, by the names of the fields; which
-    value is taken where none is given is up to what it calls. Bounds and choices are not checked here but where the
+    value holds where an option is absent is up to what it calls. Bounds and choices are not checked here but where the
     settings are, with all that is wrong at once.
 
     Args:
         cls: the dataclass; the docstring of a field is the help of its option.
         omit: fields without an option.
         names: how the option of a field is called where it is not the field's name.
-        commas: lists that are given as one value with commas; other lists are given by repeating the option.
+        commas: lists written as one value with commas; other lists are written by repeating the option.
         into: the command gets the values as a dictionary under this name; None: each under its own. So a command can
             have the options of several dataclasses.
         defaults: whether the help shows the defaults; not where something else than the class decides them.
@@ -79,7 +79,7 @@ def options(
 
 
 def option_name(name: str) -> str:
-    """How a field is called on the command line: ``--max-completion-length``."""
+    """Name of a field's option on the command line: ``--max-completion-length``."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -106,7 +106,7 @@ def _default(field: Field) -> Any:
 
 
 def _split(field: Field, name: str, text: str) -> list:
-    """The values of a list that was given with commas."""
+    """The values of a list that was written with commas."""
     (element, *_) = typing.get_args(core_of(field.type))
     element, parts = core_of(element), [part.strip() for part in text.split(",")]
     if element is str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
 
 PARTIAL = ".partial"
-"""How the name of a file ends that is being written."""
+"""Suffix of the name of a file that is being written."""
 
 
 # --- one file, one folder ---------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def whole(path: Path | str) -> Iterator[BinaryIO]:
     """A file to write bytes to. It stands under its name, complete and on the disk, when the ``with`` block ends.
 
     If the block raises, nothing has changed. Of several processes that write the same file at once one waits for the
-    other, and the file of the last one stays. The folder is made if need be.
+    other, and the file of the last one stays. The folder is created if it is absent.
 
     Raises:
         OSError: if it cannot be written (a full disk, no right to write); what stood there before stands there still.
@@ -113,10 +113,10 @@ def write_json(path: Path | str, content: Any, indent: int | None = 2) -> None:
 
 
 def settle(partial: Path, path: Path) -> None:
-    """Gives a file, or a folder, that was made on the same disk its name; what has the name already makes room.
+    """Gives a file, or a folder, that was written on the same disk its name; what has the name already makes room.
 
     Raises:
-        OSError: if it cannot be renamed; it then stands where it was made.
+        OSError: if it cannot be renamed; it then stands where it was written.
     """
     for made in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
         _sync(made)
@@ -184,7 +184,7 @@ class Lock:
             self._by.write_text(json.dumps(who), encoding="utf-8")
 
     def holder(self) -> str:
-        """Who has it, to follow a word: `` (process 17 on node1 since 2026-11-25 21:00:00: prefix-rl collect ...)``.
+        """The owner, to follow a word: `` (process 17 on node1 since 2026-11-25 21:00:00: prefix-rl collect ...)``.
 
         Empty if that is not known.
         """
@@ -220,7 +220,7 @@ class Parts:
     schema: Callable[[], Schema] | None = None
     """The columns; None: those of the rows."""
     checksums: bool = False
-    """Whether each page carries a checksum, by which a reader finds a flipped bit."""
+    """True: each page carries a checksum, by which a reader detects a flipped bit."""
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

@@ -1,6 +1,6 @@
 """The policy: the one home of model, adapters, tokenizer, chat template, prompt, context, stop ids, dtype and device.
 
-Whatever trains, samples or measures a policy asks here what it is and how it is asked. All but the weights is found
+Whatever trains, samples or measures a policy asks here what it is and how it is asked. All but the weights is read
 without loading them, so whatever is wrong with it is said in seconds, and in the same words by every command.
 """
 
@@ -46,7 +46,7 @@ _PROBE = "What is 12 + 3?"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a policy's weights are."""
+    """Location of a policy's weights."""
 
     path: str
     """A folder, or a name on the hub."""
@@ -62,7 +62,7 @@ class Place:
 
 
 def find(name: str | Path, world: World | None = None, revision: str | None = None) -> Place:
-    """Where the policy of this name is: ``lab``, the folder of a run, of a checkpoint, of a model or of adapters, or a
+    """Location of the policy of this name: ``lab``, the folder of a run, a checkpoint, a model or adapters, or a
     name on the hub.
 
     Of a run it is the final policy, or else that of its last whole checkpoint. The lab's base policy is trained if it
@@ -183,7 +183,7 @@ class Policy:
         if self.chat:
             self._take_template()
         self.notes: list[str] = []
-        """What is right and worth knowing."""
+        """Remarks on what is right and worth knowing."""
         self._look_at_prompts()
 
     @property
@@ -193,19 +193,19 @@ class Policy:
 
     @property
     def chat(self) -> bool:
-        """Whether prompts go through the chat template."""
+        """True if prompts go through the chat template."""
         return self.recipe.data.prompt == "chat"
 
     @property
     def device(self) -> str:
-        """What it is sampled on: the GPU if there is one that the recipe does not forgo."""
+        """Device it is sampled on: the GPU if there is one that the recipe does not forgo."""
         import torch
 
         return "cuda" if torch.cuda.is_available() and not self.recipe.training_value("use_cpu") else "cpu"
 
     @property
     def loading(self) -> dict[str, Any]:
-        """How the recipe wants the weights loaded, as ``from_pretrained`` takes it; what it leaves open is absent."""
+        """Keyword arguments of ``from_pretrained`` that the recipe asks for; what it leaves open is absent."""
         model = self.recipe.model
         wanted = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": self.revision}
         return {name: value for name, value in wanted.items() if value is not None}
@@ -233,7 +233,7 @@ class Policy:
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
-        """What the model declares of its own generation: of this, the ids that end it."""
+        """The model's own generation settings; of these, the ids that end a completion are used."""
         from transformers import GenerationConfig
 
         for source in dict.fromkeys((self.path, self.base)):
@@ -294,7 +294,7 @@ class Policy:
 
     @cached_property
     def turn(self) -> Turn:
-        """What the prompts end with, and the ids that end a completion."""
+        """The ids that the prompts end with, and those that end a completion."""
         return turn_of(self.example, self.tokenizer, self.generation_config, self._end)
 
     @cached_property
@@ -369,7 +369,7 @@ class Policy:
             self.notes.append("model.date has no effect: the prompts show no date")
 
     def _why_refused(self, error: UserError) -> str:
-        """Which turn the template refuses."""
+        """The turn that the template refuses, in words."""
         data = self.recipe.data
         if data.system_prompt is not None:
             try:
@@ -384,7 +384,7 @@ class Policy:
         return error.what
 
     def facts(self) -> dict[str, Any]:
-        """What prompts depend on besides the problems: for a card, and to see whether samples can be gone on with."""
+        """Facts that prompts depend on besides the problems: for a card, and to see whether samples can be added to."""
         import hashlib
 
         data, template = self.recipe.data, self.tokenizer.chat_template if self.chat else None

@@ -37,7 +37,7 @@ class Demonstration:
     stop: int | None = None  # the id that ends a completion; it follows ``ids`` where the whole is imitated
 
     def usable(self, min_tokens: int = 1) -> bool:
-        """Whether some prefix of at least ``min_tokens`` tokens leaves a token to generate and the answer unread."""
+        """True if some prefix of at least ``min_tokens`` tokens leaves a token to generate and the answer unread."""
         longest = min(self.safe_length, len(self.ids) - 1)
         return any(k not in self.misread_lengths for k in range(longest, min_tokens - 1, -1))
 
@@ -126,7 +126,7 @@ def join(prefix: Sequence[T], continuation: Sequence[T], max_length: int) -> lis
 
 
 def __getattr__(name: str):
-    """``safe_cuts`` and ``readable_from``, which need the grader's equality, are found here too."""
+    """``safe_cuts`` and ``readable_from``, which need the grader's equality, can be imported from here too."""
     if name in ("safe_cuts", "readable_from"):
         return getattr(importlib.import_module("prefix_rl.rewards.guard"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,7 +58,7 @@ def git_commit() -> str | None:
 
 
 def stack_faults(found: dict[str, str | None]) -> list[str]:
-    """What is wrong with the installed versions themselves."""
+    """Faults of the installed versions themselves, in words."""
     faults = []
 
     def refuse(name: str, wrong, reason: str) -> None:
@@ -82,12 +82,12 @@ def stack_faults(found: dict[str, str | None]) -> list[str]:
 
 
 def recipe_faults(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[str]:
-    """What keeps this recipe from being trained here: what this machine lacks, and what is wrong wherever it is."""
+    """Faults that keep this recipe from being trained here: what this machine lacks, and what is wrong on any."""
     return missing(recipe, found, cuda) + faults(recipe)
 
 
 def missing(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[str]:
-    """What this recipe needs and this machine does not have."""
+    """Things that this recipe needs and this machine does not have, in words."""
     value, lacking = recipe.training_value, []
     if value("use_vllm"):
         if not found["vllm"]:
@@ -112,7 +112,7 @@ def missing(recipe: Recipe, found: dict[str, str | None], cuda: bool) -> list[st
 
 
 def faults(recipe: Recipe) -> list[str]:
-    """What would fail, or train on the wrong thing, with the installed packages on any machine."""
+    """Settings that would fail, or train on the wrong thing, with the installed packages on any machine, in words."""
     value, faults = recipe.training_value, []
     bf16 = value("bf16") is not False and not value("fp16")
     if value("use_transformers_continuous_batching") and bf16 and recipe.model.dtype != "bfloat16":
@@ -142,7 +142,7 @@ _PACKAGE_OF = {"comet_ml": "comet-ml", "clearml": "clearml", "dagshub": "dagshub
 
 
 def launched_with_deepspeed() -> bool:
-    """Whether ``accelerate launch`` was given a DeepSpeed configuration."""
+    """True if ``accelerate launch`` runs with a DeepSpeed configuration."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
@@ -150,7 +150,7 @@ def check(recipe: Recipe) -> None:
     """Checks stack and recipe together.
 
     Raises:
-        StackError: with every fault found.
+        StackError: with every fault of both.
     """
     import torch
 
@@ -161,7 +161,7 @@ def check(recipe: Recipe) -> None:
 
 
 def findings(recipe: Recipe) -> tuple[list[str], list[str]]:
-    """What this machine lacks for a recipe, its installed versions included; and what is wrong on any machine."""
+    """Things that this machine lacks for a recipe, its versions included; and faults on any machine, in words."""
     import torch
 
     found = versions()

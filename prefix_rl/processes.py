@@ -34,7 +34,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes what there is one of."""
+        """True if this process writes the files that there is one of."""
         return self.index == 0
 
     def share(self, things: Sequence[Thing]) -> Sequence[Thing]:

@@ -1,4 +1,4 @@
-"""What a person sees while something takes long: bars on a terminal, a line now and then in a log."""
+"""Progress for a person to see while something takes long: bars on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def say(message: str) -> None:
 
 
 def somebody_looks() -> bool:
-    """Whether a terminal shows what is said."""
+    """True if a terminal shows what is said."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -79,7 +79,7 @@ def bar(what: str, total: int | None, unit: str = "") -> Iterator[Callable[..., 
 
 
 class Speedometer:
-    """How many tokens a second are generated."""
+    """Counter of the tokens that are generated in a second."""
 
     def __init__(self, before: int = 0) -> None:
         self._began, self._before = time.monotonic(), before
@@ -116,7 +116,7 @@ def how_far(done: float, total: float | None) -> str:
 
 
 def is_main() -> bool:
-    """Whether this process writes."""
+    """True if this process is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

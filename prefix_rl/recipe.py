@@ -3,7 +3,7 @@
 A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``budget``, ``speed``,
 ``engine``, ``evaluation`` and ``output``. The
 ``method`` block holds the fields of the method that it names; the ``training`` block holds TRL's ``GRPOConfig`` fields,
-by their own names. Whatever is wrong with a recipe is found here, all of it at once, before a model is touched.
+by their own names. Whatever is wrong with a recipe is reported here, all of it at once, before a model is touched.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class Model:
     """The date (2026-11-25) that a chat template with a date in it shows; null: that of the day on which the run, the
     collection or the evaluation began."""
     peft: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the block sets of ``ModelConfig``'s keys, by their own names (see :mod:`prefix_rl.adapters`)."""
+    """Keys of ``ModelConfig`` that the block sets, by their own names (see :mod:`prefix_rl.adapters`)."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What it is trained on."""
+    """Problems that it is trained on."""
 
     train: str
     """A file of training rows, a data set on the hub, or ``lab``."""
@@ -84,7 +84,7 @@ class Data:
     instruction: str = ""
     """Appended to every problem."""
     answer_guard: AnswerGuard = "mention"
-    """Where a prefix must end at the latest: before the answer is first mentioned, before it is first stated as the
+    """Latest end of a prefix: before the answer is first mentioned, before it is first stated as the
     answer, before an expression that is worth it (computed), or anywhere (none, as in the papers)."""
     lab: World | None = None
     """Settings of the lab, where the model or the data are the lab's."""
@@ -92,7 +92,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Reward(Rules):
-    """How completions are graded: the processes that do it, and the rules (see docs/grading.md)."""
+    """Grading of completions: the processes that do it, and the rules (see docs/grading.md)."""
 
     fallback: Literal["last", "none"] = TRAINING_RULES.fallback
     """none: an answer must be marked. last: without a mark, the last formula or number of the text."""
@@ -111,7 +111,7 @@ class Reward(Rules):
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may spend, everything included: collected traces, supervised stage, rollouts, updates."""
+    """Limit of what a run spends, everything included: collected traces, supervised stage, rollouts, updates."""
 
     flops: Annotated[float, Gt(0)] | None = None
     """Floating-point operations (2ND + 6ND) at which training stops; null: training.max_steps decides."""
@@ -119,7 +119,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Output:
-    """What is kept of the run."""
+    """Files that are kept of the run."""
 
     dir: str
     """The run's folder."""
@@ -168,12 +168,12 @@ class Recipe:
 
     @property
     def uses_demonstrations(self) -> bool:
-        """Whether the method can do nothing of its own without demonstrations."""
+        """True if the method can do nothing of its own without demonstrations."""
         return self.method.needs.prefixes or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:
-        """Whether there is a supervised stage."""
+        """True if there is a supervised stage."""
         return bool(self.method.stages.supervised and self.method.stages.supervised.epochs)
 
     @property
@@ -182,7 +182,7 @@ class Recipe:
         return self.data.lab or World()
 
     def grader(self) -> Grader:
-        """What grades completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
+        """Grader of completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
         own = self.world.grader() if self.uses_lab else None
         return own or self.reward.grader()
 
@@ -198,12 +198,12 @@ class Recipe:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the ``training`` block sets of TRL's own."""
+        """Arguments of TRL that the ``training`` block sets."""
         return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS}
 
     @property
     def uses_lab(self) -> bool:
-        """Whether the policy or the problems are the lab's."""
+        """True if the policy or the problems are the lab's."""
         return LAB in (self.model.name_or_path, self.data.train)
 
     @property
@@ -220,7 +220,7 @@ def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence
     """The recipe in a YAML file (or what such a file would hold), with ``block.key=value`` overrides applied.
 
     Raises:
-        RecipeError: with every fault that can be found without reading the data.
+        RecipeError: with every fault that shows without reading the data.
     """
     recipe, faults = _read(path, overrides)
     raise_if(path, faults)
@@ -232,12 +232,12 @@ class Reading:
     """A recipe with its data, and what is wrong with them."""
 
     recipe: Recipe | None
-    """None if no recipe can be made of what is written."""
+    """The recipe; None if its values are too wrong to build one."""
     train: list[Problem]
     held_out: list[Problem]
     faults: list[str]
     missing: list[str]
-    """What could not be looked at from here: data sets of a hub that does not answer."""
+    """Things that could not be looked at from here: data sets of a hub that does not answer."""
 
 
 def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
@@ -312,7 +312,7 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
 
 
 def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list[dict[str, str]]:
-    """What the policy is asked: chat messages, or the text itself. ``instruction`` stands behind that of the data."""
+    """Prompt of a problem: chat messages, or the text itself. ``instruction`` stands behind that of the data."""
     text = problem.text + data.instruction + instruction
     if data.prompt == "plain":
         return text
@@ -371,7 +371,7 @@ _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
 def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, and the faults found. Wrong values stand at their defaults in it, so that more can be found."""
+    """The recipe, and its faults. Wrong values stand at their defaults in it, so that further faults show too."""
     given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
     misplaced = yaml12.apply(overrides, given, BLOCKS)
     _move_engine(given)
@@ -444,7 +444,7 @@ def _method(
     of_faults = {}
     if issubclass(cls, Combined) and "of" in own:
         _, method, of_faults = _method(own.pop("of"), f"{where}.of", cls.takes)
-        fields["of"] = Field(Method, method or fields["of"].default)  # a wrong one was found out: it is not missing
+        fields["of"] = Field(Method, method or fields["of"].default)  # a wrong one has its own fault: it is not missing
     values, faults = check(where, own, fields, elsewhere)
     complete = all(field.default is not REQUIRED or key in values for key, field in fields.items())
     return name, cls(**values) if complete else None, faults | of_faults
@@ -464,7 +464,7 @@ def _model(given: object) -> tuple[Model | None, dict[str, str]]:
 
 
 def _training(given: object) -> tuple[dict | None, dict[str, str]]:
-    """What the recipe sets of the training block (not TRL's defaults), with Dr.GRPO's two choices made."""
+    """Keys of the training block that the recipe sets (not TRL's defaults), and Dr.GRPO's two choices."""
     if given is not None and not isinstance(given, Mapping):
         return None, {"training": "must be a block of keys and values"}
     given, faults = dict(given or {}), {}

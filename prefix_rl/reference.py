@@ -1,4 +1,4 @@
-"""Every setting in tables, made of the declarations that are checked.
+"""Every setting in tables, generated from the declarations that are checked.
 
 ``python -m prefix_rl.reference > docs/settings.md`` writes the page.
 """

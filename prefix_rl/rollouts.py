@@ -1,4 +1,4 @@
-"""What flows: the rows that prefixes are planned for, the moment in training, and the rollouts themselves."""
+"""The types that flow: rows that prefixes are planned for, the moment in training, and the rollouts themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .prefixes import Demonstration, uniform
 
 Memory = Mapping[str, Any]
-"""What a method remembers of the run, as JSON holds it (keys are texts). It is saved with every checkpoint."""
+"""A method's memory of the run, as JSON holds it (keys are texts). It is saved with every checkpoint."""
 
 DUE = "due"
 """The key of a memory under which a method leaves the problems of the next generation batch, see :attr:`Step.due`."""
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """When in the run something happens. Every random choice is a function of ``seed``, ``index`` and the row."""
+    """The moment in a run. Every random choice is a function of ``seed``, ``index`` and the row."""
 
     index: int  # optimizer steps done so far
     total: int  # optimizer steps of the whole run
@@ -67,7 +67,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Completions:
-    """What a generation batch and a micro-batch have in common. The completion is ``prefix | continuation``."""
+    """Fields common to a generation batch and a micro-batch. The completion is ``prefix | continuation``."""
 
     completion_ids: Int[Tensor, "B T"]
     completion_mask: Bool[Tensor, "B T"]  # True on prefix and continuation, False on padding
@@ -85,17 +85,17 @@ class _Completions:
 class Rollouts(_Completions):
     """A generation batch over all ranks: rows ``p * G ... p * G + G - 1`` answer prompt p, with ``G = group_size``."""
 
-    prefixed: Bool[Tensor, " B"]  # which rollouts start from a prefix, also where TRL masks a truncated completion
+    prefixed: Bool[Tensor, " B"]  # True if it starts from a prefix, also where TRL masks a truncated completion
     group_size: int
     problems: Int[Tensor, " B"]  # the rows of the data set
-    demonstrated: Bool[Tensor, " B"]  # whether the problem has a demonstration that the method can use
-    fractions: Float[Tensor, " B"]  # the share of it that was given; NaN where none was planned
+    demonstrated: Bool[Tensor, " B"]  # True if the problem has a demonstration that the method can use
+    fractions: Float[Tensor, " B"]  # the share of it that was injected; NaN where no prefix was planned
     continued: Float[Tensor, "B C"]  # rewards of the C further continuations that the method needs, see Further
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch(_Completions):
-    """What is trained on at once on one rank: rows of a generation batch, shuffled, so no groups any more."""
+    """The rows trained on at once on one rank: of one generation batch, shuffled, so no groups any more."""
 
     advantages: Float[Tensor, "B T"]  # as Method.advantages gave them for the generation batch
     weights: Float[Tensor, "B T"]  # as Method.weights gave them

@@ -1,4 +1,4 @@
-"""A JSON Schema of recipes, made of the declarations that are checked (``prefix-rl schema``)."""
+"""A JSON Schema of recipes, generated from the declarations that are checked (``prefix-rl schema``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run is alive: what its process leaves in the run's folder, and what others read from it.
+"""Signs of life of a run: what its process leaves in the run's folder, and what others read from it.
 
 ``status.training.json`` (``.evaluating``, ``.collecting``) says how far the process is, when it was last heard of, and
 when it last got further. A
@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 DOING = ("training", "evaluating", "collecting")
-"""What is recorded, each in a file of its own: a checkpoint may be evaluated while its run trains on."""
+"""Activities that are recorded, each in a file of its own: a checkpoint may be evaluated while its run trains on."""
 BEAT_SECONDS = 5.0
 """Between two signs of life."""
 SILENT_SECONDS = 60.0
@@ -49,7 +49,7 @@ class _Record:
         self._thread.start()
 
     def progress(self, what: str, done: float, total: float | None) -> None:
-        """What is done now, and how far it is."""
+        """Records the present work, how far it is, and its end, if that is known."""
         now = time.time()
         before = self.content.get("progress") or {}
         if before.get("what") == what and done > before["done"]:
@@ -92,9 +92,9 @@ def recorded(folder: str | os.PathLike, doing: str, keep: bool = True) -> Iterat
     """While the block runs, ``folder/status.DOING.json`` says so; then it says how it ended. On the first rank only.
 
     Args:
-        folder: exists, or is made.
+        folder: is created if it is absent.
         doing: what the command does, one of :data:`DOING`.
-        keep: whether the file stays when all went well. It does not in a folder whose content is to be the same
+        keep: True: the file stays when all went well. It does not in a folder whose content is to be the same
             whatever process made it.
     """
     if int(os.environ.get("RANK", "0")) > 0:
@@ -129,7 +129,7 @@ def recorded(folder: str | os.PathLike, doing: str, keep: bool = True) -> Iterat
 
 
 def _is_another_that_lives(status: Mapping[str, Any] | None) -> bool:
-    """Whether a status is that of another process of this machine, which is still there."""
+    """True if a status is that of another process of this machine, which is still there."""
     if status is None or status["state"] != "running" or status.get("space") != _space():
         return False
     return status["pid"] != os.getpid() and _born(status["pid"]) == status.get("born") is not None
@@ -154,7 +154,7 @@ def _space() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did; None where it is not there. Numbers are used again."""
+    """Start of a process, in ticks since the machine's; None where it is not there. Process numbers are used again."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -178,7 +178,7 @@ def _where(thread: int) -> list[str]:
 
 @dataclass(frozen=True)
 class State:
-    """How a run stands."""
+    """State of a run, with a sentence for people."""
 
     name: str
     """``running``, ``hangs``, ``died``, ``ended``, ``stopped``, ``failed``, or ``unknown``."""
@@ -192,7 +192,7 @@ def _path(folder: Path, doing: str) -> Path:
 
 
 def read_status(folder: Path, doing: str = "training") -> dict[str, Any] | None:
-    """What the run's process wrote last; None if it wrote nothing that can be read."""
+    """The status that the run's process wrote last; None if there is none that can be read."""
     try:
         found = json.loads(_path(folder, doing).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -201,10 +201,10 @@ def read_status(folder: Path, doing: str = "training") -> dict[str, Any] | None:
 
 
 def state_of(status: Mapping[str, Any] | None, now: float, unheard: float | None = None) -> State:
-    """How a run stands.
+    """State of a run, from its status.
 
     Args:
-        status: as :func:`read_status` gives it.
+        status: as :func:`read_status` returns it.
         now: seconds since the epoch.
         unheard: seconds since the reader last saw the file change, where it has been watching: that needs no two
             machines whose clocks agree.

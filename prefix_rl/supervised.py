@@ -37,7 +37,7 @@ _SHARED_KEYS = (
 
 
 def order(count: int, settings: Supervised, seed: int) -> list[int]:
-    """Which of ``count`` demonstrations each place of the stage holds: ``batch_size`` places for each optimizer step.
+    """Indices of ``count`` demonstrations, in the order of training: ``batch_size`` places for each optimizer step.
 
     Every epoch is another permutation; the number of steps is ``epochs * count / batch_size``, rounded, at least 1.
 
@@ -185,7 +185,7 @@ def _trainer(
 
 
 def _cost(dataset: Dataset, places: Sequence[int], parameters: int) -> Cost:
-    """What learning the demonstrations at these places costs."""
+    """Cost of learning the demonstrations at these places, in tokens and operations."""
     lengths = [(len(ids), sum(label != -100 for label in labels)) for ids, labels in
                zip(dataset["input_ids"], dataset["labels"], strict=True)]  # fmt: skip
     trained = float(sum(lengths[i][1] for i in places))

@@ -106,7 +106,7 @@ def _reinforce(
 
 
 def _spent_before(recipe: Recipe, trainer: PrefixTrainer) -> bool:
-    """Whether collected traces and the supervised stage have left nothing of the budget."""
+    """True if collected traces and the supervised stage have left nothing of the budget."""
     budget, spent = recipe.budget.flops, trainer.cost.flops
     if budget is None or spent < budget:
         return False
@@ -170,7 +170,7 @@ def build(
     facts = _facts(recipe, problems)
     start, spent = _start(policy, problems, facts)
     adapters = to_train(policy)
-    if find(start).adapters:  # they are trained on: the policy's own, or those that the stage has made
+    if find(start).adapters:  # they are trained on: the policy's own, or those of the supervised stage
         policy, adapters = policy if start == policy.path else Policy(recipe, start), {}
         model = policy.load(trainable=True)
     else:
@@ -211,7 +211,7 @@ def _reward(recipe: Recipe) -> MathReward:
 
 
 def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What a checkpoint must agree with to be continued."""
+    """Facts that a checkpoint must agree with to be continued."""
     return {
         "recipe": recipe.resolved(),
         "data": _hash_of(problems),
@@ -394,7 +394,7 @@ def _checkpoint_to_resume(trainer: PrefixTrainer, run: Path, recipe: Recipe) -> 
 
 
 def _ended(reached: dict[str, Any], max_steps: int, budget: float | None) -> str | None:
-    """Why a run that got as far as this checkpoint has nothing left to do; None if it has."""
+    """Reason why a run that got as far as this checkpoint has nothing left to do; None if it has."""
     if reached["step"] >= max_steps > 0:
         return f"finished its {max_steps} steps"
     if budget is not None and reached.get("cost", {}).get("flops", 0) >= budget:

@@ -1,4 +1,4 @@
-"""What people write in YAML, read as they mean it: version 1.2, no key twice, with the place of what is wrong."""
+"""YAML read as people mean it: version 1.2, no key twice, with the place of each fault."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ from ..status import progress, recorded
 from .summary import summarize
 
 SUMMARY = "summary.json"
-"""What a collection came to, in the store's folder."""
+"""Name of the file in the store's folder that holds the totals of a collection."""
 _PART = 1024  # traces of one part at most
 HARD = "hard.jsonl"
 """The hard problems as training rows, in the store's folder: what PrefixRL trains on."""
@@ -133,7 +133,7 @@ def _plan_and_settings(
     recipe: Recipe, k: int | None, max_pass_rate: float, wanted: int, cap: int | None, batch_size: int | None,
     temperature: float | None, seed: int,
 ) -> tuple[Plan, dict[str, Any]]:  # fmt: skip
-    """How the store is collected.
+    """The plan and the settings of a collection.
 
     Raises:
         UserError: with everything that makes no sense.
@@ -178,7 +178,7 @@ def _prompts(policy: Policy, problems: Sequence[Problem]) -> list[list[int]]:
 
 
 def _jobs(recipe: Recipe, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> list[Job]:
-    """What each attempt at a problem is; only its number is still open."""
+    """One job for each problem, the same for all its attempts but for their number."""
     method, seed = recipe.method, recipe.training_value("seed")
     limits = [None if method.stages.needs_answers else method.stages.excerpt(p.id, seed).tokens for p in problems]
     return [Job(i, 0, prompt, max_tokens=limit) for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))]
@@ -223,7 +223,7 @@ def _recipe_and_problems(
     recipe = load_recipe(config, overrides)
     if policy is not None:
         recipe = replace(recipe, model=replace(recipe.model, name_or_path=str(policy), revision=None))
-    recipe = replace(recipe, data=replace(recipe.data, traces=None))  # it may name the very store to be made
+    recipe = replace(recipe, data=replace(recipe.data, traces=None))  # it may name the store collected here
     return recipe, training_data(recipe)
 
 

@@ -1,4 +1,4 @@
-"""What a trace store has come to, in numbers and in words."""
+"""Totals of a trace store, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..data.traces import Account, Tally, TraceStore
 
 
 def summarize(store: TraceStore, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What a store has come to: how hard the problems are, which have traces, and what it all cost.
+    """Totals of a store: difficulty of the problems, number of those with traces, and cost.
 
     ``pass_at_k`` and ``hard`` are None before every problem has been sampled ``k`` times, and where nothing is graded.
     Operations are 2 N for each token of prompt and completion (PrefixRL, App. F.2); those of imported traces are known

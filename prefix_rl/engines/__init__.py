@@ -1,1 +1,1 @@
-"""What generates, outside training: transformers, vLLM in this process, or servers."""
+"""Engines, which generate outside training: transformers, vLLM in this process, or servers."""

@@ -1,4 +1,4 @@
-"""What every engine does: prompt ids in, completion ids out, each completion when it is done."""
+"""The interface of every engine: prompt ids in, completion ids out, each completion when it is done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAVE_EVERY = 5.0  # seconds that a finished completion may wait for others to be
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn."""
+    """Settings by which a token is drawn."""
 
     temperature: float = 1.0  # 0: the most likely one
     top_p: float = 1.0
@@ -22,7 +22,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to be made."""
+    """One completion to be generated."""
 
     prompt: Sequence[int]  # with the prefix, where it is to go on from one
     limit: int  # tokens at most
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass
 class Counts:
-    """What an engine has done so far, in tokens."""
+    """Numbers of tokens that an engine has read and generated so far."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -54,7 +54,7 @@ class Engine(ABC):
     stops: Sequence[int]
     """The ids that end a completion."""
     at_once: int
-    """How many requests it is given at a time."""
+    """Number of requests that it works on at a time."""
 
     def __init__(self) -> None:
         self.counts = Counts()
@@ -69,7 +69,7 @@ class Engine(ABC):
         at most ``limit`` of them. Waits for the first; empty if it takes more than ``timeout`` seconds.
 
         Raises:
-            UserError: if the rest cannot be made.
+            UserError: if the remaining completions cannot be generated.
         """
 
     @abstractmethod
@@ -97,7 +97,7 @@ def completions(
     """Lists of completions to be saved together, as they are done.
 
     Args:
-        engine: is given the next request whenever it has room.
+        engine: receives the next request whenever it has room.
         requests: may depend on what has come back so far: None says that there is no request before more has. It is
             asked again each time.
         at_once: completions in the making at a time, and of one list; None: as many as the engine takes.

@@ -1,4 +1,4 @@
-"""Which engine a recipe asks for, and what is known of it before it is loaded."""
+"""The engine that a recipe asks for, and what is known of it before it is loaded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def dtype_of(policy: Policy) -> str | None:
 
 
 def known_of(policy: Policy) -> dict[str, Any]:
-    """What samples depend on of the engine, as far as it is known before the engine is there."""
+    """Facts of the engine that samples depend on, as far as they are known before it is loaded."""
     settings, model = policy.recipe.engine, policy.recipe.model
     if settings.name == "server":
         return {"name": "server", "served_model": settings.served_model or policy.path}

@@ -35,7 +35,7 @@ _FOR_A_WHILE = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses after which 
 
 
 class _Fault(Exception):
-    """What went wrong this time, and may go well another."""
+    """A failure that may pass, so that the request is worth another try."""
 
     def __init__(self, what: str, *, answered: bool, wait: float = 0.0):
         super().__init__(what)
@@ -184,7 +184,7 @@ class ServerEngine(Engine):
                 self._workers.append(self._loop.create_task(self._work(endpoint)))
 
     async def _looked_at(self, endpoint: Endpoint, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[str]:
-        """What is wrong with what an endpoint serves. One that is not there is marked so."""
+        """Faults of the model that an endpoint serves, in words. An endpoint that does not answer is marked so."""
         try:
             models = await self._answer(endpoint, "GET", "/v1/models")
             listed = models.get("data") if isinstance(models, dict) else None
@@ -215,7 +215,7 @@ class ServerEngine(Engine):
         return faults
 
     async def _probed(self, endpoint: Endpoint, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Whether the server's tokenizer gives the ids of the policy's, and whether ids come back."""
+        """Faults of a server, in words: its answer lacks token ids, or its tokenizer gives others than the policy's."""
         asked = {"model": self.model, "prompt": PROBE, "add_special_tokens": False, "max_tokens": 1, "temperature": 0,
                  "return_token_ids": True}  # fmt: skip
         choice = _choice(await self._answer(endpoint, "POST", "/v1/completions", asked))
@@ -296,7 +296,7 @@ class ServerEngine(Engine):
         asked = {
             "model": self.model, "prompt": list(request.prompt), "max_tokens": request.limit, "seed": request.seed,
             "temperature": request.sampling.temperature, "top_p": request.sampling.top_p,
-            # a server takes what is not given from the model's own generation_config
+            # a server takes whatever a request leaves out from the model's own generation_config
             "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "n": 1,
             "stop_token_ids": self.stops, "return_token_ids": True, "add_special_tokens": False,
         }  # fmt: skip
@@ -372,7 +372,7 @@ def _is_ids(value: Any) -> bool:
 
 
 def _said(response: httpx.Response) -> str:
-    """What a server said about a fault, short."""
+    """A server's own words about an error, shortened."""
     try:
         content = response.json()
         error = content.get("error", content) if isinstance(content, dict) else content

@@ -14,7 +14,7 @@ API_KEY = "PREFIX_RL_API_KEY"
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What generates for `evaluate`, `collect` and the ladder; training has TRL's own settings (training.use_vllm)."""
+    """The engine of `evaluate`, `collect` and the ladder; training has TRL's own settings (training.use_vllm)."""
 
     name: Literal["transformers", "vllm", "server"] = "transformers"
     """transformers; vllm: in this process; server: OpenAI-compatible endpoints that take and return token ids (`vllm
@@ -39,7 +39,7 @@ class EngineSettings:
     """Of vllm: no CUDA graphs; it starts sooner and generates more slowly."""
 
     def faults(self) -> list[str]:
-        """What is wrong with these settings.
+        """Faults of these settings, in words.
 
         >>> EngineSettings("server").faults()
         ['engine.endpoints is empty: engine.name = server needs addresses, as [http://localhost:8000]']

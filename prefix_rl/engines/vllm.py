@@ -51,7 +51,7 @@ class VllmEngine(Engine):
         settings: the recipe's.
         at_once: requests handed in at a time.
         dtype: of weights and computation; None: vLLM's own choice (bfloat16 for a model saved in float32).
-        adapters: a folder of LoRA adapters that completions are to be made with.
+        adapters: a folder of LoRA adapters that completions are generated with.
         loading: further arguments of ``vllm.LLM``.
 
     Raises:
@@ -141,7 +141,7 @@ class VllmEngine(Engine):
 
 
 def _adapters(folder: str | None) -> tuple[Any, dict[str, Any]]:
-    """What a request names the adapters by, and what vLLM needs to take them."""
+    """vLLM's request for the adapters, and the arguments by which it loads them."""
     if folder is None:
         return None, {}
     import json

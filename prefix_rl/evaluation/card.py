@@ -21,7 +21,7 @@ _PLACES, _PLACE_BYTES = 16, 1 << 20
 
 
 def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
-    """What tells one policy from another: name, commit on the hub, files, and a hash of what is in them.
+    """Facts that tell one policy from another: name, commit on the hub, files, and a hash of their content.
 
     Of a large file 16 places of 1 MiB are hashed: training moves every weight, and 15 GB would take half a minute.
     """

@@ -95,7 +95,7 @@ def _measured(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Measured:
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What else than the policy differs, so that the difference may not be the policy's."""
+    """Conditions other than the policy that differ, in words: the difference may come from them."""
     found = []
     for block, keys in (
         ("sampling", ("temperature", "top_p", "max_completion_length")),
@@ -151,7 +151,7 @@ def _cells(d: Comparison) -> list[str]:
 
 
 def needed(d: Comparison, samples: int | None) -> str:
-    """What it would take to see the measured difference, in words.
+    """Number of samples, or of problems, that would show the measured difference, in words.
 
     >>> needed(Comparison(0.04, -0.02, 0.10, 0.2, 30, 0.09, 5.1, 8.0), samples=32)
     '256 samples a problem, or 153 problems'

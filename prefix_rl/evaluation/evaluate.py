@@ -42,14 +42,14 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     Args:
         target: a run's folder (its final policy, or else its last whole checkpoint), a checkpoint inside one, a model's
             folder or hub name, or ``lab``.
-        config: a recipe; a run's own unless given. Neither is needed where ``evaluation.on`` is among the overrides.
+        config: a recipe; None: the run's own. Neither is needed where ``evaluation.on`` is among the overrides.
         overrides: ``block.key=value``.
-        output: the folder that is written; the run's folder unless given, for a checkpoint ``evaluations/NAME`` in it,
+        output: the folder that is written; None: the run's folder, for a checkpoint ``evaluations/NAME`` in it,
             and ``runs/evaluations/NAME`` for a model that belongs to no run.
 
     Returns:
-        What ``evaluation.json`` holds. Of several processes (``accelerate launch -m prefix_rl.evaluate``) each samples
-        its share, and the first one returns it; the others return nothing in it.
+        Content of ``evaluation.json``. Of several processes (``accelerate launch -m prefix_rl.evaluate``) each samples
+        its share, and the first one returns the content; the others return an empty dictionary.
 
     Raises:
         UserError: for whatever a person can mend, before a model is loaded.
@@ -224,7 +224,7 @@ class Plan:
 
     @property
     def folder(self) -> str:
-        """Of its samples."""
+        """Name of the folder that holds its samples."""
         return folder_name(self.task.name, self.fraction)
 
 
@@ -234,7 +234,7 @@ def folder_name(task: str, fraction: float) -> str:
 
 
 def plans_of(tasks: Sequence[Task], policy: Target) -> list[Plan]:
-    """What is to be sampled; from fractions of the demonstrations where a benchmark has any.
+    """Plans of samples, one for each benchmark and each fraction of the demonstrations that it has any for.
 
     Raises:
         DataError: if a fraction of the demonstrations is wanted and no benchmark has any.

@@ -10,7 +10,7 @@ from statistics import NormalDist, fmean
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``mean`` over all samples, with an interval at the given confidence."""
+    """``mean`` over all samples, with an interval at the confidence that was asked for."""
 
     mean: float
     low: float
@@ -23,7 +23,7 @@ class Accuracy:
 
 
 _PRIOR_PROBLEMS = 15
-"""How many problems' worth of the largest possible variance stand beside the measured one, see :func:`estimate`."""
+"""Number of problems' worth of the largest possible variance beside the measured one, see :func:`estimate`."""
 
 
 def accuracy(right: Sequence[Sequence[bool]], confidence: float = 0.95) -> Accuracy:
@@ -178,7 +178,7 @@ def _ways(rivals: Sequence[int], free: int, most: int, votes: int, chance: float
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one policy is than another on the same problems, with its interval and the p value of 0."""
+    """Mean difference of two policies on the same problems, with its interval and the p value of 0."""
 
     mean: float
     low: float

@@ -31,9 +31,9 @@ class Measured:
 class Comparison:
     """The mean difference with its interval and p value, and what it would take to see one as large.
 
-    ``detectable`` is the difference that this measurement would find with 80 % power at a level of 5 %.
+    ``detectable`` is the difference that this measurement would detect with 80 % power at a level of 5 %.
     ``problems_factor`` is how many times as many problems, and ``samples_factor`` how many times as many samples of
-    the same problems, would find the measured one; 1 or less where it is found already. ``samples_factor`` is infinite
+    the same problems, would detect the measured one; 1 or less where these do already. ``samples_factor`` is infinite
     where no number of samples would do, as the problems themselves differ too much. Either is None where it cannot be
     told: nothing differs, or there is one sample a problem only.
     """
@@ -57,7 +57,7 @@ def compare(*benchmarks: Measured, confidence: float = 0.95) -> Comparison:
     The p value is that of a sign-flip permutation test: if neither policy is better, each problem's difference is as
     likely to have the other sign. It is exact for few problems and uses 9,999 random flips for more. The interval is
     Student's, from the variance of the differences over problems. Both speak of other problems of the same kind and of
-    these two policies; what another training seed would have given needs more runs
+    these two policies; the spread over training seeds needs more runs
     (:func:`~prefix_rl.evaluation.metrics.paired_difference`).
 
     With B benchmarks of n_b problems the variance of the mean is

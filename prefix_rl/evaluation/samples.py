@@ -1,4 +1,4 @@
-"""Samples on disk: one Parquet file for each finished batch, found again after an interruption, graded again at will.
+"""Samples on disk: one Parquet file for each finished batch, read again after an interruption, graded again at will.
 
 ``FOLDER/samples/NAME/00000.parquet``, where NAME is the benchmark, or ``NAME@0.25`` for completions that start from a
 quarter of a demonstration. ``FOLDER/samples/settings.json`` says what they were drawn with.
@@ -194,7 +194,7 @@ def note_engine(folder: Path, facts: Mapping[str, Any], counts: Counts) -> None:
 
 
 def engine_of(folder: Path) -> dict[str, Any]:
-    """What generated the samples, as it said itself, and what it did in tokens; empty if nothing has yet."""
+    """Facts of the engine that generated the samples, and its numbers of tokens; empty if none has been sampled."""
     path = folder / SAMPLES / ENGINE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

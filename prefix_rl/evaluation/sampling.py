@@ -103,7 +103,7 @@ def prefixes_of(
     guard: AnswerGuard,
     max_completion_length: int,
 ) -> list[list[int] | None]:
-    """What is injected for each problem: nothing at fraction 0; None where there is no demonstration to cut."""
+    """Prefix for each problem: without tokens at fraction 0; None where there is no demonstration to cut."""
     if fraction <= 0:
         return [[] for _ in problems]
     table = DemonstrationTable(
@@ -136,7 +136,7 @@ def jobs_of(
 def request_of(
     job: Job, problems: Sequence[Problem], sampling: Sampling, max_completion_length: int, seed: int
 ) -> Request:
-    """What an engine is asked for. The seed follows from the problem's id and the job's index."""
+    """The request to an engine for one sample. The seed follows from the problem's id and the job's index."""
     limit = min(job.max_tokens or max_completion_length, max_completion_length) - len(job.prefix_ids)
     own = seed_of(seed, problems[job.problem].id, job.index)
     return Request([*job.prompt_ids, *job.prefix_ids], limit, own, sampling, about=job)
@@ -177,7 +177,7 @@ def graded(
 
 
 def by_problem(samples: Sequence[Sample]) -> list[list[bool]]:
-    """Whether each sample is right, grouped by problem."""
+    """Outcomes of the samples, True if right, one list for each problem."""
     grouped: dict[int, list[bool]] = {}
     for s in samples:
         grouped.setdefault(s.problem, []).append(s.right)

@@ -12,11 +12,11 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What it is evaluated on, and how; never with a prefix, except at ``prefix_fractions``."""
+    """Problems and sampling of evaluations; never with a prefix, except at ``prefix_fractions``."""
 
     data: str | None = None
     """A file of problems, a data set on the hub, or ``lab``: for accuracy while training, and for `prefix-rl evaluate`
-    unless ``on`` is given. null: none."""
+    unless ``on`` is set. null: none."""
     split: str = "test"
     """The split, of data sets on the hub."""
     limit: Annotated[int, Ge(1)] | None = None
@@ -24,7 +24,7 @@ class Evaluation:
     allow_overlap: bool = False
     """Train although problems of ``data`` stand among the training problems."""
     on: tuple[str, ...] = ()
-    """What `prefix-rl evaluate` measures on: benchmarks (aime24, aime25, amc23, math500, minerva, olympiadbench,
+    """Benchmarks of `prefix-rl evaluate`: by name (aime24, aime25, amc23, math500, minerva, olympiadbench,
     gsm8k), NAME=FILE, FILE."""
     benchmarks: str | None = None
     """A folder with local files of the named benchmarks (math500.jsonl); null: $PREFIX_RL_BENCHMARKS, or else the

@@ -40,7 +40,7 @@ def ks_of(asked: Sequence[int], samples: Mapping[str, int]) -> dict[str, list[in
 
 
 def summarize(problems: Sequence[str], rows: Sequence[Row], ks: Sequence[int], grader: Grader) -> dict[str, Any]:
-    """What the samples of one benchmark say.
+    """Accuracy, pass@k, maj@k and lengths of the samples of one benchmark.
 
     Args:
         problems: ids, in their order; each has the same number of rows.
@@ -79,14 +79,14 @@ def summarize(problems: Sequence[str], rows: Sequence[Row], ks: Sequence[int], g
 
 
 def votes_of(answers: Sequence[str | bool | None]) -> tuple[int, list[int], int]:
-    """How many samples are right, how many have each other answer, and how many have none."""
+    """Number of samples that are right, numbers with each other answer, and number with none."""
     counts = Counter(answers)
     right, silent = counts.pop(True, 0), counts.pop(None, 0)
     return right, sorted(counts.values(), reverse=True), silent
 
 
 def _classes(groups: Sequence[Sequence[Row]], grader: Grader) -> list[list[str | bool | None]]:
-    """What each sample votes for: True is the right answer, None is no vote, a text stands for all answers equal to it.
+    """Vote of each sample: True is the right answer, None is no vote, a text stands for all answers equal to it.
 
     Right answers are one class by definition. Two wrong ones are the same if the grader takes either for the other, and
     so are those that a chain of such pairs connects. Integers are the same only if they are the same digits.

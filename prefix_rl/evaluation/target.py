@@ -1,4 +1,4 @@
-"""What is evaluated: which policy, by which recipe, and what generates."""
+"""The target of an evaluation: policy, recipe and engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "evaluation": {"temperature": 0.6},
     "output": {"dir": "(nowhere)"},
 }
-"""How a model that belongs to no run and no recipe is evaluated: as LUFFY and Prefix-RFT evaluate (arXiv 2504.14945,
+"""Settings for a model that belongs to no run and no recipe: as LUFFY and Prefix-RFT evaluate (arXiv 2504.14945,
 2507.01679)."""
 
 
@@ -74,11 +74,11 @@ class Target:
 
     @cached_property
     def engine(self) -> Engine:
-        """What generates, with the weights loaded or the servers looked at."""
+        """The engine that generates, with the weights loaded or the servers looked at."""
         return engine_for(self.policy, self.longest_prompt + self.length)
 
     def engine_facts(self) -> dict[str, Any]:
-        """Which engine, which version, and how it was set, as far as it is known before it is loaded."""
+        """Name, version and settings of the engine, as far as they are known before it is loaded."""
         import torch
 
         device = self.policy.device
@@ -88,12 +88,12 @@ class Target:
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
-        """What tells this policy from another."""
+        """Facts that tell this policy from another, see :func:`~prefix_rl.evaluation.card.checkpoint_facts`."""
         facts = checkpoint_facts(self.path, self.policy.revision)
         return facts | ({"base": self.policy.base} if self.policy.adapters else {})
 
     def settings(self) -> dict[str, Any]:
-        """What samples depend on, besides their prompts: with other settings there are other samples."""
+        """Settings that samples depend on, besides their prompts: with others there are other samples."""
         date = self.policy.date
         return {
             "checkpoint": {k: v for k, v in self.checkpoint.items() if k != "files"},
@@ -106,7 +106,7 @@ class Target:
         }
 
     def prompt_facts(self) -> dict[str, Any]:
-        """What the policy was asked and what ended its completions."""
+        """Facts of the prompts, and of the ids that ended the completions."""
         named = self.tokenizer.convert_ids_to_tokens
         return {
             **self.policy.facts(),

@@ -27,12 +27,12 @@ _OF_THE_BASE = ("world", "length", "spaced", "slots", "modulus", "slip_small", "
 
 
 def cache_folder() -> Path:
-    """Where the lab keeps base policies: ``$PREFIX_RL_CACHE``, or ``~/.cache/prefix_rl``."""
+    """The folder of the lab's base policies: ``$PREFIX_RL_CACHE``, or ``~/.cache/prefix_rl``."""
     return Path(os.environ.get("PREFIX_RL_CACHE") or Path.home() / ".cache" / "prefix_rl")
 
 
 def base_folder(world: World) -> Path:
-    """Where the base policy of these settings is, once it is trained."""
+    """The folder of the base policy of these settings, once it is trained."""
     sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("world.py", "parities.py", "base.py"))
     key = hashlib.sha256(json.dumps(_settings(world), sort_keys=True).encode() + sources).hexdigest()[:12]
     return cache_folder() / f"lab-base-{key}"

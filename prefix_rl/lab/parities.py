@@ -49,7 +49,7 @@ def solution(x: Int[Tensor, "N length"], y: Int[Tensor, "N length"]) -> Int[Tens
 
 
 def check(text: str, problem: str) -> Outcome:
-    """Whether a completion solves a problem: each parity holds, and nothing else stands there.
+    """Outcome of a completion: right if each parity holds and nothing else stands there.
 
     >>> [str(check(text, "1 0 1 ?")) for text in ("0 1 1 0 1 0", "0 1 1 0 1 1", "0 1 1 0")]
     ['right', 'wrong', 'no_answer']
@@ -117,7 +117,7 @@ def problems(
 def corpus(
     world: World, count: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "N prompt"], Int[Tensor, "N solution"]]:
-    """What the base policy reads, as token ids: problems, each with random bits in the place of a solution."""
+    """Token ids of the texts that the base policy learns from: problems, with random bits in the place of solutions."""
     ids = {word: i for i, word in enumerate(VOCABULARY)}
 
     def column(word: str) -> Tensor:

@@ -72,20 +72,20 @@ class World:
     held_out: Annotated[int, Ge(1)] = 256
     """Problems to evaluate on."""
     demonstrations: Literal["clean", "garbled", "slipping", "restating"] = "clean"
-    """Who wrote them. clean: an expert. garbled: some totals are random numbers, though chain and answer are right.
+    """Their author. clean: an expert. garbled: some totals are random numbers, though chain and answer are right.
     slipping: a weaker teacher, some of whose totals are one too high; chain and answer are right. restating: an expert
     of other habits, who writes every addition before its total (so solutions are twice as long)."""
     garbled: Fraction = 0.3
     """The share of totals that garbled and slipping demonstrations get wrong."""
     demonstrated: Annotated[int, Ge(0)] | None = None
-    """How many of the training problems have a demonstration; null: all."""
+    """Number of training problems with a demonstration; null: all."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the training problems. The held-out problems are the same for every seed."""
     held_out_seed: Annotated[int, Ge(0)] = 0
     """Another value, another set of held-out problems (settings are chosen on one, results reported on another)."""
 
     def faults(self) -> list[str]:
-        """What cannot be in these settings together."""
+        """Faults of settings that cannot stand together, in words."""
         defaults, faults = World(), []
         for name in _OWN["parities" if self.world == "additions" else "additions"]:
             if getattr(self, name) != getattr(defaults, name):
@@ -117,7 +117,7 @@ class World:
         return 4 * (self.length if self.world == "parities" else self.slots) + 32
 
     def grader(self) -> Grader | None:
-        """What grades completions in this world; None: the reward of real data."""
+        """The grader of this world; None: the reward of real data."""
         return parities.ParityGrader() if self.world == "parities" else None
 
     @property

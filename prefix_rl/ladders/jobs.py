@@ -49,7 +49,7 @@ class Job:
         return cls(**{**given, **made, "collect": collect})
 
     def result(self) -> dict[str, Any] | None:
-        """What the run left, None if it is not finished."""
+        """The result that the run left, None if it is not finished."""
         try:
             return json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a ladder compares: its file, checked; its arms, regimes and search; the recipe of each run."""
+"""The plan of a ladder: its file, checked; its arms, regimes and search; the recipe of each run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Arm:
     set: dict = field(default_factory=dict)
     """``block.key: value`` on top of it."""
     tuned_as: str | None = None
-    """Take the settings that the search found for this other arm."""
+    """Take the settings that the search chose for this other arm."""
     regimes: tuple[str, ...] | None = None
     """The regimes to run in; null: all."""
     collect: Collect | None = None
@@ -57,7 +57,7 @@ class Regime:
     """A question, and the settings in which it is asked."""
 
     question: str
-    """What this regime decides."""
+    """The question that this regime decides."""
     set: dict = field(default_factory=dict)
     """``block.key: value`` for all arms."""
     demonstrations: dict = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Regime:
 
 @dataclass(frozen=True)
 class Search:
-    """How settings are chosen."""
+    """The search by which settings are chosen."""
 
     tries: dict
     """For each arm a list of settings to try (``block.key: value``); as many for each."""
     regimes: tuple[str, ...]
-    """Where they are tried. In other regimes the settings found in the first of these hold."""
+    """Regimes in which they are tried. In other regimes the settings chosen in the first of these hold."""
     seed: int = 1000
     """Seed of the runs that search; none of ``seeds``."""
     set: dict = field(default_factory=dict)
@@ -103,9 +103,9 @@ class Ladder:
     seeds: tuple[int, ...]
     """Each arm runs once with each."""
     arms: dict
-    """By name."""
+    """Arms, by their names."""
     regimes: dict
-    """By name."""
+    """Regimes, by their names."""
     set: dict = field(default_factory=dict)
     """``block.key: value`` for every run."""
     levels: dict = field(default_factory=dict)
@@ -122,7 +122,7 @@ class Ladder:
         return [Cell(arm, regime) for regime in self.regimes for arm in self.arms if self.has(Cell(arm, regime))]
 
     def has(self, cell: Cell) -> bool:
-        """Whether an arm takes part in a regime."""
+        """True if the arm takes part in the regime."""
         regimes, arms = self.arms[cell.arm].regimes, self.regimes[cell.regime].arms
         return (regimes is None or cell.regime in regimes) and (arms is None or cell.arm in arms)
 
@@ -135,7 +135,7 @@ class Ladder:
         return self.arms[cell.arm].collect or self.regimes[cell.regime].collect
 
     def overrides(self, cell: Cell, seed: int, settings: Mapping[str, Any]) -> list[str]:
-        """What one run replaces of its recipe; of two values for a key the later one holds.
+        """Overrides of one run to its recipe; of two values for a key the later one holds.
 
         Raises:
             RecipeError: if the recipe with these values is none.
@@ -255,7 +255,7 @@ def _fast(path: str | os.PathLike, ladder: Ladder) -> Ladder:
 
 
 def _faults_of_runs(ladder: Ladder) -> list[str]:
-    """What is wrong with the recipes, and where two arms of a regime would not be comparable."""
+    """Faults of the recipes, and settings by which two arms of a regime would not be comparable, in words."""
     faults: list[str] = []
     references: dict[str, tuple[str, dict]] = {}
     for cell in ladder.cells():
@@ -285,7 +285,7 @@ _OF_DEMONSTRATIONS = ("data.traces", "data.demonstration_share", "data.answer_gu
 
 
 def _shared(recipe: Recipe, own: bool) -> dict[str, Any]:
-    """What must be the same for all arms of a regime, by full name; ``own``: the arm has traces of its own."""
+    """Settings that all arms of a regime must share, by full name; ``own``: the arm has traces of its own."""
     blocks = recipe.resolved()
     blocks["data"]["lab"] = dataclasses.asdict(recipe.world)
     flat = dict(_flat({name: blocks[name] for name in ("model", "data", "reward", "budget", "evaluation")}))

@@ -181,7 +181,7 @@ def _rows(ladder: Ladder, arms: Mapping[str, Any]) -> list[str]:
 
 
 def _notes(arms: Mapping[str, Any]) -> list[str]:
-    """Which arm is the best, and what the others spent to come as far as those they are compared with."""
+    """Sentences on the best arm, and on the cost at which others came as far as those they are compared with."""
     rows = {arm: row for arm, row in arms.items() if row}
     if not rows:
         return []

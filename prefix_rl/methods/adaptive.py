@@ -62,7 +62,7 @@ class Adaptive(Combined):
     """interval: what the moving average for problems that were never seen keeps in a batch (the authors' code: 0.8).
     1: each starts from the whole range."""
     unaided: Fraction = 0.1
-    """interval: how often nothing is given (the paper: 0.1)."""
+    """interval: probability of injecting nothing (the paper: 0.1)."""
     longest: Fraction = 1.0
     """interval: the longest share at first (the paper: 1; the authors' code: 0.9)."""
     gain: Annotated[float, Gt(0)] = 0.1
@@ -136,7 +136,7 @@ class Adaptive(Combined):
         return self.annealed(step) * self.controller.fraction(state, common, u)
 
     def _state(self, memory: Memory) -> tuple[controllers.State, Mapping[str, controllers.State]]:
-        """What is common to all problems, and what is remembered of each."""
+        """State common to all problems, and the state of each."""
         state = memory.get(_KEY, {})
         return state.get("common", self.controller.common), state.get("problems", {})
 
@@ -166,7 +166,7 @@ class Adaptive(Combined):
         }
 
     def metrics(self, memory: Memory) -> dict[str, float]:
-        """How many problems have a controller that has seen something, and where these stand."""
+        """Number of problems whose controller has seen a group, and the mean share that these would inject."""
         common, own = self._state(memory)
         if not own:
             return {}
@@ -180,7 +180,7 @@ class Adaptive(Combined):
 
 
 def observations(rollouts: Rollouts) -> list[tuple[int, float, float]]:
-    """``(problem, share given, mean reward)`` of each group in which a prefix was planned and somebody got a reward."""
+    """``(problem, injected share, mean reward)`` of each group with a planned prefix and at least one reward."""
     planned = ~rollouts.fractions.isnan() & ~rollouts.rewards.isnan()
     found = []
     for start in range(0, len(rollouts.rewards), rollouts.group_size):

@@ -46,7 +46,7 @@ class Further:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs of a run."""
+    """Things that a run computes only for methods that need them."""
 
     prefixes: bool = False
     """Rollouts start from prefixes. A run in which no row got one that was to have one stops with an error."""
@@ -58,7 +58,7 @@ class Needs:
     """Continuations of beginnings, beside the rollouts; None: none."""
 
     def usable(self, demonstration: Demonstration, longest: int | None = None) -> bool:
-        """Whether a demonstration serves; the others are as if they were not there.
+        """True if a demonstration serves; the others are as if they were not there.
 
         One that is used whole needs a token, and must fit into ``longest`` tokens with its end (None: it may be of any
         length). Of the others some prefix must leave the answer unread and a token to generate.
@@ -74,27 +74,27 @@ class Method:
 
     @property
     def needs(self) -> Needs:
-        """What it needs of a run, with these settings."""
+        """Needs of the method, with these settings."""
         return Needs()
 
     @property
     def stages(self) -> Stages:
-        """What a run consists of."""
+        """Stages that a run consists of."""
         return Stages()
 
     def faults(self, training: Mapping[str, object]) -> list[str]:
-        """What in these settings cannot work together with the recipe's ``training`` block; empty when all can."""
+        """Faults of these settings beside the recipe's ``training`` block, in words; empty if there are none."""
         return []
 
     def copies(self, demonstrated: Sequence[bool]) -> list[int]:
-        """Number of rows that each problem has in an epoch, given which problems have a usable demonstration.
+        """Number of rows of each problem in an epoch; ``demonstrated`` is True where it has a usable demonstration.
 
         The rows of one problem differ in :attr:`~prefix_rl.rollouts.Row.copy`.
         """
         return [1] * len(demonstrated)
 
     def prefix(self, row: Row, step: Step) -> Prefix | None:
-        """What a rollout starts from; None: from nothing, by design.
+        """Prefix that a rollout starts from; None: it starts from nothing, by design.
 
         A prefix without tokens says that it was to start from one and could not (unless that of length 0 was asked
         for, :attr:`~prefix_rl.prefixes.Prefix.drawn` tokens of ``of``). If all rows of a batch that were to start from
@@ -107,7 +107,7 @@ class Method:
         return to_tokens(group_centered(rollouts.rewards, rollouts.group_size), rollouts.completion_mask)
 
     def update_mask(self, rollouts: Rollouts, entropies: Float[Tensor, "B T"] | None) -> Bool[Tensor, "B T"]:
-        """Which tokens move: what the policy wrote. The others are context, whoever wrote them.
+        """True on the tokens that move: those the policy wrote. The others are context, whoever wrote them.
 
         Context is in no term of TRL's loss (surrogate, KL, entropy bonus) and in no ratio of a sequence. The normalizer
         of ``loss_type = dr_grpo`` is a constant; one of another loss type that counts tokens counts those that move.
@@ -120,7 +120,7 @@ class Method:
         return rollouts.continuation_mask
 
     def weights(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        """What :meth:`extra_loss` weighs each token by, decided on the whole generation batch; 0: it does not move it.
+        """Weight of each token in :meth:`extra_loss`, decided on the whole generation batch; 0: it does not move it.
 
         A token with weight counts as trained, whether or not the surrogate moves it.
         """
@@ -137,7 +137,7 @@ class Method:
         return None
 
     def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
-        """What is remembered after a generation batch: ``memory`` in the next one's :class:`~prefix_rl.rollouts.Step`.
+        """Memory after a generation batch: ``memory`` in the next one's :class:`~prefix_rl.rollouts.Step`.
 
         JSON values alone. It is empty at first, the same on every rank, saved with every checkpoint and read back.
         Under ``due`` (:data:`~prefix_rl.rollouts.DUE`) may stand exactly as many problems as a generation batch holds:
@@ -146,11 +146,11 @@ class Method:
         return memory
 
     def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
-        """What is remembered after an evaluation during training, whose mean reward without prefixes is ``reward``."""
+        """Memory after an evaluation during training, whose mean reward without prefixes is ``reward``."""
         return memory
 
     def metrics(self, memory: Memory) -> dict[str, float]:
-        """What the log shows of the memory, after each generation batch; a name without slash becomes ``method/name``.
+        """Metrics of the memory for the log, after each generation batch; a name without slash becomes ``method/name``.
 
         Values are the same on every rank; of several between two logs the last counts.
         """

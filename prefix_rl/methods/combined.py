@@ -49,10 +49,10 @@ class Combined(Method):
     takes: ClassVar[Sequence[str]] = ()
     """The methods that can stand in ``of``. A method of one's own can if it is a subclass of one of them."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """Why others cannot, by their names."""
+    """Reasons why other methods cannot, by their names."""
 
     def refusal(self) -> str | None:
-        """Why ``of`` cannot stand where it stands, or None if it can."""
+        """Reason why ``of`` cannot stand where it stands, None if it can."""
         names = [cls.__module__.removeprefix(f"{__package__}.") for cls in type(self.of).__mro__]
         if set(names) & set(self.takes):
             return None

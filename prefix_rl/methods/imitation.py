@@ -1,4 +1,4 @@
-"""What methods that learn from injected tokens share: whole demonstrations as rollouts, their NLL and its weights."""
+"""Helpers of methods that learn from injected tokens: whole demonstrations as rollouts, their NLL and its weights."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class LUFFY(Method):
     demonstrations: Annotated[int, Ge(0)] = 1
     """Rollouts of a group that are whole demonstrations."""
     gamma: Annotated[float, Gt(0)] = 0.1
-    """Where the shaped ratio pulls hardest: at tokens of this probability."""
+    """Probability of the tokens at which the shaped ratio pulls hardest."""
 
     @property
     def needs(self) -> Needs:

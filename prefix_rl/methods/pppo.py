@@ -52,7 +52,7 @@ class PPPO(Method):
     step: Share = 0.05
     """By how much it is raised."""
     most: Share = 0.35
-    """What it is raised to at most."""
+    """Largest share that it is raised to."""
     patience: Annotated[int, Ge(1)] = 2
     """Evaluations in a row without a new best reward after which it is raised (ours; the paper's is not known)."""
     continuations: Annotated[int, Ge(0)] = 8

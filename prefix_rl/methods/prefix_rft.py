@@ -56,11 +56,11 @@ class PrefixRFT(Method):
     max_prefix_tokens: Annotated[int, Ge(1)] | None = None
     """Longer draws are lowered to this; null: max_completion_length - 1."""
     tokens: Literal["top_entropy", "low_entropy", "random", "all", "none"] = "top_entropy"
-    """Which prefix tokens get gradient. none: a frozen prefix."""
+    """Prefix tokens that get gradient. none: a frozen prefix."""
     share: Fraction = 0.2
     """The share of the prefix tokens that top_entropy, low_entropy and random keep."""
     scope: Literal["batch", "row"] = "batch"
-    """Whether that share is taken of all prefix tokens of a generation batch, or of each row's."""
+    """Tokens that the share is taken of: all prefix tokens of a generation batch, or each row's."""
     credit: Literal["pooled", "unprefixed", "released"] = "pooled"
     """pooled: against the mean of all rollouts of the group. unprefixed: against the mean of the plain ones. released:
     the variant ``grpo_prefix`` of the released code: as unprefixed, but continuations of a prefix get their reward

@@ -37,7 +37,7 @@ class ReLIFT(Method):
     """ReLIFT with the paper's settings as defaults. ``supervise: false`` is Dr.GRPO."""
 
     supervise: bool = True
-    """Whether there are supervised batches."""
+    """Train on supervised batches in between. false: never."""
     buffer: Annotated[int, Ge(1)] | None = None
     """Failed questions that start a supervised batch; null, or fewer than such a batch holds: as many as a generation
     batch has questions (the paper: 128, which is its batch)."""
@@ -94,6 +94,6 @@ class ReLIFT(Method):
 
 
 def _failed(rollouts: Rollouts) -> Bool[Tensor, " P"]:
-    """Which groups earned nothing; not those that could not be scored at all."""
+    """True for groups that earned nothing; False for those that could not be scored at all."""
     rewards_PG = rollouts.rewards.view(-1, rollouts.group_size)
     return ~(rewards_PG > 0).any(dim=1) & ~rewards_PG.isnan().all(dim=1)

@@ -27,7 +27,7 @@ class RFT(SupervisedOnly, Method):
     """Rejection-sampling fine-tuning. The stage is UPFT's, so that the two differ in what they learn alone."""
 
     per_problem: Annotated[int, Ge(1)] | None = None
-    """At most so many traces of a problem, drawn by the recipe's seed; null: all."""
+    """Number of traces of a problem at most, drawn by the recipe's seed; null: all."""
     supervised: Supervised = field(
         default_factory=lambda: Supervised(epochs=1, learning_rate=1e-6, warmup=0.03, min_lr=1.0)
     )

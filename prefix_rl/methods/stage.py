@@ -1,4 +1,4 @@
-"""What a run consists of, and what its supervised stage learns.
+"""The stages that a run consists of, and what the supervised one learns.
 
 A method with a supervised stage has a field ``supervised`` and derives from :class:`Supervising` beside
 :class:`~prefix_rl.methods.base.Method`, or from :class:`SupervisedOnly` if no rollouts follow.
@@ -27,7 +27,7 @@ class Supervised:
     epochs: Annotated[float, Ge(0)] = 3
     """Passes over the demonstrations; 0: no such stage."""
     learning_rate: Annotated[float, Gt(0)] = 5e-5
-    """Its peak. It warms up, then falls along a cosine."""
+    """Peak learning rate. It warms up, then falls along a cosine."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Demonstrations of an optimizer step, over all ranks and micro-batches."""
     per_device_batch_size: Annotated[int, Ge(1)] = 8
@@ -35,15 +35,15 @@ class Supervised:
     warmup: Fraction = 0.1
     """The share of the steps in which the learning rate rises."""
     min_lr: Fraction = 0.1
-    """Where the cosine ends, as a share of the peak."""
+    """Learning rate at the end of the cosine, as a share of the peak."""
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """How much of a problem's trace is learned, and what the policy is asked beside the problem."""
+    """Part of a problem's trace that is learned, and the instruction beside the problem."""
 
     tokens: int | None = None
-    """The first so many; None: all, and the id that ends it."""
+    """Number of tokens, from the first on; None: all, and the id that ends it."""
     instruction: str = ""
     """Appended to the problem."""
 
@@ -59,7 +59,7 @@ class Excerpt:
 
 
 class Stages:
-    """What a run consists of. These are the plain answers: rollouts alone; and where something is to be learned all the
+    """Stages of a run. These are the plain answers: rollouts alone; and where something is to be learned all the
     same (traces that are collected), all of it."""
 
     order: ClassVar[tuple[str, ...]] = (ROLLOUTS,)
@@ -72,7 +72,7 @@ class Stages:
 
     @property
     def needs_answers(self) -> bool:
-        """Whether right and wrong make a difference. If not, nothing is graded, traces are taken whatever they came to,
+        """True if right and wrong make a difference. If not, nothing is graded, traces are taken whatever they came to,
         and the data needs no answers."""
         return True
 
@@ -81,7 +81,7 @@ class Stages:
         return demonstrations
 
     def excerpt(self, problem_id: str, seed: int) -> Excerpt:
-        """How much of a problem's trace is learned, and what the policy is asked for it.
+        """Part of a problem's trace that is learned, and the instruction that the policy gets for it.
 
         It depends on the problem and the recipe's seed alone, as it is asked twice: when traces are collected (no more
         is sampled) and when they are learned.

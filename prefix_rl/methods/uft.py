@@ -44,7 +44,7 @@ class UFT(Method):
     count: Annotated[int, Ge(0)] = 5
     """Pieces that a demonstration is cut into. 0: no hints."""
     pieces: Literal["binomial", "uniform"] = "binomial"
-    """How many of them are shown. binomial: by p_t (the paper). uniform: 0 to count, never annealed (R3)."""
+    """Law of the number shown. binomial: by p_t (the paper). uniform: 0 to count, never annealed (R3)."""
     start: Fraction = 0.95
     """p_t at step 0."""
     end: Fraction = 0.05
@@ -80,7 +80,7 @@ class UFT(Method):
         return cosine_decay(self.start, self.end, horizon)(step.index) if step.index < horizon else 0.0
 
     def shown(self, group: int, step: Step) -> int:
-        """How many pieces a group of this generation batch gets."""
+        """Number of pieces that a group of this generation batch gets."""
         u = uniform("pieces", step.seed, step.index, group)
         if self.pieces == "uniform":
             return int(u * (self.count + 1))

@@ -31,7 +31,7 @@ class UPFT(SupervisedOnly, Method):
     """The first tokens of one trace of each question. The defaults are the paper's for Llama-3.1-8B-Instruct."""
 
     tokens: Annotated[int, Ge(1)] = 8
-    """t: the first so many tokens of a trace are learned. The paper: 8 for Llama-3.1-8B-Instruct, 32 for
+    """t: number of first tokens of a trace that are learned. The paper: 8 for Llama-3.1-8B-Instruct, 32 for
     Qwen2.5-Math-7B-Instruct, 128 for DeepSeek-R1-Distill-Qwen-7B. A trace that ends earlier is learned with its end."""
     full_share: Fraction = 0.1
     """The share of the questions that give their FULL trace, drawn by problem id and the recipe's seed. This is the

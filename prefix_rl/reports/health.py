@@ -23,7 +23,7 @@ ENOUGH = 5
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where a rule begins to speak."""
+    """Values beyond which a rule speaks."""
 
     entropy_nats: float = 0.02
     """The policy's entropy now, nats a token, ..."""
@@ -54,23 +54,23 @@ class Thresholds:
     ungraded: float = 0.01
     """Share of the rollouts whose grading timed out or crashed, whose gold answer is bad, or that got no reward."""
     no_answer: float = 0.5
-    """Share of the rollouts in which no final answer was found."""
+    """Share of the rollouts without a final answer that the grader can read."""
     slow_step: float = 10.0
     """Seconds of the last step, as a multiple of the median before."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found."""
+    """A warning of one rule: what it measured, why that matters, and what to try."""
 
     rule: str
     step: int
     says: str
-    """What was measured."""
+    """The measured value, in words."""
     why: str
-    """Why it matters."""
+    """Reason why it matters."""
     remedy: str
-    """What to try."""
+    """Changes to try."""
 
     def line(self) -> str:
         """One line for a log."""
@@ -83,9 +83,9 @@ class Rule:
 
     name: str
     metrics: tuple[str, ...]
-    """What it reads; it says nothing where the first is not logged."""
+    """Names of the metrics that it reads; it says nothing where the first is not logged."""
     look: Callable[[_Look], str | None]
-    """What was measured, if that is beyond the threshold."""
+    """The measured value in words, None if that is not beyond the threshold."""
     why: str
     remedy: str
 
@@ -114,7 +114,7 @@ class _Look:
 
     @property
     def solved(self) -> bool:
-        """Whether the policy alone is nearly always right, as far as it was measured."""
+        """True if the policy alone is nearly always right, as far as it was measured."""
         for key in ("eval_reward", "reward_without_prefix", "reward"):
             if found := self.values(key):
                 return fmean(found[-WINDOW:]) >= self.at.solved
@@ -122,7 +122,7 @@ class _Look:
 
     @property
     def improves(self) -> bool:
-        """Whether the policy alone still gets better: a policy that learns becomes sure."""
+        """True if the policy alone still gets better: a policy that learns becomes sure."""
         for key in ("reward_without_prefix", "reward"):
             if found := self.values(key):
                 before, now = found[-2 * WINDOW : -WINDOW], found[-WINDOW:]
@@ -295,7 +295,7 @@ def curves_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int,
 
 
 def check(curves: Curves, total: float | None = None, thresholds: Thresholds | None = None) -> list[Finding]:
-    """What is wrong now, the gravest first; empty if all is well.
+    """Warnings that hold now, the gravest first; empty if all is well.
 
     Args:
         curves: see :func:`curves_of`.

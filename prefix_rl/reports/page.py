@@ -20,7 +20,7 @@ from . import payload
 from .runs import Run
 
 MEGABYTES = 60.0
-"""What a page may be, unless something else is asked for."""
+"""Largest size of a page in megabytes, unless the caller asks for another."""
 _ASSETS = Path(__file__).with_name("assets")
 _SCRIPTS = ("data.js", "tables.js", "curves.js", "filters.js", "rollouts.js", "main.js")
 _SAMPLED = 8  # generations that are packed to see how far texts can be compressed

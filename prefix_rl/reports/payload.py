@@ -1,4 +1,4 @@
-"""What the page holds of runs, as JSON in compressed chunks: one for each run's curves and for each saved generation.
+"""The data of the page, as JSON in compressed chunks: one for each run's curves and for each saved generation.
 
 The page opens a chunk when it is looked at. The first chunk, the index, is enough to draw tables and controls.
 """
@@ -33,7 +33,7 @@ def packed(value: Any) -> bytes:
 
 
 def finite(value: float | None, digits: int = 6) -> float | None:
-    """The number with so many digits; None where JSON has no word for it.
+    """The number rounded to ``digits`` significant digits; None where JSON has no word for it.
 
     >>> finite(0.123456789), finite(float("nan")), finite(3.0)
     (0.123457, None, 3)
@@ -145,7 +145,7 @@ def groups_of(records: Sequence[Mapping[str, Any]], size: int | None = None) -> 
 
 
 def summary_of(groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list]:
-    """What filters ask of each rollout of a generation, in the order of its chunk: the index holds it."""
+    """Values that filters ask for, of each rollout of a generation, in the order of its chunk: the index holds them."""
     ordered = [record for group in groups for record in group]
     return {
         "problems": [problem_key(group[0]) for group in groups],
@@ -222,7 +222,7 @@ def cut(segments: list[tuple[int, str]], limit: int | None) -> list[tuple[int, s
 
 
 def run_facts(run: Run, state: State) -> dict[str, Any]:
-    """What the index says of a run, without its generations."""
+    """Facts of a run in the index, without its generations."""
     return {
         "name": run.name,
         "folder": str(run.folder),

@@ -1,4 +1,4 @@
-"""How our plots look."""
+"""The style of our plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs left in their folders, found and read, whatever became of them."""
+"""The files that runs left in their folders: looked for and read, whatever became of the runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DEPTH = 6
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left in its folder."""
+    """The files that a run left in its folder, read."""
 
     folder: Path
     name: str
@@ -34,7 +34,7 @@ class Run:
     metrics: list[dict]
     evaluation: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What could not be read."""
+    """Files, or parts of them, that could not be read, in words."""
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
@@ -81,14 +81,14 @@ class Run:
         return found
 
     def findings(self) -> list[health.Finding]:
-        """What is wrong with its curves."""
+        """Warnings about its curves."""
         return health.check(self.curves, health.schedule_end(self.recipe))
 
     def state(self, now: float | None = None, unheard: Callable[[Path, float, float], float] | None = None) -> State:
-        """How its process stands; of a run that recorded nothing, what its files say.
+        """State of its process; of a run that recorded none, the state that its files show.
 
         Args:
-            now: seconds since the epoch; the clock unless given.
+            now: seconds since the epoch; None: by the clock.
             unheard: the seconds since a sign of life, from a status's path, its ``beat`` and ``now``, where somebody
                 has watched; None: by the clocks of both machines.
         """
@@ -168,7 +168,7 @@ def _read(path: Path, parse, error: type[Exception], notes: list[str]) -> dict:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, an evaluation or a collection."""
+    """True if a folder holds a run, an evaluation or a collection."""
     return folder.is_dir() and any((folder / name).is_file() for name in _MARKS)
 
 

@@ -1,4 +1,4 @@
-"""What prefixes a recipe will draw on its data, before it trains."""
+"""The prefixes that a recipe will draw on its data, before it trains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Lengths:
 
 
 def total_steps(recipe: Recipe, rows: int) -> int:
-    """The optimizer steps that a recipe makes with so many rows in an epoch."""
+    """Number of optimizer steps that a recipe makes; ``rows``: number of rows in an epoch."""
     if recipe.training_value("max_steps") > 0:
         return recipe.training_value("max_steps")
     found = batches(recipe, world_size())

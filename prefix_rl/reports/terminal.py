@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one line for each log, and a bar below where there is a terminal.
+"""The terminal while a run trains: one line for each log, and a bar below where a person looks.
 
 The whole dictionary of metrics goes to ``metrics.jsonl`` and to the loggers of ``report_to`` only.
 """
@@ -23,7 +23,7 @@ def step_line(logs: Mapping[str, Any], step: int, total: int, seconds: float | N
 
     Args:
         logs: metrics by name.
-        step, total: optimizer steps made, and of the whole run (0: not known).
+        step, total: numbers of optimizer steps so far, and of the whole run (0: not known).
         seconds: of one step.
         left: seconds to the end of the run.
 

@@ -1,4 +1,4 @@
-"""What the saved rollouts hold of each token: where it ends in the text, its advantage, its entropy."""
+"""Columns of the saved rollouts for each token: its end in the text, its advantage, its entropy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what a decoder makes of a part of a character
-_BLANK = 2  # so many characters a decoder may put between two tokens
+_BLANK = 2  # characters that a decoder may put between two tokens, at most
 
 
 def token_columns(
@@ -72,7 +72,7 @@ def token_ends(text: str, pieces: Sequence[str]) -> list[int]:
         if _HALF in piece and not text.startswith(piece, at):
             parts += 1
             continue
-        reach = at + (parts if parts else _BLANK)  # so many characters may stand before it
+        reach = at + (parts if parts else _BLANK)  # the last place where it may begin
         found = text.find(piece, at, reach + len(piece)) if piece else at
         if found < 0 and piece.strip():
             piece = piece.strip()
@@ -88,7 +88,7 @@ def token_ends(text: str, pieces: Sequence[str]) -> list[int]:
 
 
 def _shared(characters: str, parts: int, start: int) -> list[int]:
-    """Where each of so many tokens ends that are parts of these characters: they share the bytes equally."""
+    """Ends of ``parts`` tokens that hold these characters together: they share the bytes equally."""
     sizes = list(accumulate(len(c.encode(errors="replace")) for c in characters))
     total = sizes[-1] if sizes else 0
     return [start + sum(size <= total * part / parts + 1e-9 for size in sizes) for part in range(1, parts + 1)]

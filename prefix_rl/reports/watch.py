@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _answer(self) -> tuple[str, bytes] | None:
-        """What is asked for; None to whoever has no token, comes by another host's name, or asks for nothing here."""
+        """The type and content asked for; None without the token, under another host's name, or if there is none."""
         watched, parts = self.server.watched, self.path.partition("?")[0].split("/")
         if len(parts) != 3 or not secrets.compare_digest(parts[1].encode(), self.server.token.encode()):
             return None
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None if body is None else ("application/octet-stream", body)
 
     def _for_us(self) -> bool:
-        """Whether the browser thinks that it speaks to us: a name that resolves here is not ours."""
+        """True if the browser means to speak to us: another name that resolves to this address is not ours."""
         asked = self.headers.get("Host", "").rpartition(":")[0]
         return self.server.anywhere or asked in (LOCAL, "localhost", self.server.host)
 
@@ -190,7 +190,7 @@ class _Server(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """Address of the page, its token included."""
         host = LOCAL if self.anywhere else self.host
         return f"http://{host}:{self.server_address[1]}/{self.token}/"
 

@@ -42,18 +42,18 @@ class Planned:
 
     @property
     def prefixed(self) -> torch.Tensor:
-        """Which rollouts start from a prefix."""
+        """True for the rollouts that start from a prefix."""
         return self.lengths > 0
 
     @property
     def fractions(self) -> torch.Tensor:
-        """The share of a demonstration that was given; NaN where none was planned."""
+        """Share of a demonstration that is injected; NaN where no prefix was planned."""
         return torch.where(self.of > 0, self.lengths.double() / self.of, torch.nan)
 
 
 @dataclass(frozen=True)
 class GenerationBatch:
-    """What is known of a generation batch: the rows of this rank, and what was gathered of all ranks'."""
+    """The state of a generation batch: the rows of this rank, and what was gathered from all ranks."""
 
     inputs: Sequence[Mapping[str, Any]]  # TRL's rows
     rows: Sequence[Row]
@@ -64,7 +64,7 @@ class GenerationBatch:
     completions: Sequence[Sequence[int]] | None = None  # prefix and continuation of each row of this rank
     rewards: torch.Tensor | None = None  # (B,) over all ranks, NaN where there is none
     outcomes: Sequence[str] | None = None  # how each row of this rank was graded, if the reward tells
-    answers: Sequence[str | None] | None = None  # what answer it found in each
+    answers: Sequence[str | None] | None = None  # the answer that it read in each; None: none
     continued: torch.Tensor | None = None  # (B, C), rewards of further continuations
 
 

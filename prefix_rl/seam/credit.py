@@ -1,4 +1,4 @@
-"""Who gets credit and which tokens move, decided once on the whole generation batch over all ranks."""
+"""Credit and the tokens that move, decided once on the whole generation batch over all ranks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .ranks import Ranks
 
 @dataclass(frozen=True)
 class Credit:
-    """What a method decides on a generation batch, ``(B, T)`` each."""
+    """Decisions of a method on a generation batch, ``(B, T)`` each."""
 
     advantages: torch.Tensor
     weights: torch.Tensor
-    moving: torch.Tensor  # bool: which tokens get gradient through the surrogate
+    moving: torch.Tensor  # bool: True on the tokens that get gradient through the surrogate
 
     @classmethod
     def by(
@@ -35,11 +35,11 @@ class Credit:
 
     @property
     def trained(self) -> torch.Tensor:
-        """Which tokens some gradient goes through, by the surrogate or by the extra objective."""
+        """True on the tokens that get gradient, from the surrogate or from the extra objective."""
         return (self.moving & (self.advantages != 0)) | (self.weights != 0)
 
     def keys(self, rows: slice, width: int) -> dict[str, torch.Tensor]:
-        """What TRL's batch of these rows gets beside its own."""
+        """The keys that are added to TRL's batch of these rows."""
         return {
             "advantages": self.advantages[rows, :width],
             "weights": self.weights[rows, :width],
@@ -116,7 +116,7 @@ def gathered(
 
 
 def micro_batch(inputs: Mapping[str, torch.Tensor], step: Step) -> MicroBatch:
-    """TRL's micro-batch with the keys that :class:`Credit` has given it."""
+    """TRL's micro-batch with the keys that :class:`Credit` added to it."""
     return MicroBatch(
         completion_ids=inputs["completion_ids"],
         completion_mask=inputs["completion_mask"].bool(),
@@ -140,7 +140,7 @@ def whole(ranks: Ranks, batch: GenerationBatch, rollouts: Rollouts) -> Rollouts:
 
 
 def only_moving(output: Mapping[str, torch.Tensor], moving: torch.Tensor, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """What makes TRL's loss that of the tokens that move, on this rank.
+    """Keys that restrict TRL's loss to the tokens that move, on this rank.
 
     TRL's name for "the policy's doing or not" is ``tool_mask``. What is not is in no term of its loss, neither
     surrogate nor KL nor bonus, in no ratio of a sequence, and in no number of tokens that a loss type divides by.

@@ -1,4 +1,4 @@
-"""What is written down of a run: metrics, costs, times, and the rollouts themselves."""
+"""The records of a run: metrics, costs, times, and the rollouts themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .ranks import Ranks
 
 @contextmanager
 def off_the_record(metrics: MutableMapping[str, list], *pending: MutableMapping) -> Iterator[None]:
-    """What happens within leaves nothing in TRL's metrics, nor in what is ``pending`` for them."""
+    """A block whose work leaves nothing in TRL's metrics, nor in what is ``pending`` for them."""
     before = {name: list(values) for name, values in metrics.items()}
     try:
         yield
@@ -54,13 +54,13 @@ class Clock:
 
 
 def time_metrics(grading: float, step: float, tokens: Mapping[str, int]) -> dict[str, float]:
-    """What grading took of a step's seconds, and what of the padded ``tokens`` was encoded where rows are packed."""
+    """Share of a step's seconds that grading took, and share of the padded ``tokens`` encoded where rows are packed."""
     packed = {"speed/encoded_share": tokens["encoded"] / tokens["padded"]} if tokens["padded"] else {}
     return {"speed/grading_share": grading / step, **packed}
 
 
 def totals(method: Method, memory: Memory, cost: Cost) -> dict[str, float]:
-    """What the method shows of its memory (a name without slash becomes ``method/name``), and what the run has cost."""
+    """Metrics of the method's memory (a name without slash becomes ``method/name``), and the cost of the run so far."""
     shown = {name if "/" in name else f"method/{name}": value for name, value in method.metrics(memory).items()}
     return shown | {f"cost/{name}": value for name, value in asdict(cost).items()}
 
@@ -75,7 +75,7 @@ def reward_metrics(rewards: torch.Tensor, prefixed: torch.Tensor) -> dict[str, f
 
 
 def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict[str, float]:
-    """How many prefixes a generation batch holds, how long they are, and what becomes of their tokens."""
+    """Number of prefixes in a generation batch, their lengths, and the share of their tokens that moves."""
     here, tokens = rollouts.prefixed, rollouts.prefix_mask.sum()
     shortened = planned.lengths < planned.drawn
     found = {
@@ -119,14 +119,14 @@ def cost_of(
     entropies: bool,
     whole: Rollouts | None = None,
 ) -> Cost:
-    """What a generation batch costs, its updates included.
+    """Cost of a generation batch, in tokens and operations, its updates included.
 
     A whole demonstration that several rows of a group hold is encoded once, and counts once.
 
     Args:
         output: TRL's batch on this rank.
         passes: updates of each row.
-        entropies: whether prompts and prefixes were encoded once more, for the entropies of the prefixes.
+        entropies: True if prompts and prefixes were encoded once more, for the entropies of the prefixes.
         whole: the rollouts with those that the loss leaves out: they are generated, and not trained.
     """
     complete, prompts = planned.complete, ranks.all(output["prompt_mask"].sum(dim=1))
@@ -152,7 +152,7 @@ def cost_of(
 
 
 def _repeated(rollouts: Rollouts, complete: torch.Tensor) -> torch.Tensor:
-    """Which of the ``complete`` rows ``(B,)`` are the same as an earlier one of their group."""
+    """True for the ``complete`` rows ``(B,)`` that are the same as an earlier one of their group."""
     seen, repeated = set(), torch.zeros_like(complete)
     for row in complete.nonzero().flatten().tolist():
         key = (row // rollouts.group_size, *rollouts.completion_ids[row][rollouts.completion_mask[row]].tolist())

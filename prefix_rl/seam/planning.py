@@ -1,4 +1,4 @@
-"""What is injected: which rows, which prefixes, how these are joined with what follows. Lists of ids, no tensors."""
+"""Prefixes: planned for rows, injected, joined with what follows. Lists of ids, no tensors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_text_only(method: Method, takes_images: bool) -> None:
 
 
 def begins(method: Method) -> bool:
-    """Whether the policy is to go on from token ids behind the prompt."""
+    """True if the policy is to go on from token ids behind the prompt."""
     return method.needs.prefixes or method.needs.further is not None
 
 
@@ -195,7 +195,7 @@ def problems_in_place(due: Sequence[int], own: slice, group_size: int) -> list[i
 
 
 def plan_of(method: Method, rows: Sequence[Row], step: Step) -> tuple[list[Prefix], list[bool]]:
-    """What each row starts from, and whether it was to start from a prefix.
+    """Prefix of each row, and True for each row that was to start from one.
 
     A row for which the method has no prefix was not, nor one that was to get a prefix of length 0.
     """

@@ -1,4 +1,4 @@
-"""What one process learns of the others."""
+"""The exchange of one process with the others."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Ranks:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device on which this process computes."""
         return self._accelerator.device
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes files."""
+        """True if this process is the one that writes files."""
         return self._accelerator.is_main_process
 
     def own(self, rows: int) -> slice:

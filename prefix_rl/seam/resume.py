@@ -1,4 +1,4 @@
-"""What a run needs to go on after it was cut off: order of the data, cost and memory, whole checkpoints, metrics."""
+"""Going on after a run was cut off: order of the data, cost and memory, whole checkpoints, metrics."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OrderOfEpoch(Sampler):
 
 
 class Spending(TrainerCallback, ExportableState):
-    """What the run has cost. It is saved with every checkpoint, so a resumed run goes on counting."""
+    """Cost of the run so far. It is saved with every checkpoint, so a resumed run goes on counting."""
 
     def __init__(self, **spent: float):
         self.cost = Cost(**spent)
@@ -59,7 +59,7 @@ class Spending(TrainerCallback, ExportableState):
 
 
 class Remembered(TrainerCallback, ExportableState):
-    """What the method remembers of the run, saved with every checkpoint and read back."""
+    """The method's memory of the run, saved with every checkpoint and read back."""
 
     def __init__(self, method: Method):
         self.method, self.memory = method, {}
@@ -76,7 +76,7 @@ class Remembered(TrainerCallback, ExportableState):
 
 
 class Saved:
-    """What changes in a run and is saved with every checkpoint: its cost, and what the method remembers."""
+    """The state that changes in a run and is saved with every checkpoint: its cost, and the method's memory."""
 
     def __init__(self, method: Method, spent: Cost):
         self._spending, self._remembered = Spending(**asdict(spent)), Remembered(method)
@@ -87,12 +87,12 @@ class Saved:
 
     @property
     def cost(self) -> Cost:
-        """What the run has cost so far."""
+        """Cost of the run so far, in tokens and operations."""
         return self._spending.cost
 
     @property
     def memory(self) -> Memory:
-        """What the method remembers of the run."""
+        """The method's memory of the run."""
         return self._remembered.memory
 
     def spend(self, cost: Cost) -> None:

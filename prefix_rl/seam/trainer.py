@@ -99,7 +99,7 @@ class PrefixTrainer(GRPOTrainer):
 
     @property
     def cost(self) -> Cost:
-        """What the run has cost so far."""
+        """Cost of the run so far, in tokens and operations."""
         return self._saved.cost
 
     def _step_now(self) -> Step:

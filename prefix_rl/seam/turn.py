@@ -1,4 +1,4 @@
-"""What ends a completion, told to whatever generates."""
+"""The ids that end a completion, told to whatever generates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..data.tokenizer import Turn, end_of_turn, turn_of
 
 
 def turn_behind(trainer, tokenizer, prompts: Sequence, prompt_ids: Sequence[Sequence[int]]) -> Turn:
-    """What the prompts end with, and what ends a completion; whatever generates is told of all of it.
+    """The ids that the prompts end with, and those that end a completion; whatever generates is told to stop at these.
 
     Args:
         trainer: TRL's.

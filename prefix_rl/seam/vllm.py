@@ -1,7 +1,7 @@
-"""What TRL asks of vLLM while training: a limit and a seed for each row.
+"""Generation by vLLM while training: a limit and a seed for each row.
 
 TRL gives all rows of a call one limit, so that behind a prefix more tokens are generated than the budget has, and one
-seed, or none, so that no rollout can be made again. Here each row is a request of its own: as many tokens as are left
+seed, or none, so that no rollout can be repeated. Here each row is a request of its own: as many tokens as are left
 of the budget, none at all behind a demonstration that is complete, and a seed that follows from the run's seed, the
 step and the row.
 
@@ -30,15 +30,15 @@ IN_FLIGHT = 64  # requests at a time; the connections that TRL's client keeps
 
 @dataclass(frozen=True)
 class Rows:
-    """What each row of a call may have."""
+    """Parameters of each row of a call."""
 
     limits: Sequence[int]
-    """Tokens; 0: nothing is generated."""
+    """Numbers of tokens; 0: nothing is generated."""
     seeds: Sequence[int]
 
 
 def generating(trainer: Any, ranks: Ranks) -> Callable[[Sequence[Prefix] | None, int], AbstractContextManager]:
-    """What goes around a call of TRL's generation, given the prefixes of this rank's rows (None: none is injected) and
+    """Context for a call of TRL's generation, by the prefixes of this rank's rows (None: none is injected) and
     their number: with vLLM each row's own limit and seed, with transformers each prompt encoded once."""
     if trainer.use_vllm:
         return EachRow(trainer, ranks)
@@ -148,12 +148,12 @@ class _Client(_StandIn):
 
 
 def difference(output: Mapping[str, torch.Tensor], prefixes: torch.Tensor, ranks: Ranks) -> dict[str, float]:
-    """How far the trainer's log-probabilities lie from the sampler's: the mean absolute difference, in nats, over the
+    """Distance of the trainer's log-probabilities from the sampler's: the mean absolute difference, in nats, over the
     sampled tokens of the rollouts that start with a prefix, and of those that do not. Empty where they are not known.
 
     Args:
         output: TRL's batch of this rank.
-        prefixes: bool ``(B, T)``, which tokens nobody sampled.
+        prefixes: bool ``(B, T)``, True on the tokens that nobody sampled.
     """
     sampled, trained = output.get("sampling_per_token_logps"), output.get("old_per_token_logps")
     if sampled is None or trained is None:

@@ -5,7 +5,7 @@ over several parts is the parts' own softmaxes, weighted by their sums: with ``l
 
     lse = log sum_k exp(lse_k),    out = sum_k exp(lse_k - lse) * out_k
 
-(Hydragen, arXiv 2402.05099, section 3.2). Backward, a part whose kernel is given the merged ``out`` and ``lse`` finds
+(Hydragen, arXiv 2402.05099, section 3.2). Backward, a part whose kernel gets the merged ``out`` and ``lse`` computes
 its probabilities ``exp(s - lse)`` and so its exact share of the gradients, as in ring attention (arXiv 2310.01889).
 No key is copied and no mask is built.
 """
@@ -129,7 +129,7 @@ def kernels_for(query: Tensor):
     """(forward, backward) for this device and type, or None.
 
     ``forward(q, k, v, causal, scale) -> (out, lse, *state)`` and ``backward(grad, q, k, v, out, lse, causal, scale,
-    *state) -> (dq, dk, dv)``, which takes ``lse`` as given. The state is that of a dropout that there is not, so the
+    *state) -> (dq, dk, dv)``, where ``lse`` is a constant. The state is that of a dropout that there is not, so the
     last part's will do for all.
     """
     kind, device = query.dtype, query.device.type

@@ -75,7 +75,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_width: int) -> Pa
 
 
 def unsupported(inner: nn.Module, model: nn.Module | None = None) -> str | None:
-    """Why the rows of this transformers model cannot be packed, or None; ``model`` is what it is wrapped in.
+    """Reason why the rows of this transformers model cannot be packed, or None; ``model`` is what it is wrapped in.
 
     What is refused looks at tokens in another way than through transformers' attention interface (recurrent and
     convolutional layers, sinks), has positions that rotation does not give, puts tokens of its own before each row
@@ -111,14 +111,14 @@ def transformers_model(model: nn.Module, unwrap: Callable[[nn.Module], nn.Module
 
 
 def relative_positions(inner: nn.Module) -> bool:
-    """Whether only distances between tokens count: rotary positions, with frequencies that no input changes."""
+    """True if only distances between tokens count: rotary positions, with frequencies that no input changes."""
     rope = getattr(inner.config.get_text_config(), "rope_parameters", None) or {}
     kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
     return bool(rope) and not kinds & {"dynamic", "longrope"}
 
 
 def has_virtual_tokens(model: nn.Module | None) -> bool:
-    """Whether a prompt-learning adapter of peft (prompt tuning, prefix tuning) is among what wraps a model."""
+    """True if a prompt-learning adapter of peft (prompt tuning, prefix tuning) is among what wraps a model."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     configs = [config for module in modules for config in (getattr(module, "peft_config", None) or {}).values()]
     return any(config.is_prompt_learning for config in configs)
@@ -197,7 +197,7 @@ class Encoder:
     def sizes(
         self, model, inner, of_all_ranks: Callable[[list], list], rows: Sequence[Sequence[int]], parts: int
     ) -> list[int] | None:
-        """How many of these ordered rows each of ``parts`` micro-batches takes; None: all as many.
+        """Numbers of these ordered rows in each of ``parts`` micro-batches; None: equally many.
 
         They are balanced where rows are packed; TRL gathers by row, so all ranks cut alike.
         """
@@ -208,7 +208,7 @@ class Encoder:
         return None if None in ranks else balanced(ranks, parts)
 
     def refuses(self, model, inner, longest: int) -> str | None:
-        """Why rows of which the longest has so many tokens take the plain path, or None."""
+        """Reason why rows take the plain path, or None; ``longest``: number of tokens of the longest row."""
         window = window_of(inner)
         beyond = window is not None and longest > window
         why = self._always_refuses(model, inner)

@@ -224,7 +224,7 @@ def _prefill(
 
 
 def _chunks(lengths: list[int]) -> list[tuple[int, int]]:
-    """Where to cut ascending lengths into pieces that are encoded together.
+    """Pieces ``(first, end)`` of ascending lengths that are encoded together.
 
     >>> _chunks([100, 110, 125, 126, 300])
     [(0, 3), (3, 4), (4, 5)]

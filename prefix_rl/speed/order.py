@@ -1,4 +1,4 @@
-"""Which rows meet in a micro-batch.
+"""The order of rows, by which alike ones meet in a micro-batch.
 
 A row's loss does not depend on its micro-batch where the normalizer is a constant (Dr.GRPO, arXiv 2503.20783, section
 3.2), so that rows may change places within the micro-batches of one optimizer step, and micro-batches may take unequal
@@ -24,7 +24,7 @@ SLACK = 0.05
 
 
 def may_reorder(args, has_images: bool) -> bool:
-    """Whether the loss of a row is the same in every micro-batch of its step, by TRL's arguments."""
+    """True if the loss of a row is the same in every micro-batch of its step, by TRL's arguments."""
     constant = args.loss_type in CONSTANT_NORMALIZER and args.top_entropy_quantile == 1.0 and not has_images
     bonus = args.entropy_coef or args.use_adaptive_entropy  # a mean over the tokens of the micro-batch
     return constant and not bonus
@@ -40,7 +40,7 @@ def regrouped(
     Args:
         micro_batches: TRL's.
         accumulation: micro-batches of an optimizer step.
-        sizes_of: how many of these ordered rows each of so many micro-batches takes; None: all as many.
+        sizes_of: from ordered rows and a number of micro-batches to the number of rows in each; None: equally many.
     """
     made = [dict(batch) for batch in micro_batches]
     for window in windows(len(made), accumulation):
@@ -86,7 +86,7 @@ def overlaps(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
 
 
 def balanced(ranks: Sequence[Sequence[tuple[int, int]]], parts: int) -> list[int]:
-    """How many rows each micro-batch takes, so that the largest holds about as few distinct tokens as it can.
+    """Number of rows of each micro-batch, so that the largest holds about as few distinct tokens as it can.
 
     A micro-batch of the rows ``i ... j`` encodes ``tokens_i + sum_{k=i+1..j} (tokens_k - shared_k)`` tokens: what row
     ``i`` shares with the row before it is encoded again. Of all cuts whose largest micro-batch is at most :data:`SLACK`

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Speed:
-    """What is done to compute less; no setting changes what is learned (see docs/speed.md).
+    """Savings of computation; no setting changes what is learned (see docs/speed.md).
 
     >>> Speed(shared_prefix=False, trim=False, order=False, shared_prefill=False) == OFF
     True
@@ -17,7 +17,7 @@ class Speed:
     shared_prefix: bool = True
     """Pack the rows of a micro-batch without padding, and encode what they share once."""
     trim: bool = True
-    """Where that is not supported: leave out the columns of a micro-batch that hold padding alone."""
+    """Leave out the columns of a micro-batch that hold padding alone, where shared prefixes are not supported."""
     order: bool = True
     """Put rows that share a prefix into the same micro-batch."""
     balance: bool = True

@@ -1,4 +1,4 @@
-"""What rows share, laid out once: a trie of token ids as one packed sequence.
+"""Tokens that rows share, laid out once: a trie of token ids as one packed sequence.
 
 Rows that begin alike hold the same hidden states where they are alike, since a causal model looks back only. The rows
 of a micro-batch are therefore a trie, and each of its nodes is encoded once::
@@ -32,7 +32,7 @@ class Node:
     end: int
     until: int
     path: tuple[tuple[int, int], ...]
-    """Where its ancestors' tokens stand, from the root on."""
+    """Slices of its ancestors' tokens, from the root on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +101,6 @@ def lay_out(rows: Sequence[Sequence[int]], minimum_saving: int = MINIMUM_SAVING)
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens they share from the first on."""
+    """Number of tokens that they share, from the first on."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
