@@ -40,6 +40,7 @@ def group_centered(
     rewards_PG = rewards.view(-1, group_size)
     counted_PG = rewards_PG if without is None else rewards_PG.masked_fill(without.view(-1, group_size), torch.nan)
     baseline_P = torch.nanmean(counted_PG, dim=1)
+    # NaN: the row has no reward, or no row of its group is left to take the mean of
     return torch.nan_to_num(rewards - baseline_P.repeat_interleave(group_size), nan=0.0)
 
 
@@ -110,7 +111,9 @@ def prefix_tree(
         left = torch.cat([agree, torch.zeros_like(agree[:, :1])], dim=1).int().argmin(dim=1, keepdim=True)
         count.scatter_add_(1, left, scored[other].double().unsqueeze(1))
         total.scatter_add_(1, left, values[other].unsqueeze(1))
+    # a completion that leaves row i at depth d agrees with it at every depth before
     count, total = (x.flip(1).cumsum(dim=1).flip(1) for x in (count, total))
     value = total / count
+    # as many completions before and behind a token: nobody turns off there
     turned = (count[:, 1:] != count[:, :-1]) & mask & scored.unsqueeze(1)
     return torch.where(turned, value[:, 1:] - value[:, :-1], 0.0).to(rewards.dtype)

@@ -30,7 +30,7 @@ def tokenizer_of(model: str | PreTrainedModel) -> PreTrainedTokenizerBase:
 
 
 def demonstrations_and_answers(dataset: Dataset) -> tuple[Sequence[Sequence[str | dict[str, Any]]], list[str]]:
-    """Of each row its demonstrations and its gold answer, as the training reward reads it: a number as it is written,
+    """Demonstrations and gold answer of each row, as the training reward reads them: a number as it is written,
     null as an empty text.
 
     Raises:

@@ -134,7 +134,7 @@ class Taken(Exception):
 
 
 class Lock:
-    """One process at a time. The same :class:`Lock` may be held several times within each other.
+    """A lock for one process at a time. The same :class:`Lock` may be held several times within each other.
 
     The system keeps the lock and gives it back when the process ends, be it by ``kill -9``. Beside it, in
     ``<path>.by``, stands who has it.
@@ -216,7 +216,7 @@ class Parts:
 
     folder: Path
     name: str
-    """Of a part, with a place for its number: ``"part-{:06}.parquet"``."""
+    """Name of a part, with a place for its number: ``"part-{:06}.parquet"``."""
     schema: Callable[[], Schema] | None = None
     """The columns; None: those of the rows."""
     checksums: bool = False

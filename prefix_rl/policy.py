@@ -51,9 +51,9 @@ class Place:
     path: str
     """A folder, or a name on the hub."""
     base: str
-    """Of adapters the model that they belong to; else ``path``."""
+    """The model that adapters belong to; without adapters ``path``."""
     revision: str | None = None
-    """Of ``base``, on the hub."""
+    """Revision of ``base`` on the hub."""
 
     @property
     def adapters(self) -> str | None:
@@ -216,7 +216,7 @@ class Policy:
         return {**self.loading, **adapters.quantization(self.recipe.model)}
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the adapters if they came with one, else that of the model."""
+        """Tokenizer of the adapters if they came with one, else that of the model."""
         source = self.path if not self.adapters or has_tokenizer(Path(self.adapters)) else self.base
         revision = {"revision": self.revision} if self.revision and source == self.base else {}
         return load_tokenizer(source, **revision)

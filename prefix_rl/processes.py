@@ -29,7 +29,7 @@ class Processes:
 
     @classmethod
     def launched(cls) -> Processes:
-        """As ``accelerate launch`` says; one process if nothing launched it."""
+        """The processes that ``accelerate launch`` started; one process if nothing launched it."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property

@@ -79,13 +79,13 @@ def bar(what: str, total: int | None, unit: str = "") -> Iterator[Callable[..., 
 
 
 class Speedometer:
-    """Counter of the tokens that are generated in a second."""
+    """Speed of generation, in tokens a second."""
 
     def __init__(self, before: int = 0) -> None:
         self._began, self._before = time.monotonic(), before
 
     def told(self, tokens: int) -> str:
-        """In words, ``tokens`` having been generated in all."""
+        """The speed in words, from ``tokens``, the number generated in all."""
         return f"{(tokens - self._before) / max(time.monotonic() - self._began, 1e-9):,.0f} tokens/s"
 
 

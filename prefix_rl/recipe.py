@@ -38,7 +38,7 @@ from .speed.settings import Speed
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 LAB = "lab"
-"""As a model or a data set: the lab's own."""
+"""Name of the lab's own model, and of its data set."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Model:
     revision: str | None = None
     """A branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the loaded weights; null: float32. bfloat16 belongs to DeepSpeed, whose optimizer keeps float32 masters."""
+    """Type of the weights; null: float32. bfloat16 belongs to DeepSpeed, whose optimizer keeps float32 masters."""
     attn_implementation: str | None = None
-    """As transformers names it: sdpa, flash_attention_2, ..."""
+    """Attention, by its name in transformers: sdpa, flash_attention_2, ..."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
     date: str | None = None

@@ -26,9 +26,9 @@ from typing import Any
 DOING = ("training", "evaluating", "collecting")
 """Activities that are recorded, each in a file of its own: a checkpoint may be evaluated while its run trains on."""
 BEAT_SECONDS = 5.0
-"""Between two signs of life."""
+"""Seconds between two signs of life."""
 SILENT_SECONDS = 60.0
-"""A process on another machine that was not heard of for so long has died, or its machine cannot be reached."""
+"""Seconds without a sign of life after which a process on another machine has died or cannot be reached."""
 PATIENCE, PATIENCE_SECONDS, FIRST_SECONDS = 10, 120.0, 1800.0
 """A run hangs once it is no further after 10 times its usual pace and 2 minutes; before its first step, 30 minutes."""
 
@@ -55,6 +55,7 @@ class _Record:
         if before.get("what") == what and done > before["done"]:
             self.paces.append(now - self.moved)
         elif before.get("what") != what:
+            # another kind of work has another pace
             self.paces.clear()
         self.moved = now
         self.content["progress"] = {"what": what, "done": done, "total": total}
@@ -70,6 +71,7 @@ class _Record:
                 **self.content, "beat": time.time(), "moved": self.moved,
                 "pace": median(self.paces) if self.paces else None, "where": _where(self._main),
             }  # fmt: skip
+            # by process: of two that write at once neither renames the other's half
             beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
             try:
                 beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -159,6 +161,7 @@ def _born(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+    # fields 3 (Z, X: ended, not yet reaped) and 22 (start) of proc(5), counted behind the name, which may hold blanks
     return None if fields[0] in "ZX" else fields[19]
 
 
@@ -183,7 +186,7 @@ class State:
     name: str
     """``running``, ``hangs``, ``died``, ``ended``, ``stopped``, ``failed``, or ``unknown``."""
     says: str
-    """The same for a person, with what is known of it."""
+    """The state as a sentence for a person, with what is known of it."""
     progress: Mapping[str, Any] | None = None
 
 

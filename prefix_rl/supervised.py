@@ -66,6 +66,7 @@ def micro_batches(settings: Supervised, ranks: int) -> tuple[int, int]:
             "processes; make it a multiple of their number"
         )
     own = settings.batch_size // ranks
+    # a divisor, so that whole micro-batches make an optimizer step
     micro = max(n for n in range(1, min(settings.per_device_batch_size, own) + 1) if own % n == 0)
     return micro, own // micro
 
@@ -112,6 +113,7 @@ def fine_tune(
     resume = last_whole(folder)
     if resume:
         check_continues(resume, {**facts, "world_size": trainer.args.world_size})
+    # DeepSpeed's stage 3 leaves empty tensors on a rank, with their size in ds_numel
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -151,6 +153,7 @@ def _trainer(
     args = SFTConfig(
         **shared,
         output_dir=str(folder),
+        # the rows of all epochs stand in the data set, in the order of `order`
         num_train_epochs=1,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
@@ -159,7 +162,9 @@ def _trainer(
         lr_scheduler_kwargs={"min_lr_rate": settings.min_lr},
         warmup_steps=round(settings.warmup * steps),
         train_sampling_strategy="sequential",
+        # each token weighs the same, whichever rank has it
         average_tokens_across_devices=True,
+        # `rows` leaves out what is too long; TRL's default would cut it without a word
         max_length=None,
         packing=False,
         eval_strategy="no",

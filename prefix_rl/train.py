@@ -96,6 +96,7 @@ def _reinforce(
         place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
         say(f"stopped at step {trainer.state.global_step}; {place}. The same command goes on from there.")
         raise
+    # beside its place: a process that is killed meanwhile leaves no half policy under the name
     trainer.save_model(str(run / _PARTIAL))
     if is_main():
         _record_cost(run, trainer.cost)
@@ -250,6 +251,7 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
     try:
         return GRPOConfig(
             output_dir=recipe.output.dir,
+            # rewards and methods read columns that the model does not
             remove_unused_columns=False,
             model_init_kwargs=dict(loading or {}) or None,
             **{**recipe.arguments, **changes},

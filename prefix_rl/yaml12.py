@@ -16,11 +16,13 @@ from .errors import RecipeError
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema, in which 1e-6 is a number and ``off`` a word, and in which no key stands twice."""
 
+    # emptied: PyYAML's own are those of version 1.1, where ``off`` is false and 1e-6 a text
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for (key_node, _), key in zip(node.value, keys, strict=True):
+            # PyYAML would take the last one without a word
             if keys.count(key) > 1 and key != "<<":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -39,6 +41,7 @@ for _tag, _pattern, _starts in (
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _starts]
     )
+# PyYAML's own reads 010 as octal, as version 1.1 has it
 _Loader.add_constructor(
     "tag:yaml.org,2002:int", lambda loader, node: int(node.value, 0 if node.value.startswith(("0o", "0x")) else 10)
 )

@@ -37,7 +37,7 @@ class Counts:
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompts: not computed, as they stood in the engine's prefix cache."""
+    """Number of prompt tokens not computed, as they stood in the engine's prefix cache."""
     generated_tokens: int = 0
 
     def plus(self, prompt: int, cached: int | None, generated: int) -> None:

@@ -44,7 +44,7 @@ class _Fault(Exception):
 
 @dataclass
 class Endpoint:
-    """One server, and how it does."""
+    """One server, and its state: whether it answers, its version and its failures."""
 
     url: str
     facts: dict[str, Any] = field(default_factory=dict)

@@ -20,23 +20,23 @@ class EngineSettings:
     """transformers; vllm: in this process; server: OpenAI-compatible endpoints that take and return token ids (`vllm
     serve`, SGLang)."""
     endpoints: tuple[str, ...] = ()
-    """Of server: their addresses, http://HOST:PORT; requests are shared out among them."""
+    """server: addresses, http://HOST:PORT; requests are shared out among them."""
     served_model: str | None = None
-    """Of server: the name under which the endpoints serve the policy; null: the policy's own name or folder."""
+    """server: the name under which the endpoints serve the policy; null: the policy's own name or folder."""
     max_in_flight: Annotated[int, Ge(1)] = 64
-    """Of server: requests in the making at each endpoint."""
+    """server: number of requests in the making at each endpoint."""
     timeout: Annotated[float, Gt(0)] = 1800.0
-    """Of server: seconds until a completion must be there."""
+    """server: seconds until a completion must be there."""
     retries: Annotated[int, Ge(0)] = 6
-    """Of server: how often in a row an endpoint may fail before it is left out, and one request before all stops."""
+    """server: failures in a row that an endpoint may have before it is left out, and one request before all stops."""
     retry_wait: Annotated[float, Gt(0)] = 1.0
-    """Of server: seconds to wait after a failure; twice as long after each further one, at most a minute."""
+    """server: seconds to wait after a failure; twice as long after each further one, at most a minute."""
     tensor_parallel_size: Annotated[int, Ge(1)] = 1
-    """Of vllm: GPUs that hold one copy of the model."""
+    """vllm: number of GPUs that hold one copy of the model."""
     gpu_memory_utilization: Annotated[float, Interval(gt=0, le=1)] = 0.9
-    """Of vllm: the share of a GPU's memory that it takes."""
+    """vllm: the share of a GPU's memory that it takes."""
     enforce_eager: bool = False
-    """Of vllm: no CUDA graphs; it starts sooner and generates more slowly."""
+    """vllm: no CUDA graphs; it starts sooner and generates more slowly."""
 
     def faults(self) -> list[str]:
         """Faults of these settings, in words.

@@ -104,7 +104,7 @@ def rows_of(card: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown."""
+    """The rows as a table in Markdown."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
@@ -162,7 +162,7 @@ The first prompt, as the policy saw it:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that the numbers depend on, and of Python."""
+    """Versions of the packages that the numbers depend on, and of Python."""
     import platform
 
     from .. import __version__

@@ -30,7 +30,7 @@ def accuracy(right: Sequence[Sequence[bool]], confidence: float = 0.95) -> Accur
     """The share of right samples (avg@k), with the interval of :func:`estimate`.
 
     Args:
-        right: for each problem, whether each of its k samples is right.
+        right: for each problem, True for each of its k samples that is right.
         confidence: of the interval.
 
     >>> str(accuracy([[True]] * 8 + [[False]] * 2))
@@ -55,7 +55,7 @@ def estimate(*benchmarks: Sequence[float], samples: int = 1, confidence: float =
 
     Args:
         benchmarks: one value in [0, 1] for each problem, for each benchmark.
-        samples: how many samples of a problem stand behind its value.
+        samples: number of samples of a problem that stand behind its value.
         confidence: of the interval.
 
     >>> str(estimate([1.0, 0.5, 0.0, 0.0], [1.0, 1.0, 0.5, 0.5], samples=2))
@@ -69,14 +69,16 @@ def estimate(*benchmarks: Sequence[float], samples: int = 1, confidence: float =
         return Accuracy(p, *wilson(p, problems, confidence), problems, samples)
     variance = sum(share**2 * _variance_of_mean(values) for values in benchmarks)
     if variance > 0:
+        # at least one trial, at most as many as samples
         effective = min(max(p * (1 - p) / variance, 1), problems * samples)
     else:
+        # every value is 0, or every one is 1: each problem counts as one trial
         effective = 1 / sum(share**2 / len(values) for values in benchmarks)
     return Accuracy(p, *wilson(p, effective, confidence), problems, samples)
 
 
 def _variance_of_mean(values: Sequence[float]) -> float:
-    """Of the mean over problems, drawn towards the largest that there can be."""
+    """Variance of the mean over problems, drawn towards the largest that there can be."""
     n, mean = len(values), fmean(values)
     squares = sum((v - mean) ** 2 for v in values) + _PRIOR_PROBLEMS * mean * (1 - mean)
     return squares / (n - 1 + _PRIOR_PROBLEMS) / n
@@ -127,10 +129,10 @@ def majority_at_k(right: int, others: Sequence[int], silent: int, k: int) -> flo
     tied answers.
 
     Args:
-        right: how many samples are right; they have one answer.
-        others: how many samples have each of the other answers.
-        silent: how many have none.
-        k: how many vote.
+        right: number of samples that are right; they have one answer.
+        others: number of samples with each of the other answers.
+        silent: number of samples without an answer.
+        k: number of samples that vote.
 
     Raises:
         ValueError: if k is larger than the number of samples.

@@ -64,7 +64,7 @@ def _schema():
 
 
 def prompt_hash(job: Job) -> str:
-    """Of the ids that a completion goes on from; a sample of another prompt is not taken for one of this."""
+    """Hash of the ids that a completion goes on from: a sample of another prompt is not taken for one of this."""
     return hashlib.sha256(repr((list(job.prompt_ids), list(job.prefix_ids))).encode()).hexdigest()[:16]
 
 
@@ -86,7 +86,7 @@ def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Of several processes that sample into a folder, one at a time adds to it."""
+    """A lock on the folder: of several processes that sample into it, one at a time adds to it."""
     with Lock(folder / ".adding.lock").held(lambda who: None):
         yield
 

@@ -32,7 +32,7 @@ class Evaluation:
     samples: Annotated[int, Ge(1)] | None = None
     """Completions for each problem; null: the benchmark's own number (32 for AIME and AMC, 1 elsewhere)."""
     k: tuple[Annotated[int, Ge(1)], ...] = ()
-    """Of pass@k and maj@k; empty: the number of samples."""
+    """Values of k for pass@k and maj@k; empty: the number of samples."""
     temperature: Annotated[float, Ge(0)] = 1.0
     """0: greedy. Where there is no recipe `prefix-rl evaluate` takes 0.6."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
@@ -43,6 +43,6 @@ class Evaluation:
     """Completions in the making at a time in one process; null: 64, with vLLM 1,024. Servers have
     engine.max_in_flight."""
     prefix_fractions: tuple[Fraction, ...] = ()
-    """Also the accuracy from these fractions of a demonstration."""
+    """Fractions of a demonstration from which the accuracy is measured too."""
     seed: int = 0
-    """Of all sampling."""
+    """Seed of all sampling."""

@@ -110,6 +110,7 @@ def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
 
     waiting = {job.folder: job for job in jobs if job.result() is None}
     done = len({job.folder for job in jobs}) - len(waiting)
+    # one collection for each store, however many runs learn from it
     collecting = {job.traces: job for job in waiting.values() if job.collect}
     failed: list[str] = []
     running: dict[Path, str] = {}
@@ -149,11 +150,13 @@ def _run_all(what: str, jobs: Sequence[Job], processes: int) -> list[str]:
 
 
 def _run(job: Job, command: str, stop: threading.Event) -> str | None:
-    """One run in a process of its own; what to say if it fails."""
+    """Runs one job in a process of its own; returns a sentence if it fails, else None."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = job.folder / f"{command}.log"
+    # runs share the cores: threads of each would wait for those of the others
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("w", encoding="utf-8") as file:
+        # a session of its own: Ctrl-C reaches the ladder alone, which then stops its runs one by one
         process = subprocess.Popen(
             [sys.executable, "-m", "prefix_rl.ladders.one", command, job.described()],
             stdout=file, stderr=file, env=environment, start_new_session=True,

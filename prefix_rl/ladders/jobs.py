@@ -32,7 +32,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the run, for people."""
         what = f"try {self.trial}" if self.trial is not None else f"seed {self.seed}"
         return f"{self.cell.arm}/{self.cell.regime} {what}"
 

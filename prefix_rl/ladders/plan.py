@@ -38,7 +38,7 @@ class Collect:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train."""
+    """One way to train: a recipe and its settings."""
 
     recipe: str
     """The recipe, relative to the ladder's file."""
@@ -75,7 +75,7 @@ class Search:
     """The search by which settings are chosen."""
 
     tries: dict
-    """For each arm a list of settings to try (``block.key: value``); as many for each."""
+    """Lists of settings to try (``block.key: value``), by arm; equally many for each."""
     regimes: tuple[str, ...]
     """Regimes in which they are tried. In other regimes the settings chosen in the first of these hold."""
     seed: int = 1000
@@ -101,7 +101,7 @@ class Ladder:
     output: str
     """The folder of the runs and of the tables."""
     seeds: tuple[int, ...]
-    """Each arm runs once with each."""
+    """Seeds; each arm runs once with each."""
     arms: dict
     """Arms, by their names."""
     regimes: dict

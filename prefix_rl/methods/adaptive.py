@@ -131,6 +131,7 @@ class Adaptive(Combined):
     def fraction(self, row: Row, step: Step) -> float:
         """The share of a demonstration that a row is to get."""
         common, own = self._state(step.memory)
+        # by group: its rollouts share one length
         u = uniform(_KEY, step.seed, step.index, row.problem, row.group)
         state = own.get(str(row.problem)) or self.controller.unseen(common)
         return self.annealed(step) * self.controller.fraction(state, common, u)
@@ -145,6 +146,7 @@ class Adaptive(Combined):
 
     def remember(self, memory: Memory, rollouts: Rollouts) -> Memory:
         memory = super().remember(memory, rollouts)
+        # shortened lengths are not the controller's, so their success says nothing of it
         if self.annealed(rollouts.step) < 1:
             return memory
         common, own = self._state(memory)
@@ -170,7 +172,7 @@ class Adaptive(Combined):
         common, own = self._state(memory)
         if not own:
             return {}
-        middle = 0.5 * (1 + self.controller.unaided)  # of the draws that give something
+        middle = 0.5 * (1 + self.controller.unaided)  # the middle of the draws that inject something
         lengths = [self.controller.fraction(state, common, middle) for state in own.values()]
         return {
             "adaptive/problems": float(len(own)),

@@ -11,7 +11,7 @@ from typing import ClassVar
 from .base import Method
 
 QUESTIONS = tuple(name for name in vars(Method) if not name.startswith("_"))
-"""All that a method is asked."""
+"""Names of all questions that a method is asked."""
 
 
 def _hand_on(cls: type) -> type:

@@ -26,7 +26,7 @@ def credit_among_unprefixed(rollouts: Rollouts) -> Float[Tensor, "B T"]:
 
 
 def imitation_weights(rollouts: Rollouts, weight: float) -> Float[Tensor, "B T"]:
-    """On injected tokens the weight of their NLL in units of ``1 / (B * L)``, elsewhere 0.
+    """Weight of the NLL of each injected token in units of ``1 / (B * L)``, 0 on the others.
 
     With it :func:`imitation_loss` adds up to ``weight`` times the mean NLL over all injected tokens of the generation
     batch, however that is cut into micro-batches and ranks.

@@ -50,7 +50,7 @@ class PPPO(Method):
     progressive: bool = True
     """Raise it when the evaluation reward stalls; this needs evaluation during training."""
     step: Share = 0.05
-    """By how much it is raised."""
+    """Amount by which it is raised."""
     most: Share = 0.35
     """Largest share that it is raised to."""
     patience: Annotated[int, Ge(1)] = 2
@@ -112,8 +112,10 @@ class PPPO(Method):
         rewards = _accumulated(torch.cat([rollouts.rewards.unsqueeze(1), rollouts.continued], dim=1))
         credit = group_centered(rewards, rollouts.group_size)
         if self.normalize:
+            # 1e-6: in a group without differences the deviation is 0
             credit = credit / (group_std(rewards, rollouts.group_size) + 1e-6)
         if self.normalizer == "tokens":
+            # undoes the constant normalizer of dr_grpo, and divides by the tokens of the batch
             constant = len(rewards) * rollouts.step.max_completion_length
             credit = credit * (constant / rollouts.completion_mask.sum().clamp(min=1))
         return to_tokens(credit, rollouts.completion_mask)

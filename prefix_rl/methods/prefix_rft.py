@@ -106,10 +106,12 @@ class PrefixRFT(Method):
         if row.member >= self.prefixed or not row.demonstrations:
             return None
         drawn = draw_fraction(*self.bounds(step), uniform("fraction", step.seed, step.index, row.index))
+        # a token is left to the policy
         longest = step.max_completion_length - 1
         return cut(
             row.drawn("demonstration", step.seed, step.index, row.index),
             drawn if row.fraction is None else row.fraction,
+            # length 0 by a controller is meant, not a prefix that is too short
             min_tokens=0 if row.fraction == 0 else self.min_prefix_tokens,
             max_tokens=min(self.max_prefix_tokens or longest, longest),
         )
@@ -120,6 +122,7 @@ class PrefixRFT(Method):
             group_centered(rollouts.rewards, rollouts.group_size, without=without), rollouts.completion_mask
         )
         if self.credit == "released":
+            # 0 where the rollout could not be scored: it moves nothing
             of_prefixed = rollouts.prefixed.unsqueeze(1) & rollouts.continuation_mask
             credit = torch.where(of_prefixed, torch.nan_to_num(rollouts.rewards).unsqueeze(1), credit)
         return credit
@@ -142,5 +145,6 @@ def _random_scores(rollouts: Rollouts) -> Float[Tensor, "B T"]:
     for row, length in enumerate(rollouts.prefix_mask.sum(dim=1).tolist()):
         if length:
             seed = int(uniform("tokens", rollouts.step.seed, rollouts.step.index, row) * 2**53)
+            # on the CPU, so that the numbers are the same on every device
             scores[row, :length] = torch.rand(length, generator=torch.Generator().manual_seed(seed))
     return scores.to(rollouts.prefix_mask.device)

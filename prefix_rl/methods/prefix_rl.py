@@ -67,7 +67,7 @@ class PrefixRL(Method):
         return [self.plain + (cuts if has else 0) for has in demonstrated]
 
     def prefix(self, row: Row, step: Step) -> Prefix | None:
-        """The same for all rows of a group: it depends on the problem, its copy and, if re-drawn, the step."""
+        """A prefix, the same for all rows of a group: it depends on problem, copy and, if re-drawn, the step."""
         if row.copy < self.plain or not row.demonstrations:
             return None
         key = (step.seed, row.problem, row.copy, *((step.index, row.group) if self.redraw else ()))

@@ -47,7 +47,7 @@ class ReLIFT(Method):
         return Needs(prefixes=self.supervise, whole=True)
 
     def prefix(self, row: Row, step: Step) -> Prefix | None:
-        """The same for all rows of a group: it depends on the step and the problem."""
+        """A prefix, the same for all rows of a group: it depends on the step and the problem."""
         if row.problem not in step.due or not row.demonstrations:
             return None
         return whole(row.drawn("demonstration", step.seed, step.index, row.problem), step.max_completion_length)
@@ -73,11 +73,13 @@ class ReLIFT(Method):
             return memory
         asked, due = memory.get("demonstrated", 0), memory.get(DUE, [])
         counts = {"demonstrated": asked, "supervised": memory.get("supervised", 0) + len(due)}
+        # a supervised batch holds demonstrations: nothing of it failed
         if due:
             return {**counts, "waiting": memory["waiting"], DUE: []}
         first = slice(None, None, rollouts.group_size)
         demonstrated = rollouts.demonstrated[first]
         failed = rollouts.problems[first][demonstrated & _failed(rollouts)].tolist()
+        # each question once, the longest waiting first
         waiting = list(dict.fromkeys([*memory.get("waiting", []), *failed]))
         batch = len(demonstrated)
         taken = batch if len(waiting) >= max(self.buffer or 0, batch) else 0

@@ -36,7 +36,7 @@ class SFTLoss(Method):
     demonstrations: Annotated[int, Ge(0)] = 1
     """Rollouts of a group that are whole demonstrations."""
     weight: Annotated[float, Ge(0)] = 0.1
-    """Of the supervised term; with the chord schedule its peak, at most 1 (the paper: 0.9)."""
+    """Weight of the supervised term; with the chord schedule its peak, at most 1 (the paper: 0.9)."""
     schedule: Literal["constant", "chord"] = "constant"
     """constant: the term is added. chord: the loss is a mixture, and the weight warms up and decays."""
     end: Fraction = 0.05
@@ -79,6 +79,7 @@ class SFTLoss(Method):
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         credit = credit_among_unprefixed(rollouts)
+        # CHORD mixes: (1 - mu) of credit, mu of the supervised term
         mixture = self.schedule == "chord" and self.demonstrations > 0
         return credit * (1 - self.mixed(rollouts.step)) if mixture else credit
 

@@ -44,7 +44,7 @@ class TEMPO(Combined):
     of: Method = field(default_factory=DrGRPO)
     """The method that answers the other questions; the paper: dr_grpo."""
     weight: Annotated[float, Ge(0)] = 1
-    """Of the temporal difference."""
+    """Weight of the temporal difference."""
     normalize: bool = True
     """Divide by the group's standard deviation, as GRPO does and the paper's code."""
 

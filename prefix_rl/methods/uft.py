@@ -52,7 +52,7 @@ class UFT(Method):
     horizon: Annotated[int, Ge(1)] | None = None
     """The optimizer step from which on there are no hints; null: 0.6 of the run (the paper: 300 of 500)."""
     weight: Annotated[float, Ge(0)] = 0.001
-    """Of the supervised term on the hints."""
+    """Weight of the supervised term on the hints."""
 
     @property
     def needs(self) -> Needs:
@@ -76,7 +76,9 @@ class UFT(Method):
 
     def probability(self, step: Step) -> float:
         """``p_t``: the share of the pieces that is shown on average at this step."""
+        # the authors' code: step 300 of 500
         horizon = self.horizon or max(round(0.6 * step.total), 1)
+        # the cosine may end above 0; behind the horizon there is no hint at all
         return cosine_decay(self.start, self.end, horizon)(step.index) if step.index < horizon else 0.0
 
     def shown(self, group: int, step: Step) -> int:
@@ -87,7 +89,7 @@ class UFT(Method):
         return binomial(self.count, self.probability(step), u)
 
     def prefix(self, row: Row, step: Step) -> Prefix | None:
-        """The same for all rows of a group."""
+        """A hint, the same for all rows of a group."""
         shown = self.shown(row.group, step) if row.demonstrations else 0
         if not shown:
             return None

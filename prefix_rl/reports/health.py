@@ -32,7 +32,7 @@ class Thresholds:
     solved: float = 0.9
     """A reward without prefix from which on a low entropy, or groups that are all right, are success."""
     improves: float = 0.02
-    """By so much the mean reward rises from one window to the next where a low entropy is no harm yet."""
+    """Rise of the mean reward from one window to the next at which a low entropy is no harm yet."""
     no_signal: float = 0.8
     """Share of the groups whose rollouts all got the same reward."""
     never_right: float = 0.02
@@ -79,7 +79,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule."""
+    """One rule: metrics, a look at them, and advice."""
 
     name: str
     metrics: tuple[str, ...]
@@ -115,6 +115,7 @@ class _Look:
     @property
     def solved(self) -> bool:
         """True if the policy alone is nearly always right, as far as it was measured."""
+        # the first that is logged: evaluations have no prefixes, `reward` may have some
         for key in ("eval_reward", "reward_without_prefix", "reward"):
             if found := self.values(key):
                 return fmean(found[-WINDOW:]) >= self.at.solved
@@ -133,6 +134,7 @@ class _Look:
 def _entropy(look: _Look) -> str | None:
     key = "entropy_continuation" if look.values("entropy_continuation") else "entropy"
     now, start = look.now(key), look.start(key)
+    # a policy that is right, or still gets better, may be sure of itself
     if now is None or look.solved or look.improves:
         return None
     if now <= look.at.entropy_nats:
@@ -168,6 +170,7 @@ def _gap(look: _Look) -> str | None:
     if with_prefix is None or alone is None or with_prefix - alone < look.at.gap:
         return None
     share = look.step("reward_with_prefix") / look.total if look.total else 0.0
+    # early in the schedule prefixes are meant to help
     if share < look.at.gap_from:
         return None
     return f"{with_prefix:.2f} with prefix and {alone:.2f} without, at {_percent(min(share, 1.0))} of the schedule"
@@ -220,6 +223,7 @@ def _slow(look: _Look) -> str | None:
     found = look.values("step_time")
     if len(found) <= ENOUGH:
         return None
+    # without the last step itself, and of the recent ones alone: lengths change over a run
     usual = median(found[-201:-1])
     return f"the last step took {found[-1]:.1f} s, the median before is {usual:.1f} s" if (
         found[-1] > look.at.slow_step * usual > 0

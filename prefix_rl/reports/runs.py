@@ -207,7 +207,7 @@ def _below(folder: Path, depth: int) -> list[Path]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """For each folder the shortest end of its path that no other one has.
+    """Names of the folders: for each the shortest end of its path that no other one has.
 
     >>> short_names([Path("/a/prefix_rft"), Path("/b/prefix_rft"), Path("/b/dr_grpo")])
     ['a/prefix_rft', 'b/prefix_rft', 'dr_grpo']

@@ -29,7 +29,7 @@ class Credit:
     def by(
         cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None, whole: Rollouts | None = None
     ) -> Credit:
-        """As the method answers: who gets credit by the ``whole`` rollouts, what is trained by those in the loss."""
+        """The method's answers: advantages from the ``whole`` rollouts, tokens and weights from those in the loss."""
         moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
         return cls(method.advantages(whole or rollouts), method.weights(rollouts), moving)
 
@@ -54,6 +54,7 @@ def total(rewards_per_func: torch.Tensor, weights: torch.Tensor, step: int) -> t
         DataError: if a reward is infinite.
     """
     weighted = rewards_per_func * weights.to(rewards_per_func.device)
+    # nansum of a row that no function scored is 0, which would count as a wrong answer
     found = weighted.nansum(dim=1).masked_fill(torch.isnan(rewards_per_func).all(dim=1), torch.nan)
     if bool(torch.isinf(found).any()):
         raise DataError(f"step {step}: a reward function returned an infinite reward")
@@ -133,6 +134,7 @@ def whole(ranks: Ranks, batch: GenerationBatch, rollouts: Rollouts) -> Rollouts:
 
     Such a rollout is still what it was: its reward counts in every mean, and it begins as others do.
     """
+    # the lengths are enough: TRL has zeroed the mask of such a row, and left its ids
     own = torch.tensor([[len(ids), len(prefix.ids)] for ids, prefix in zip(batch.completions, batch.plan, strict=True)])
     positions = torch.arange(rollouts.completion_ids.size(1), device=rollouts.completion_ids.device)
     written, prefix = (positions < n.unsqueeze(1) for n in ranks.all(own.to(positions.device)).unbind(dim=1))
@@ -146,6 +148,7 @@ def only_moving(output: Mapping[str, torch.Tensor], moving: torch.Tensor, ranks:
     surrogate nor KL nor bonus, in no ratio of a sequence, and in no number of tokens that a loss type divides by.
     """
     counted = moving.long() * output.get("tool_mask", 1)
+    # counted again: TRL's own number holds the tokens of the context too
     return {"tool_mask": counted, "num_items_in_batch": ranks.all(counted.sum().view(1)).sum()}
 
 
@@ -159,6 +162,7 @@ def kl_on_context(inputs: Mapping[str, torch.Tensor], logps: torch.Tensor, argum
     context = inputs["completion_mask"].bool() & ~inputs["update_mask"]
     kl, old = divergence(logps, inputs["ref_per_token_logps"]), inputs.get("old_per_token_logps")
     if arguments.use_bias_correction_kl:
+        # without old log-probabilities pi_old is pi: the ratio is 1, and still has a gradient
         kl = kl * (logps - (logps.detach() if old is None else old)).exp()
     mean = torch.where(context, kl, 0.0).sum() / (len(logps) * arguments.max_completion_length)
     return arguments.beta * mean

@@ -77,6 +77,7 @@ def reward_metrics(rewards: torch.Tensor, prefixed: torch.Tensor) -> dict[str, f
 def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict[str, float]:
     """Number of prefixes in a generation batch, their lengths, and the share of their tokens that moves."""
     here, tokens = rollouts.prefixed, rollouts.prefix_mask.sum()
+    # drawn is the length before limits and the answer guard
     shortened = planned.lengths < planned.drawn
     found = {
         "prefix/rollouts": here.sum(),
@@ -135,10 +136,13 @@ def cost_of(
     prefixes, completions = rollouts.prefix_mask.sum(dim=1) * counts, rollouts.completion_mask.sum(dim=1) * counts
     everything = float((prompts + completions).sum())
     generated = rollouts if whole is None else whole
+    # rollouts that the loss leaves out were generated all the same
     read = prompts + generated.completion_mask.sum(dim=1) * counts
     flops = inference_flops(parameters, float(read[~complete].sum()))
     if entropies:
+        # the pass of `prefix_entropies`: prefixed rows alone, without their continuation
         flops += inference_flops(parameters, float((prompts + prefixes)[prefixes > 0].sum()))
+    # each is a forward pass of its own, which TRL makes under some settings only
     for key in ("old_per_token_logps", "ref_per_token_logps"):
         if output.get(key) is not None:
             flops += inference_flops(parameters, everything)

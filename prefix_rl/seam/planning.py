@@ -141,6 +141,7 @@ class Planner:
     ):  # fmt: skip
         self.method, self.demonstrations, self.dataset = method, demonstrations, dataset
         self.group_size, self.ranks, self.tokenizer = group_size, ranks, tokenizer
+        # reversed, so that of a problem's copies the first one counts
         self.place_of = {problem: i for i, problem in reversed(list(enumerate(dataset[ROW])))}
 
     def planned(self, inputs: Sequence[Mapping[str, Any]], step: Step) -> GenerationBatch:
@@ -151,6 +152,7 @@ class Planner:
         """
         own = self.ranks.own(len(inputs))
         if step.due:
+            # the rows that TRL's sampler chose are passed over until the next epoch
             due = [self.place_of[problem] for problem in problems_in_place(step.due, own, self.group_size)]
             inputs = [self.dataset[place] for place in due]
         rows = [
@@ -200,6 +202,7 @@ def plan_of(method: Method, rows: Sequence[Row], step: Step) -> tuple[list[Prefi
     A row for which the method has no prefix was not, nor one that was to get a prefix of length 0.
     """
     found = [method.prefix(row, step) for row in rows]
+    # drawn = 0 of a demonstration is a length that was asked for; of = 0: there was no demonstration to cut
     asked = [prefix is not None and (prefix.drawn > 0 or not prefix.of) for prefix in found]
     return [NO_PREFIX if prefix is None else prefix for prefix in found], asked
 

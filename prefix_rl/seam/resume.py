@@ -82,7 +82,7 @@ class Saved:
         self._spending, self._remembered = Spending(**asdict(spent)), Remembered(method)
 
     def callbacks(self, budget: float | None, folder: str) -> tuple[TrainerCallback, ...]:
-        """By which the trainer saves and reads them, stops at its ``budget`` and writes its metrics to ``folder``."""
+        """Callbacks by which the trainer saves and reads both, stops at its ``budget``, and logs to ``folder``."""
         return self._spending, self._remembered, Budget(self, budget), MetricsFile(Path(folder))
 
     @property

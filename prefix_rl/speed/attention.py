@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from .tree import Layout
 
 NAME = "prefix_rl_shared_prefix"
-"""Of this attention in transformers' registry. It builds no mask."""
+"""Name of this attention in transformers' registry. It builds no mask."""
 KEYWORD = "shared_prefix_layout"
 """The keyword argument with which a :class:`~prefix_rl.speed.tree.Layout` travels through a model to its attention.
 

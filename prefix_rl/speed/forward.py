@@ -23,9 +23,9 @@ from .settings import Speed
 from .tree import Layout, lay_out
 
 TOLERANCE = 1e-4
-"""Of float32 log-probabilities ``a`` against the plain path's ``b``: ``|a - b| <= TOLERANCE * (1 + |b|)``."""
+"""Bound on float32 log-probabilities ``a`` against the plain path's ``b``: ``|a - b| <= TOLERANCE * (1 + |b|)``."""
 LOW_PRECISION_TOLERANCE = 0.03
-"""Of bfloat16 and float16 log-probabilities: the mean of ``|a - b| / (1 + |b|)``. Single ones differ by more, as they
+"""Bound on bfloat16 and float16 ones: on the mean of ``|a - b| / (1 + |b|)``. Single ones differ by more, as they
 do between two batch orders of the plain path."""
 
 
@@ -151,7 +151,7 @@ class Encoder:
         self._reasons: dict[tuple[bool, nn.Module], str | None] = {}
         self._verified: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.tokens = {"encoded": 0, "rows": 0, "padded": 0}
-        """Of all packed calls so far: what was encoded, what the rows hold, and what they hold with their padding."""
+        """Numbers of tokens in all packed calls so far: encoded, in the rows, and in the rows with their padding."""
         self._taken = dict(self.tokens)
 
     def __call__(

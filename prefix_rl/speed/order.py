@@ -16,11 +16,11 @@ import torch
 from .tree import common
 
 CONSTANT_NORMALIZER = frozenset({"dr_grpo"})
-"""The losses, by TRL's names, for which that is so."""
+"""Losses with a constant normalizer, by TRL's names."""
 SHARE = "row_share"
 """The key under which a micro-batch of unequal size says what its loss counts by, a mean over its rows."""
 SLACK = 0.05
-"""The largest micro-batch may be so much larger than it could be, where cutting so encodes fewer tokens."""
+"""Share by which the largest micro-batch may exceed its least size, where such a cut encodes fewer tokens."""
 
 
 def may_reorder(args, has_images: bool) -> bool:
@@ -50,12 +50,13 @@ def regrouped(
         sizes = sizes_of([rows[i] for i in order], len(batches))
         made[window.start : window.stop] = rearranged(batches, order, sizes)
         for i, size in zip(window, sizes or [], strict=False):
+            # TRL averages the losses of micro-batches as equals, each a mean over its rows
             made[i][SHARE] = size * len(batches) / len(rows)
     return made
 
 
 def windows(micro_batches: int, accumulation: int) -> list[range]:
-    """The micro-batches of each optimizer step, out of those that one generation gives.
+    """Indices of the micro-batches of each optimizer step, out of those of one generation.
 
     >>> windows(4, 2), windows(2, 4), windows(3, 2)
     ([range(0, 2), range(2, 4)], [range(0, 2)], [])
@@ -77,7 +78,7 @@ def alike_together(rows: Sequence[Sequence[int]]) -> list[int]:
 
 
 def overlaps(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """For each of these ordered rows its tokens, and how many of them it shares with the row before.
+    """Numbers of tokens of each of these ordered rows: all of them, and those that it shares with the row before.
 
     >>> overlaps([[1, 2, 3], [1, 2, 4], [7, 8]])
     [(3, 0), (3, 2), (2, 0)]
@@ -152,7 +153,7 @@ def rearranged(
         micro_batches: fields that are tensors or lists with a row for each rollout, tensors without dimensions (of the
             whole batch), or None.
         order: for each new place the number of the row that goes there, counted over all micro-batches.
-        sizes: how many rows each takes; None: as many as it has.
+        sizes: number of rows of each micro-batch; None: as many as it has.
     """
     sizes = sizes or [len(batch["completion_ids"]) for batch in micro_batches]
     cuts = [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]

@@ -21,7 +21,7 @@ class Speed:
     order: bool = True
     """Put rows that share a prefix into the same micro-batch."""
     balance: bool = True
-    """With ``order``: cut the rows of an optimizer step into micro-batches of as equal numbers of distinct tokens."""
+    """With ``order``: cut the rows of an optimizer step into micro-batches with nearly equally many distinct tokens."""
     shared_prefill: bool = True
     """Generation with transformers: encode each distinct prompt + prefix once; rows that have ended leave the batch."""
     verify: Literal["first", "always", "never"] = "first"

@@ -47,7 +47,7 @@ class Layout:
     """``(L,)``: where the token before it stands; -1 where there is none."""
     nodes: tuple[Node, ...]
     places: tuple[Tensor, ...]
-    """For each row, where its tokens stand."""
+    """Places of the tokens of each row in the packed sequence."""
     longest: int
     """Tokens of the longest row."""
 
