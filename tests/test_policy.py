@@ -28,6 +28,7 @@ from prefix_rl.data.tokenizer import (
     load_tokenizer,
     turn_of,
 )
+from prefix_rl.engines.base import Engine
 from prefix_rl.engines.transformers import TransformersEngine
 from prefix_rl.errors import DataError, RecipeError, UnreachableError, UserError
 from prefix_rl.evaluation.evaluate import evaluate, plans_of, tasks_of
@@ -187,8 +188,8 @@ def test_every_command_asks_the_same(model, tmp_path, monkeypatch, thinking):
     class Seen(Exception):
         pass
 
-    def sampling(store, policy, model, problems, prompts, *rest):
-        fed[:] = prompts
+    def sampling(store, policy, problems, jobs, *rest):
+        fed[:] = [list(job.prompt_ids) for job in jobs]
         raise Seen
 
     monkeypatch.setattr(prefix_rl.collecting.collect, "_sample", sampling)  # collecting
@@ -300,12 +301,22 @@ def test_a_later_evaluation_goes_on_with_the_date_that_it_began_with(model, tmp_
     monkeypatch.setattr(Target, "engine", property(lambda self: made.append(1) or Silent(self.policy)))
     on = [f"evaluation.on=[{write(tmp_path / 'rows.jsonl', ROWS)}]", "evaluation.max_completion_length=8"]
 
-    class Silent:
-        def __init__(self, policy):
-            self.stops = policy.stops
+    class Silent(Engine):
+        at_once = 8
 
-        def generate(self, prompts, limits, seeds, sampling):
-            return [[self.stops[0]] for _ in prompts]
+        def __init__(self, policy):
+            super().__init__()
+            self.stops, self.waiting = policy.stops, []
+
+        def submit(self, request):
+            self.waiting.append(request)
+
+        def finished(self, timeout):
+            done, self.waiting = self.waiting, []
+            return [(request, [self.stops[0]]) for request in done]
+
+        def facts(self):
+            return {"name": "silent"}
 
     def on_day(day):
         monkeypatch.setattr(prefix_rl.policy, "date", Day(day))
@@ -549,7 +560,7 @@ def test_one_module_reads_templates_and_loads_policies_to_sample():
     for words, homes in (
         ("apply_chat_template(", {"data/tokenizer.py"}),
         ("max_position_embeddings", {"policy.py"}),
-        ("AutoModelForCausalLM", {"policy.py"}),
+        ("AutoModelForCausalLM", {"policy.py", "evaluation/card.py"}),  # the card counts parameters, without weights
         ("AutoTokenizer", {"data/tokenizer.py"}),
         ("chat_template =", {"policy.py", "train.py"}),
     ):

@@ -84,24 +84,3 @@ def test_every_metric_of_ours_is_explained():
     assert len(names) > 12
     for name in names | {"eval_reward", "outcome/right"}:
         assert f"`{name}`" in page, name
-
-
-def test_the_python_example_uses_what_there_is():
-    (example,) = blocks("python")
-    for node in ast.walk(ast.parse(example)):
-        if isinstance(node, ast.ImportFrom):
-            module = __import__(node.module, fromlist=[a.name for a in node.names])
-            assert all(hasattr(module, alias.name) for alias in node.names)
-
-
-def test_the_python_example_trains(tmp_path):
-    from small import arguments, byte_level_bpe, dataset, policy
-
-    from prefix_rl import PrefixRFT, PrefixTrainer, math_reward
-
-    trainer = PrefixTrainer(
-        model=policy(byte_level_bpe()), method=PrefixRFT(), reward_funcs=math_reward, args=arguments(tmp_path, max_steps=1),
-        train_dataset=dataset(), processing_class=byte_level_bpe(),
-    )  # fmt: skip
-    trainer.train()
-    assert trainer.state.global_step == 1

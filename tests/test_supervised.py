@@ -62,8 +62,8 @@ def recipe_for(start, *overrides, **stage):
     )  # fmt: skip
 
 
-def stage_of(folder, recipe, start, given=None, adapters=None):
-    return fine_tune(Policy(recipe, start), given or problems(), folder, FACTS, adapters or {})
+def stage_of(folder, recipe, start, given=None):
+    return fine_tune(Policy(recipe, start), given or problems(), folder, FACTS)
 
 
 def parameters(folder):
@@ -342,7 +342,7 @@ def test_the_stage_of_another_run_is_refused(start, whole, tmp_path, finished):
     if not finished:
         shutil.rmtree(cut / "final")
     with pytest.raises(CheckpointError, match="the training data has changed"):
-        fine_tune(Policy(recipe, start), problems(), cut, {**FACTS, "data": "y"}, {})
+        fine_tune(Policy(recipe, start), problems(), cut, {**FACTS, "data": "y"})
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
