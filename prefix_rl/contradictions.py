@@ -11,6 +11,7 @@ from . import adapters
 from .batches import batches, world_size
 from .data import contamination
 from .data.problems import Problem
+from .data.turns import plain_fault
 from .methods.stage import ROLLOUTS
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) ->
         return []
     room = length - completion
     may_be_longer = [
-        p for p in problems if len(p.text.encode()) > (room - len(policy.example)) / 2
+        p for p in problems if p.turns or len(p.text.encode()) > (room - len(policy.example)) / 2
     ]  # a token: 1/2 byte
     longest = max((len(policy.prompt_ids(p)) for p in may_be_longer), default=0)
     if longest <= room:
@@ -148,6 +149,8 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
             f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
             "training would end before its first step"
         )
+    if recipe.data.prompt == "plain" and (chats := [p for p in train if p.turns]):
+        faults.append(plain_fault(chats))
     if recipe.method.stages.own_traces and recipe.data.traces is None:
         faults.append(
             f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "

@@ -24,6 +24,7 @@ from . import adapters, contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.problems import Problem
+from .data.turns import prompt_of  # noqa: F401  callers have it from here
 from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .evaluation.settings import Evaluation
@@ -78,9 +79,10 @@ class Data:
     demonstration_share: Fraction = 1.0
     """The share of the problems that keep their demonstrations (Prefix-RFT's 10 % and 1 %)."""
     prompt: Literal["chat", "plain"] = "chat"
-    """chat: the problem is a user turn, through the chat template. plain: the prompt is the text itself."""
+    """chat: the problem is a user turn, or several turns, through the chat template. plain: the prompt is the text
+    itself."""
     system_prompt: str | None = None
-    """A system turn before it (chat only)."""
+    """A system turn before it (chat only). A problem's own system turn goes before this one."""
     instruction: str = ""
     """Appended to every problem."""
     answer_guard: AnswerGuard = "mention"
@@ -309,15 +311,6 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
         except DataError:
             return []  # whoever evaluates on it is told
     return held_out
-
-
-def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list[dict[str, str]]:
-    """What the policy is asked: chat messages, or the text itself. ``instruction`` stands behind that of the data."""
-    text = problem.text + data.instruction + instruction
-    if data.prompt == "plain":
-        return text
-    system = [{"role": "system", "content": data.system_prompt}] if data.system_prompt is not None else []
-    return [*system, {"role": "user", "content": text}]
 
 
 # --- reading and checking ---------------------------------------------------------------------------------------------

@@ -350,7 +350,7 @@ def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -
 def _hash_of(problems: Sequence[Problem]) -> str:
     digest = hashlib.sha256()
     for p in problems:
-        digest.update(repr((p.id, p.text, p.answer, [d["text"] for d in p.demonstrations])).encode())
+        digest.update(repr((p.id, p.turns or p.text, p.answer, [d["text"] for d in p.demonstrations])).encode())
     return digest.hexdigest()
 
 

@@ -234,7 +234,7 @@ def _data_facts(policy: Policy, problems: Sequence[Problem], prompts: Sequence[S
     return {
         "tokenizer_sha256": tokenizer_sha256(policy.tokenizer),
         "data": policy.recipe.data.train,
-        "problems_sha256": _sha256([(p.id, p.text, p.answer) for p in problems]),
+        "problems_sha256": _sha256([(p.id, list(p.turns) or p.text, p.answer) for p in problems]),
         "prompts_sha256": _sha256(prompts),
         **({"date": policy.date} if policy.date else {}),
     }

@@ -60,7 +60,7 @@ def _make_chunk(
             row = {**row, **({} if rate is None else {"pass_rate": rate})}
             if reason := _difficulty(rate, settings.pass_rate):
                 funnel.drop("difficulty", reason, row, len(row["demonstrations"]))
-            elif _is_too_long(row["problem"], tokenizer, settings.max_prompt_length):
+            elif _is_too_long(row.get("turns") or row["problem"], tokenizer, settings.max_prompt_length):
                 reason = f"its prompt is longer than max_prompt_length = {settings.max_prompt_length} tokens"
                 funnel.drop("budget", reason, row, len(row["demonstrations"]))
             else:
@@ -130,7 +130,7 @@ def _difficulty(rate: float | None, wanted: tuple[float, float] | None) -> str |
     return None if wanted[0] <= rate <= wanted[1] else f"its pass rate is outside {wanted[0]:g} to {wanted[1]:g}"
 
 
-def _is_too_long(problem: str, tokenizer, max_prompt_length: int | None) -> bool:
+def _is_too_long(problem: str | list, tokenizer, max_prompt_length: int | None) -> bool:
     return max_prompt_length is not None and prompt_length(problem, tokenizer) > max_prompt_length
 
 
@@ -182,4 +182,5 @@ def _final(row: dict, readable: Iterator[dict[str, int]]) -> dict:
     """The row of a training file; ``readable`` gives where each demonstration shows its answer."""
     demonstrations = [{**d, "readable": next(readable)} for d in row["demonstrations"]]
     made = {name: row[name] for name in ("id", "problem", "answer")} | {"demonstrations": demonstrations}
+    made["problem"] = row.get("turns") or row["problem"]
     return made | ({"pass_rate": row["pass_rate"]} if "pass_rate" in row else {})

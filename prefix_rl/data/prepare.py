@@ -45,7 +45,7 @@ from .settings import PRESETS, Settings  # noqa: F401  callers have both from he
 from .sources import fingerprint
 from .traces import tokenizer_sha256
 
-FORMAT = 1
+FORMAT = 2
 """Version of what these steps do: work of another one is not continued."""
 Progress = Callable[[str, int | None], Callable[[int], object]]
 

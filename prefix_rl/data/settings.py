@@ -27,6 +27,8 @@ class Settings:
     """Read the first rows only."""
     columns: dict[str, str] = field(default_factory=dict)
     """``problem=question`` for a column that is not known by name."""
+    system_turns: bool = True
+    """Keep the system turns of messages; a recipe's ``data.system_prompt`` is for problems without one."""
     renumber: bool = False
     """Give new ids: the number of the row in its source."""
     against: tuple[str, ...] = ()
