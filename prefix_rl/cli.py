@@ -86,7 +86,7 @@ def prepare(
     """
     from .data.columns import parse_columns
     from .data.funnel import table
-    from .data.prepare import dropped_path, manifest_path
+    from .data.prepare import dropped_path, manifest_path, without_demonstrations
     from .data.prepare import prepare as run
     from .errors import DataError, nearest
     from .rewards.equality import TRAINING_RULES
@@ -124,6 +124,10 @@ def prepare(
         )
     count = manifest["rows"]
     print(f"{count:,} problem{'s' * (count != 1)}, {manifest['rows_with_demonstration']:,} with a demonstration")
+    if "answers_appended" in manifest:
+        say(f"appended the answer to {manifest['answers_appended']:,} demonstrations that state none (--append-answer)")
+    if not manifest["rows_with_demonstration"]:
+        say(without_demonstrations(manifest))
     say(f"wrote {output}, {manifest_path(output)} and {dropped_path(output)}")
 
 

@@ -72,8 +72,14 @@ def _make_chunk(
     advance(max(int(samples) - sum(max(len(row["demonstrations"]), 1) for row in waiting), 0))
     problems = [Problem(r["id"], r["problem"], r["answer"], tuple(r["demonstrations"]), r["place"]) for r in waiting]
     done = []
-    for row, outcomes in zip(waiting, graded(problems, grader, advance), strict=True):
-        row = _right(row, outcomes, funnel)
+    outcomes = graded(problems, grader, advance)
+    appended = 0
+    if settings.append_answer:
+        appended = _append_answers(waiting, outcomes, grader)
+    for row, of_row in zip(waiting, outcomes, strict=True):
+        row = _right(row, of_row, funnel)
+        if row and settings.append_answer:
+            row = _fitting(row, tokenizer, settings.max_completion_length, funnel)  # they have become longer
         row = row and _chosen(row, settings, funnel)
         if row:
             done.append(row)
@@ -87,6 +93,7 @@ def _make_chunk(
         "rated": rated,
         "rows": len(done),
         "demonstrations": sum(len(r["demonstrations"]) for r in done),
+        **({"answers_appended": appended} if settings.append_answer else {}),
         "funnel": funnel.counts(),
     }
     chunks.put("made", number, [as_line(row) for row in done], funnel.listed, having, facts)
@@ -149,6 +156,37 @@ def _fitting(row: dict, tokenizer, max_completion_length: int | None, funnel: Fu
         else:
             kept.append(demonstration)
     return {**row, "demonstrations": kept}
+
+
+APPENDED = "\n\n\\boxed{{{}}}"
+"""How an answer is appended."""
+
+
+def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], grader: Grader) -> int:
+    """Appends the gold answer to the demonstrations that mark none, where that makes them right, and notes so in the
+    outcomes. Those whose ids or offsets belong to their text stay as they are, and so do thoughts that were cut off.
+
+    Returns:
+        How many there are.
+    """
+    candidates = [
+        (row, n) for row, of_row in zip(rows, outcomes, strict=True)
+        for n, (demonstration, outcome) in enumerate(zip(row["demonstrations"], of_row, strict=False))
+        if outcome is Outcome.NO_ANSWER and set(demonstration) == {"text"} and not _is_cut_off(demonstration["text"])
+    ]  # fmt: skip
+    texts = [row["demonstrations"][n]["text"] + APPENDED.format(row["answer"]) for row, n in candidates]
+    found = grader.grade([(text, row["answer"]) for text, (row, _) in zip(texts, candidates, strict=True)])
+    of = {id(row): of_row for row, of_row in zip(rows, outcomes, strict=True)}
+    for (row, n), text, outcome in zip(candidates, texts, found, strict=True):
+        of[id(row)][n] = outcome
+        if outcome is Outcome.RIGHT:
+            row["demonstrations"][n] = {"text": text}
+    return sum(outcome is Outcome.RIGHT for outcome in found)
+
+
+def _is_cut_off(text: str) -> bool:
+    """Whether a text ends inside of its thought."""
+    return "<think>" in text and "</think>" not in text
 
 
 def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel) -> dict | None:

@@ -12,11 +12,11 @@ import numpy as np
 
 from . import duplicates
 from .chunks import Chunks, as_line
-from .columns import check_columns, normalize
+from .columns import check_columns, normalize, unread_columns
 from .contamination import LONG, LONG_RUN, EvaluationIndex
 from .difficulty import is_rate
 from .funnel import Funnel
-from .problems import row_faults
+from .problems import is_unicode, row_faults
 from .sources import read
 from .texts import hash64, squeezed
 
@@ -51,9 +51,10 @@ def _rows(sources: Sequence[str], settings: Settings) -> Iterator[tuple[str, str
 
 def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: EvaluationIndex, advance) -> dict:
     funnel, lines, entries, offset = Funnel(), [], [], 0
-    found, contaminated, last = set(), {}, True
+    found, contaminated, last, unread = set(), {}, True, set()
     for default_id, place, raw in rows:
         advance(1)
+        unread.update(unread_columns(raw, settings.columns))
         row = _checked(default_id, place, raw, settings, funnel)
         hit = index.find(row["problem"]) if row else None
         if hit:
@@ -74,6 +75,7 @@ def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: Ev
         "rows": len(lines),
         "found": sorted(found),
         "contaminated": contaminated,
+        "unread_columns": sorted(name for name in unread if is_unicode(name)),
         "funnel": funnel.counts(),
     }
     chunks.put("read", number, lines, funnel.listed, np.array(entries, duplicates.INDEX), facts)

@@ -46,6 +46,9 @@ class Settings:
     """Measured pass rates: rows of id and pass_rate (or right, attempts), or a trace store."""
     pass_rate: tuple[Fraction, Fraction] | None = None
     """Keep problems with a pass rate from LOW to HIGH, both included."""
+    append_answer: bool = False
+    """Append the gold answer in a box to demonstrations that mark no final answer, as published solutions often do
+    not; those that mark a wrong one are dropped all the same."""
     max_prompt_length: Annotated[int, Ge(1)] | None = None
     """Drop longer problems, in tokens of a user's turn through the tokenizer's chat template, if it has one."""
     max_completion_length: Annotated[int, Ge(2)] | None = None
