@@ -157,10 +157,10 @@ def schedule(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
         found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn, problems=[p.text for p in chosen],
     )  # fmt: skip
-    lengths = reports.preview(found, table)
+    lengths = reports.preview(found, table, repeats=[p.repeats for p in chosen])
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
     print(reports.table_of(lengths))
-    reports.plot(lengths, f"{found.method_name}: prefixes of {found.data.train}", plot)
+    reports.plot(lengths, f"{found.method_name}: prefixes of {found.data.named}", plot)
     say(f"wrote {plot}")
 
 

@@ -142,7 +142,8 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
     faults = []
     prompts = batches(recipe, world_size()).prompts
     demonstrated = [bool(p.demonstrations) for p in train]
-    rows = sum(recipe.method.copies(demonstrated))
+    copied = recipe.method.copies(demonstrated)
+    rows = sum(n * p.repeats for n, p in zip(copied, train, strict=True))
     if ROLLOUTS in recipe.method.stages.order and rows < prompts:
         copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
         faults.append(
@@ -158,7 +159,7 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
         )
     elif recipe.uses_demonstrations and not any(demonstrated):
         faults.append(
-            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
+            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.named} has any (column "
             "demonstrations or solution, or data.traces)"
         )
     return faults

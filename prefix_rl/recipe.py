@@ -23,6 +23,7 @@ from annotated_types import Ge, Gt, Interval
 from . import adapters, contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
+from .data.mixing import Mixture, Source, mixed
 from .data.problems import Problem
 from .data.turns import prompt_of  # noqa: F401  callers have it from here
 from .engines.settings import EngineSettings
@@ -64,15 +65,16 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Mixture):
     """What it is trained on."""
 
-    train: str
-    """A file of training rows, a data set on the hub, or ``lab``."""
+    train: str | tuple[Source, ...]
+    """A file of training rows, a data set on the hub, or ``lab``; or several files, each ``{file, weight}``: the share
+    of the prompts that are a file's goes by its weight (see docs/data.md)."""
     split: str = "train"
     """The split, of a data set on the hub."""
     limit: Annotated[int, Ge(1)] | None = None
-    """Use the first rows only."""
+    """Use the first rows only, of each file."""
     traces: str | None = None
     """A trace store (`prefix-rl collect`): its right traces take the place of the demonstrations, and what they cost
     counts as this run's."""
@@ -280,7 +282,9 @@ def training_data(recipe: Recipe) -> list[Problem]:
     if data.train == LAB:
         found = training_problems(recipe.world)[: data.limit]
     else:
-        found = data_problems.load(data.train, data.split, data.limit, recipe.method.stages.needs_answers)
+        answers = recipe.method.stages.needs_answers
+        loaded = [data_problems.load(source.file, data.split, data.limit, answers) for source in data.sources]
+        found = loaded[0] if len(loaded) == 1 else mixed(data.sources, loaded, recipe.training_value("seed"))
     if data.traces is not None:
         from .data.attach import attach
         from .data.traces import TraceStore

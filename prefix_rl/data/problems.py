@@ -31,6 +31,8 @@ class Problem:
     demonstrations: tuple[dict, ...] = ()  # {"text": ..., and what DemonstrationTable reads}
     place: str = ""  # where it was read
     turns: tuple[dict, ...] = ()  # the messages, of a problem that is more than one turn of the user
+    source: str = ""  # the file, where several are mixed
+    repeats: int = 1  # how often it stands in an epoch
 
     def as_row(self) -> dict:
         """The row of a training file."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..arguments import demonstrations_and_answers
+from ..data.mixing import REPEATS
 from ..data.tokenizer import DemonstrationTable, continuation_start
 from ..errors import DataError, RecipeError
 from ..methods.base import Method
@@ -107,8 +108,11 @@ def usable_demonstrations(
     )
 
 
-def epoch(method: Method, demonstrations: Sequence[Sequence]) -> tuple[list[int], list[int]]:
-    """The rows of an epoch: of each its problem, and which of the problem's copies it is.
+def epoch(
+    method: Method, demonstrations: Sequence[Sequence], dataset: Dataset | None = None
+) -> tuple[list[int], list[int]]:
+    """The rows of an epoch: of each its problem, and which of the problem's copies it is. All of them stand there
+    as often as the ``dataset`` says, where files are mixed by weight.
 
     Which problems have usable ``demonstrations`` is not asked where it makes no difference: the answer takes time.
 
@@ -116,6 +120,11 @@ def epoch(method: Method, demonstrations: Sequence[Sequence]) -> tuple[list[int]
     ([0, 1], [0, 0])
     """
     count = len(demonstrations)
+    if dataset is not None and REPEATS in dataset.column_names:
+        repeats = dataset[REPEATS]
+        rows, copies = epoch(method, demonstrations)
+        again = [i for i, problem in enumerate(rows) for _ in range(repeats[problem])]
+        return [rows[i] for i in again], [copies[i] for i in again]
     if method.copies([True, False]) == [1, 1]:
         return list(range(count)), [0] * count
     copies = method.copies([bool(demonstrations[problem]) for problem in range(count)])
