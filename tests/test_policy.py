@@ -577,7 +577,7 @@ CHATS = [
 
 
 def test_messages_are_asked_whole_by_reinforcement_learning_and_by_the_policy(model, tmp_path, monkeypatch):
-    path, changes = recipe_for(model(), tmp_path, "data.system_prompt=Think.", "data.instruction= Box it.")
+    path, changes = recipe_for(model(), tmp_path, "data.system_prompt=Think.", "data.instruction=' Box it.'")
     write(tmp_path / "rows.jsonl", CHATS)
     recipe, problems, _ = load_run(path, changes)
     asked = Policy(recipe)
@@ -614,7 +614,7 @@ def test_a_template_that_leaves_a_turn_out_is_refused_before_training(model, tmp
 def test_messages_are_no_plain_text(model, tmp_path):
     path, changes = recipe_for(model(), tmp_path, "data.prompt=plain")
     write(tmp_path / "rows.jsonl", CHATS)
-    with pytest.raises(RecipeError, match="data.prompt = plain shows the policy one text, but 2 problems are messages"):
+    with pytest.raises(RecipeError, match=r"data\.prompt = plain shows the policy one text, but 2 problems are messages"):
         load_run(path, changes)
 
 
@@ -631,7 +631,7 @@ def test_files_are_mixed_by_weight_and_their_rewards_told_apart(model, tmp_path)
     told = trainer.state.log_history[0]
     assert told["source/first/share"] + told.get("source/second/share", 0) == pytest.approx(1)
     assert "source/first/reward" in told
-    plain, one, _ = load_run(*recipe_for(model(), tmp_path, f"data.train=[{first}]"))
+    _, one, _ = load_run(*recipe_for(model(), tmp_path, f"data.train=[{first}]"))
     assert [(p.source, p.repeats) for p in one] == [("", 1)] * len(ROWS)
 
 
