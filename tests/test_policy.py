@@ -614,7 +614,9 @@ def test_a_template_that_leaves_a_turn_out_is_refused_before_training(model, tmp
 def test_messages_are_no_plain_text(model, tmp_path):
     path, changes = recipe_for(model(), tmp_path, "data.prompt=plain")
     write(tmp_path / "rows.jsonl", CHATS)
-    with pytest.raises(RecipeError, match=r"data\.prompt = plain shows the policy one text, but 2 problems are messages"):
+    with pytest.raises(
+        RecipeError, match=r"data\.prompt = plain shows the policy one text, but 2 problems are messages"
+    ):
         load_run(path, changes)
 
 

@@ -630,19 +630,27 @@ def test_an_answer_is_appended_where_none_is_stated(tmp_path, grader):
         {"problem": "c", "answer": "42", "demonstrations": ["<think>six times"]},  # was cut off
         {"problem": "d", "answer": "42", "demonstrations": [{"text": "Six times seven.", "readable_from": 3}]},
         {"problem": "e", "answer": "42", "solution": r"So \boxed{42}."},
+        {
+            "problem": "f",
+            "answer": "42",
+            "solution": "It is six times seven, for 6 and 7.",
+        },  # 7 is a guess of the grader
     ]
     raw, out = write(tmp_path / "raw.jsonl", rows), tmp_path / "out.jsonl"
     assert prepare(raw, out, grader=grader)["demonstrations"] == 1
     manifest = prepare(raw, out, Settings(append_answer=True), grader=grader)
     texts = [[d["text"] for d in p.demonstrations] for p in load(str(out))]
-    assert texts == [["Six times seven makes it.\n\n\\boxed{42}"], [], [], [], [r"So \boxed{42}."]]
-    assert (manifest["answers_appended"], manifest["demonstrations"]) == (1, 2)
+    assert texts == [["Six times seven makes it.\n\n\\boxed{42}"], [], [], [], [r"So \boxed{42}."], [texts[5][0]]]
+    assert (manifest["answers_appended"], manifest["demonstrations"]) == (2, 3)
+    assert texts[5][0].endswith("for 6 and 7.\n\n\\boxed{42}")
     # what has become longer is measured again
     tokenizer = byte_level_bpe()
     length = len(tokenizer(rows[0]["solution"])["input_ids"]) + 1
     settings = Settings(append_answer=True, max_completion_length=length)
     dropped_now = step(prepare(raw, out, settings, tokenizer=tokenizer, grader=grader), "budget")["dropped"]
-    assert dropped_now["demonstrations"] == {f"it is longer than max_completion_length = {length} tokens": 1}
+    assert dropped_now["demonstrations"] == {
+        f"it is longer than max_completion_length = {length} tokens": 2
+    }  # the first, and the last as it is
 
 
 def test_solutions_of_olympiadbench_are_kept_with_their_answers_appended(tmp_path, grader, shared_data):

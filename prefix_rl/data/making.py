@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..rewards.grading import Outcome, gold_fault
+from ..rewards.grading import Outcome, final_answer, gold_fault
 from ..rewards.workers import Grader
 from . import duplicates
 from .chunks import Chunks, as_line
@@ -172,7 +172,7 @@ def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], gra
     candidates = [
         (row, n) for row, of_row in zip(rows, outcomes, strict=True)
         for n, (demonstration, outcome) in enumerate(zip(row["demonstrations"], of_row, strict=False))
-        if outcome is Outcome.NO_ANSWER and set(demonstration) == {"text"} and not _is_cut_off(demonstration["text"])
+        if set(demonstration) == {"text"} and _states_none(demonstration["text"], outcome, grader)
     ]  # fmt: skip
     texts = [row["demonstrations"][n]["text"] + APPENDED.format(row["answer"]) for row, n in candidates]
     found = grader.grade([(text, row["answer"]) for text, (row, _) in zip(texts, candidates, strict=True)])
@@ -182,6 +182,13 @@ def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], gra
         if outcome is Outcome.RIGHT:
             row["demonstrations"][n] = {"text": text}
     return sum(outcome is Outcome.RIGHT for outcome in found)
+
+
+def _states_none(text: str, outcome: Outcome, grader: Grader) -> bool:
+    """Whether a demonstration marks no answer. Where the rules take the last formula for one, it may count as wrong."""
+    guessed = outcome is Outcome.WRONG and grader.rules.fallback == "last"
+    states_none = outcome is Outcome.NO_ANSWER or (guessed and final_answer(text) is None)
+    return states_none and not _is_cut_off(text)
 
 
 def _is_cut_off(text: str) -> bool:
