@@ -86,7 +86,7 @@ def prepare(
     """
     from .data.columns import parse_columns
     from .data.funnel import table
-    from .data.prepare import dropped_path, manifest_path
+    from .data.prepare import dropped_path, manifest_path, without_demonstrations
     from .data.prepare import prepare as run
     from .errors import DataError, nearest
     from .rewards.equality import TRAINING_RULES
@@ -124,6 +124,10 @@ def prepare(
         )
     count = manifest["rows"]
     print(f"{count:,} problem{'s' * (count != 1)}, {manifest['rows_with_demonstration']:,} with a demonstration")
+    if "answers_appended" in manifest:
+        say(f"appended the answer to {manifest['answers_appended']:,} demonstrations that state none (--append-answer)")
+    if not manifest["rows_with_demonstration"]:
+        say(without_demonstrations(manifest))
     say(f"wrote {output}, {manifest_path(output)} and {dropped_path(output)}")
 
 
@@ -153,10 +157,10 @@ def schedule(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
         found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn, problems=[p.text for p in chosen],
     )  # fmt: skip
-    lengths = reports.preview(found, table)
+    lengths = reports.preview(found, table, repeats=[p.repeats for p in chosen])
     print(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
     print(reports.table_of(lengths))
-    reports.plot(lengths, f"{found.method_name}: prefixes of {found.data.train}", plot)
+    reports.plot(lengths, f"{found.method_name}: prefixes of {found.data.named}", plot)
     say(f"wrote {plot}")
 
 

@@ -11,6 +11,7 @@ from . import adapters
 from .batches import batches, world_size
 from .data import contamination
 from .data.problems import Problem
+from .data.turns import plain_fault
 from .methods.stage import ROLLOUTS
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) ->
         return []
     room = length - completion
     may_be_longer = [
-        p for p in problems if len(p.text.encode()) > (room - len(policy.example)) / 2
+        p for p in problems if p.turns or len(p.text.encode()) > (room - len(policy.example)) / 2
     ]  # a token: 1/2 byte
     longest = max((len(policy.prompt_ids(p)) for p in may_be_longer), default=0)
     if longest <= room:
@@ -141,13 +142,16 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
     faults = []
     prompts = batches(recipe, world_size()).prompts
     demonstrated = [bool(p.demonstrations) for p in train]
-    rows = sum(recipe.method.copies(demonstrated))
+    copied = recipe.method.copies(demonstrated)
+    rows = sum(n * p.repeats for n, p in zip(copied, train, strict=True))
     if ROLLOUTS in recipe.method.stages.order and rows < prompts:
         copies = "" if rows == len(train) else f" ({rows} rows with the copies of {recipe.method_name})"
         faults.append(
             f"data.train has {len(train)} problems{copies}, fewer than the {prompts} prompts of one generation batch: "
             "training would end before its first step"
         )
+    if recipe.data.prompt == "plain" and (chats := [p for p in train if p.turns]):
+        faults.append(plain_fault(chats))
     if recipe.method.stages.own_traces and recipe.data.traces is None:
         faults.append(
             f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
@@ -155,7 +159,7 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
         )
     elif recipe.uses_demonstrations and not any(demonstrated):
         faults.append(
-            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
+            f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.named} has any (column "
             "demonstrations or solution, or data.traces)"
         )
     return faults

@@ -126,12 +126,33 @@ def check(
             faults |= of_block
             values[key] = nested(**inner)
             continue
+        element = listed_in(field.type)
+        if element and isinstance(given[key], list):
+            made, of_list = _check_list(name, given[key], element)
+            faults |= of_list
+            if made:
+                values[key] = made
+            continue
         try:
             value = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
             values[key] = given[key] if value == given[key] else value  # 100 stays 100 where a float is allowed too
         except (TypeError, ValueError):  # pydantic's ValidationError is a ValueError
             faults[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
     return values, faults
+
+
+def _check_list(name: str, given: list, cls: type) -> tuple[tuple, dict[str, str]]:
+    """The blocks of a list, those that can be made, and the faults. A value alone is the block's first key."""
+    fields, made, faults = fields_of(cls), [], {}
+    if not given:
+        faults[name] = "is an empty list"
+    for number, one in enumerate(given, start=1):
+        one = {next(iter(fields)): one} if isinstance(one, str) else one
+        values, of_block = check(f"{name}[{number}]", one, fields)
+        faults |= of_block
+        if all(field.default is not REQUIRED or key in values for key, field in fields.items()):
+            made.append(cls(**values))
+    return tuple(made), faults
 
 
 def describe(kind: Any) -> str:
@@ -176,6 +197,12 @@ def dataclass_in(kind: Any) -> type | None:
     return next(
         (k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)), None
     )
+
+
+def listed_in(kind: Any) -> type | None:
+    """The dataclass of which a field holds a list, if it may hold one."""
+    lists = (k for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) is tuple)
+    return next((k for one in lists for k in typing.get_args(one) if dataclasses.is_dataclass(k)), None)
 
 
 def _shown(value: object) -> str:

@@ -29,10 +29,11 @@ from .data.tokenizer import (
     prompt_length,
     turn_of,
 )
+from .data.turns import one_of_each_shape, prompt_of, refuse_unshown, trimmed
 from .errors import DataError, RecipeError, UserError, at_most, nearest, unavailable
 from .lab.world import World
 from .progress import bar
-from .recipe import LAB, Recipe, prompt_of, read_yaml
+from .recipe import LAB, Recipe, read_yaml
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -178,6 +179,7 @@ class Policy:
         self.tokenizer = self._tokenizer()
         self.config  # noqa: B018 - a model that is not there is said now
         self.variables = _variables(recipe)
+        self._shown: set[tuple[str, ...]] = set()  # roles of messages that the template shows
         self.date: str | None = None
         self.template: str | None = None
         if self.chat:
@@ -276,8 +278,12 @@ class Policy:
                 self.recipe = replace(self.recipe, model=replace(self.recipe.model, date=self.date))
 
     def _asked(self, problem: Problem, instruction: str = "", template: str | None = None) -> list[int]:
-        prompt = prompt_of(problem, self.recipe.data, instruction)
-        return encode_prompt(prompt, self.tokenizer, template or self.template, self.variables)
+        prompt, how = prompt_of(problem, self.recipe.data, instruction), (template or self.template, self.variables)
+        if problem.turns:
+            refuse_unshown(
+                prompt, self._shown, lambda some: self.tokenizer.decode(encode_prompt(some, self.tokenizer, *how))
+            )
+        return encode_prompt(prompt, self.tokenizer, *how)
 
     def prompt_ids(self, problem: Problem, instruction: str = "") -> list[int]:
         """The ids of what the policy is asked: the problem, ``data.instruction``, and ``instruction`` behind that.
@@ -318,11 +324,11 @@ class Policy:
         except RecipeError as error:
             raise RecipeError(self._why_refused(error)) from error
         if self.chat:
-            if _words(_PROBE) not in _words(shown):
+            if trimmed(_PROBE) not in trimmed(shown):
                 faults.append(
                     "the chat template does not show what the user says; the policy would not see the problem"
                 )
-            if data.system_prompt and _words(data.system_prompt) not in _words(shown):
+            if data.system_prompt and trimmed(data.system_prompt) not in trimmed(shown):
                 faults.append(
                     "data.system_prompt: the chat template leaves the system turn out; put the text into "
                     "data.instruction, or give another template with model.chat_template"
@@ -445,10 +451,12 @@ class Policy:
 
         A token of usual tokenizers stands for at least half a byte of the text.
         """
+        for problem in one_of_each_shape(problems):
+            self.prompt_ids(problem)
         if self.positions is None:
             return
         room = (self.positions - length - len(self.example)) / 2
-        long = [p for p in problems if len(p.text.encode()) > room]
+        long = [p for p in problems if p.turns or len(p.text.encode()) > room]
         prompts = {problem.place or problem.id: self.prompt_ids(problem) for problem in long}
         self.check_context(prompts, length, setting, droppable=True)
 
@@ -489,8 +497,3 @@ def _variables(recipe: Recipe) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise RecipeError("training.chat_template_kwargs: must be a block of variables, as {enable_thinking: false}")
     return dict(given)
-
-
-def _words(text: str) -> str:
-    """A text without what templates trim."""
-    return " ".join(text.split())

@@ -23,7 +23,9 @@ from annotated_types import Ge, Gt, Interval
 from . import adapters, contradictions, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
+from .data.mixing import Mixture, Source, mixed
 from .data.problems import Problem
+from .data.turns import prompt_of  # noqa: F401  callers have it from here
 from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .evaluation.settings import Evaluation
@@ -63,24 +65,26 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Mixture):
     """Problems that it is trained on."""
 
-    train: str
-    """A file of training rows, a data set on the hub, or ``lab``."""
+    train: str | tuple[Source, ...]
+    """A file of training rows, a data set on the hub, or ``lab``; or several files, each ``{file, weight}``: the share
+    of the prompts that are a file's goes by its weight (see docs/data.md)."""
     split: str = "train"
     """The split, of a data set on the hub."""
     limit: Annotated[int, Ge(1)] | None = None
-    """Use the first rows only."""
+    """Use the first rows only, of each file."""
     traces: str | None = None
     """A trace store (`prefix-rl collect`): its right traces take the place of the demonstrations, and what they cost
     counts as this run's."""
     demonstration_share: Fraction = 1.0
     """The share of the problems that keep their demonstrations (Prefix-RFT's 10 % and 1 %)."""
     prompt: Literal["chat", "plain"] = "chat"
-    """chat: the problem is a user turn, through the chat template. plain: the prompt is the text itself."""
+    """chat: the problem is a user turn, or several turns, through the chat template. plain: the prompt is the text
+    itself."""
     system_prompt: str | None = None
-    """A system turn before it (chat only)."""
+    """A system turn before it (chat only). A problem's own system turn goes before this one."""
     instruction: str = ""
     """Appended to every problem."""
     answer_guard: AnswerGuard = "mention"
@@ -278,7 +282,9 @@ def training_data(recipe: Recipe) -> list[Problem]:
     if data.train == LAB:
         found = training_problems(recipe.world)[: data.limit]
     else:
-        found = data_problems.load(data.train, data.split, data.limit, recipe.method.stages.needs_answers)
+        answers = recipe.method.stages.needs_answers
+        loaded = [data_problems.load(source.file, data.split, data.limit, answers) for source in data.sources]
+        found = loaded[0] if len(loaded) == 1 else mixed(data.sources, loaded, recipe.training_value("seed"))
     if data.traces is not None:
         from .data.attach import attach
         from .data.traces import TraceStore
@@ -309,15 +315,6 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
         except DataError:
             return []  # whoever evaluates on it is told
     return held_out
-
-
-def prompt_of(problem: Problem, data: Data, instruction: str = "") -> str | list[dict[str, str]]:
-    """Prompt of a problem: chat messages, or the text itself. ``instruction`` stands behind that of the data."""
-    text = problem.text + data.instruction + instruction
-    if data.prompt == "plain":
-        return text
-    system = [{"role": "system", "content": data.system_prompt}] if data.system_prompt is not None else []
-    return [*system, {"role": "user", "content": text}]
 
 
 # --- reading and checking ---------------------------------------------------------------------------------------------

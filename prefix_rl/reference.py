@@ -13,7 +13,7 @@ from typing import Any
 from typer.main import get_command
 
 from .cli import app
-from .fields import REQUIRED, Field, dataclass_in, describe, fields_of, said
+from .fields import REQUIRED, Field, dataclass_in, describe, fields_of, listed_in, said
 from .recipe import BLOCKS, model_fields
 
 OPTIONS_OF = ("prepare", "evaluate", "collect", "grade")
@@ -43,7 +43,7 @@ def page() -> str:
 def _tables(fields: Mapping[str, Field], at: str = "") -> list[str]:
     """The table of a block, and behind it those of the blocks inside."""
     rows = [(f"`{at}{name}`", describe(f.type), _shown(f.default), f.doc) for name, f in fields.items()]
-    inner = [(name, cls) for name, f in fields.items() if (cls := dataclass_in(f.type))]
+    inner = [(name, cls) for name, f in fields.items() if (cls := dataclass_in(f.type) or listed_in(f.type))]
     return [_table(("key", "takes", "default", ""), rows)] + [
         table for name, cls in inner for table in _tables(fields_of(cls, docs=True), f"{at}{name}.")
     ]

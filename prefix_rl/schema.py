@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from . import methods
-from .fields import REQUIRED, Field, dataclass_in, fields_of, said
+from .fields import REQUIRED, Field, dataclass_in, fields_of, listed_in, said
 from .methods.combined import Combined
 from .recipe import BLOCKS, model_fields, training_fields
 
@@ -47,6 +47,9 @@ def block_schema(fields: Mapping[str, Field], with_defaults: bool = True) -> dic
     for name, field in fields.items():
         inner = dataclass_in(field.type)
         kind = block_schema(fields_of(inner, docs=True)) if inner else TypeAdapter(field.type).json_schema()
+        if element := listed_in(field.type):
+            one = {"anyOf": [{"type": "string"}, block_schema(fields_of(element, docs=True))]}
+            kind = {"anyOf": [{"type": "string"}, {"type": "array", "items": one, "minItems": 1}]}
         if inner and type(None) in getattr(field.type, "__args__", ()):
             kind = {"anyOf": [kind, {"type": "null"}]}
         if field.doc:

@@ -228,7 +228,8 @@ def rows(policy: Policy, problems: Sequence[Problem]) -> Dataset:
             if len(completion) > budget:
                 too_long += 1
                 continue
-            found.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+            lesson = {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+            found += [lesson] * problem.repeats
     if too_long:
         say(f"left out {too_long} demonstrations of more than max_completion_length = {budget} tokens")
     if not found:

@@ -21,6 +21,7 @@ from .adapters import to_train
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
 from .costs import Cost
+from .data.mixing import REPEATS, SOURCE
 from .data.prepare import is_verified
 from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
@@ -270,6 +271,7 @@ def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
                 "answer": problem.answer,
                 "problem_id": problem.id,
                 "demonstrations": list(problem.demonstrations),
+                **({SOURCE: problem.source, REPEATS: problem.repeats} if problem.source else {}),
             }
             for problem in problems
         ]
@@ -283,7 +285,7 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     """
     from accelerate.utils import broadcast_object_list
 
-    if not recipe.method.stages.needs_answers or (recipe.data.train != LAB and is_verified(recipe.data.train)):
+    if not recipe.method.stages.needs_answers or (recipe.data.train != LAB and _prepared(recipe)):
         return list(problems)
     decided: list[Any] = [None]
     if is_main():
@@ -299,13 +301,18 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     kept, unparsable = decided[0]
     if unparsable:
         raise DataError(
-            f"{recipe.data.train} has gold answers that no completion could be graded against; nothing was trained. "
+            f"{recipe.data.named} has gold answers that no completion could be graded against; nothing was trained. "
             "`prefix-rl prepare` drops such rows:",
             unparsable[:20],
         )
     if recipe.uses_demonstrations and not any(p.demonstrations for p in kept):
-        raise DataError(f"no demonstration of {recipe.data.train} earns the training reward; nothing was trained")
+        raise DataError(f"no demonstration of {recipe.data.named} earns the training reward; nothing was trained")
     return kept
+
+
+def _prepared(recipe: Recipe) -> bool:
+    """Whether ``prefix-rl prepare`` graded every file as it would be graded now."""
+    return all(is_verified(source.file) for source in recipe.data.sources)
 
 
 def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> list[Problem]:
@@ -316,7 +323,7 @@ def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> lis
         return list(problems)
     decided: list[Any] = [None]
     if is_main():
-        trusted = recipe.data.train == LAB or is_verified(recipe.data.train)
+        trusted = recipe.data.train == LAB or _prepared(recipe)
         with bar("looking where the answers stand", sum(len(p.demonstrations) for p in problems)) as advance:
             decided = [guarded(problems, recipe.data.answer_guard, grader, advance, trusted)]
     broadcast_object_list(decided)
@@ -352,7 +359,7 @@ def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -
 def _hash_of(problems: Sequence[Problem]) -> str:
     digest = hashlib.sha256()
     for p in problems:
-        digest.update(repr((p.id, p.text, p.answer, [d["text"] for d in p.demonstrations])).encode())
+        digest.update(repr((p.id, p.turns or p.text, p.answer, [d["text"] for d in p.demonstrations])).encode())
     return digest.hexdigest()
 
 

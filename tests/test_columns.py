@@ -97,3 +97,81 @@ def test_texts_are_cleaned_but_not_where_offsets_belong_to_them():
     assert normalize(row, {}) == {
         "problem": "p\nq", "answer": r"\frac{1}{2}", "demonstrations": ["a\nb", {"text": " a\r\n", "readable_from": 2}],
     }  # fmt: skip
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+SYSTEM, ASKS = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 * 7?"}
+HINTS, AGAIN = {"role": "assistant", "content": "Try sums."}, {"role": "user", "content": "How?"}
+SAYS = {"role": "assistant", "content": r"So \boxed{42}"}
+SAID = [r"So \boxed{42}"]
+
+
+@pytest.mark.parametrize(
+    ("row", "turns", "demonstrations"),
+    [
+        ({"messages": [ASKS, SAYS]}, None, SAID),
+        ({"conversations": [{"from": "human", "value": "6 * 7?"}, {"from": "gpt", "value": SAID[0]}]}, None, SAID),
+        ({"prompt": "6 * 7?", "completion": SAID[0]}, None, SAID),
+        ({"prompt": [ASKS], "completion": [SAYS]}, None, SAID),
+        ({"prompt": [ASKS], "completion": SAYS}, None, SAID),
+        ({"prompt": [ASKS, SAYS]}, None, SAID),
+        ({"prompt": [SYSTEM, ASKS], "completion": [SAYS]}, [SYSTEM, ASKS], SAID),
+        ({"messages": [SYSTEM, ASKS, HINTS, AGAIN, SAYS]}, [SYSTEM, ASKS, HINTS, AGAIN], SAID),
+        ({"prompt": [ASKS, HINTS, AGAIN], "completion": [SAYS]}, [ASKS, HINTS, AGAIN], SAID),
+        ({"messages": [ASKS, HINTS, AGAIN]}, [ASKS, HINTS, AGAIN], []),
+        # the column holds the first turn alone: what answers the last one belongs behind all of them
+        ({"prompt": "6 * 7?", "messages": [ASKS, HINTS, AGAIN, SAYS]}, [ASKS, HINTS, AGAIN], SAID),
+        ({"problem": "6 * 7?", "solution": "42", "prompt": [ASKS], "completion": [SAYS]}, None, SAID),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, ASKS, SAYS]}, [SYSTEM, ASKS], SAID),
+        ({"messages": [ASKS, {**SAYS, "reasoning_content": "6*7"}]}, None, ["<think>\n6*7\n</think>\n\n" + SAID[0]]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "6 * 7?"}]}, SAYS]}, None, SAID),
+    ],
+)  # fmt: skip
+def test_messages_are_a_prompt_of_all_their_turns_and_a_demonstration(row, turns, demonstrations):
+    made = normalize({**row, "answer": "42"}, {})
+    assert (made.get("turns"), made["demonstrations"]) == (turns, demonstrations)
+    assert made["problem"] == "\n\n".join(t["content"] for t in turns or [ASKS] if t["role"] != "system")
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": [ASKS, {"role": "tool", "content": "42"}, SAYS]}, "turn 2 has the role 'tool'"),
+        ({"messages": [ASKS, {"role": "assistant", "content": None}]}, "turn 2 has a content that is no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SAYS]}, "turn 1 has a content that is no text"),
+        ({"messages": [ASKS, SYSTEM, SAYS]}, "turn 2 is a system turn behind others"),
+        ({"messages": [SYSTEM, SAYS]}, "its messages ask nothing"),
+        ({"prompt": [ASKS, HINTS], "completion": [SAYS]}, "its prompt ends with a turn of the assistant"),
+        ({"prompt": ["6 * 7?"], "completion": "x"}, "turn 1 is a str"),
+        ({"messages": [ASKS, {**SAYS, "tool_calls": [{}]}]}, "turn 2 calls tools"),
+    ],
+)  # fmt: skip
+def test_messages_that_cannot_be_read_say_why(row, fault):
+    assert normalize({**row, "answer": "42"}, {})["faults"][0].startswith(fault)
+
+
+def test_a_demonstration_that_cannot_be_read_says_why():
+    for row, why in (
+        ({"prompt": [ASKS], "completion": [SAYS, AGAIN, SAYS]}, "it is not one turn of the assistant"),
+        ({"prompt": [ASKS], "completion": [{"role": "tool", "content": "x"}]}, "turn 1 has the role 'tool'; read are"),
+        ({"prompt": [ASKS], "completion": "42"}, "it is nothing but the answer"),
+        ({"messages": [ASKS, {"role": "assistant", "content": "42"}]}, "it is nothing but the answer"),
+    ):
+        (made,) = normalize({**row, "answer": "42"}, {})["demonstrations"]
+        assert made["unread"].startswith(why)
+
+
+def test_every_field_can_be_named():
+    columns = parse_columns(["messages=dialog", "answer=extra.gold", "id=n", "complete=whole"])
+    row = {"dialog": [ASKS, SAYS], "extra": {"gold": "42"}, "n": 3, "whole": True, "prompt": "no", "completion": "no"}
+    assert normalize(row, columns) == {"id": 3, "problem": "6 * 7?", "answer": "42", "demonstrations": SAID}
+    made = normalize({"q": "6 * 7?", "s": "Be brief.", "traces": ["a", "b"], "ok": [True, False], "ref": r"\boxed{42}"},
+        parse_columns(["problem=q", "system=s", "demonstrations=traces", "complete=ok", "solution=ref"]))  # fmt: skip
+    assert made == {"problem": "6 * 7?", "turns": [SYSTEM, ASKS], "answer": "42",
+        "demonstrations": ["a", {"text": "b", "complete": False}]}  # fmt: skip
+    assert normalize({"problem": "p", "answer": "1", "response": "r"}, {"completion": "response"})[
+        "demonstrations"
+    ] == ["r"]
+    with pytest.raises(DataError, match=r"--column answer=extra.gld: no such column"):
+        check_columns({"answer": "extra.gld"}, "f", [row])

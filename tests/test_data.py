@@ -9,6 +9,7 @@ import pytest
 from small import byte_level_bpe, policy, write
 
 from prefix_rl.data import sources
+from prefix_rl.data.mixing import Source, mixed
 from prefix_rl.data.problems import Problem, load, verify, with_demonstrations_for
 from prefix_rl.data.tokenizer import load_tokenizer
 from prefix_rl.errors import DataError
@@ -195,3 +196,22 @@ def test_a_custom_tokenizer_beside_a_qwen2_model_keeps_its_ids(tmp_path):
 def test_a_folder_without_a_tokenizer_is_explained(tmp_path):
     with pytest.raises(DataError, match="no tokenizer could be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+# --- mixing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_has_its_weights_and_every_problem():
+    def rows(name, count):
+        return [Problem(f"{name}{i}", f"{name}{i}", "1") for i in range(count)]
+
+    files = [Source("a.jsonl", 3), Source("b.jsonl", 1), Source("c.jsonl", 0.5)]
+    made = mixed(files, [rows("a", 30), rows("b", 4), rows("c", 3)], 0)
+    counts = {name: sum(p.repeats for p in made if p.source == name) for name in "abc"}
+    assert counts == {"a": 30, "b": 10, "c": 5}  # a stands there once: 30 / 3 = 10 for a weight of 1
+    assert sorted(p.repeats for p in made if p.source == "b") == [2, 2, 3, 3]
+    assert min(p.repeats for p in made) == 1
+    assert made == mixed(files, [rows("a", 30), rows("b", 4), rows("c", 3)], 0)
+    assert made != mixed(files, [rows("a", 30), rows("b", 4), rows("c", 3)], 1)
+    with pytest.raises(DataError, match=r"names a.jsonl twice"):
+        mixed([Source("a.jsonl"), Source("a.jsonl")], [rows("a", 1)] * 2, 0)

@@ -573,3 +573,89 @@ def test_one_module_reads_templates_and_loads_policies_to_sample():
 def test_a_tiny_policy_says_nothing_of_note(tmp_path):
     folder = make_tiny(tmp_path / "tiny")
     assert of(folder, tmp_path).notes == []
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+OWN, ASKS = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 * 7?"}
+HINTS, AGAIN = {"role": "assistant", "content": "Try sums."}, {"role": "user", "content": "How?"}
+SAYS = {"role": "assistant", "content": r"So \boxed{42}"}
+CHATS = [
+    {"messages": [OWN, ASKS, HINTS, AGAIN, SAYS], "answer": "42"},
+    {"prompt": [ASKS, HINTS, AGAIN], "completion": [SAYS], "answer": "42"},
+    *({"prompt": f"{i} + {42 - i}?", "completion": SAYS["content"], "answer": "42"} for i in range(4)),
+]
+
+
+def test_messages_are_asked_whole_by_reinforcement_learning_and_by_the_policy(model, tmp_path, monkeypatch):
+    path, changes = recipe_for(model(), tmp_path, "data.system_prompt=Think.", "data.instruction=' Box it.'")
+    write(tmp_path / "rows.jsonl", CHATS)
+    recipe, problems, _ = load_run(path, changes)
+    asked = Policy(recipe)
+    shown = [asked.tokenizer.decode(asked.prompt_ids(p)) for p in problems[:3]]
+    assert shown == [  # a problem's own system turn goes first; the instruction ends the last turn of the user
+        "<|system|>Be brief.<|end|><|user|>6 * 7?<|end|><|assistant|>Try sums.<|end|><|user|>How? Box it.<|end|><|assistant|>",
+        "<|system|>Think.<|end|><|user|>6 * 7?<|end|><|assistant|>Try sums.<|end|><|user|>How? Box it.<|end|><|assistant|>",
+        "<|system|>Think.<|end|><|user|>0 + 42? Box it.<|end|><|assistant|>",
+    ]  # fmt: skip
+    assert [p.demonstrations[0]["text"] for p in problems] == [SAYS["content"]] * 6
+    fed = []
+    trainer = build(asked, problems, reward=None)
+    monkeypatch.setattr(
+        "trl.GRPOTrainer._generate_single_turn",
+        lambda self, prompt_ids, *a, **k: fed.extend(prompt_ids) or ([[5, self._tokenizer.eos_token_id]] * len(prompt_ids), None),
+    )  # fmt: skip
+    trainer.state.max_steps, trainer.current_gradient_accumulation_steps = 4, 1
+    trainer.model.eval()
+    for row in trainer.train_dataset:
+        trainer._generate_and_score_completions([row] * 4)
+    assert fed[::4] == [asked.prompt_ids(p) for p in problems]
+
+
+def test_a_template_that_leaves_a_turn_out_is_refused_before_training(model, tmp_path):
+    silent = CHAT_TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    path, changes = recipe_for(model(silent), tmp_path)
+    write(tmp_path / "rows.jsonl", CHATS)
+    recipe, problems, _ = load_run(path, changes)
+    with pytest.raises(RecipeError, match="leaves turn 1 of messages of the roles system, user, assistant, user out"):
+        Policy(recipe).check_problems(problems, 8, "training.max_completion_length")
+    Policy(recipe).check_problems(problems[1:], 8, "training.max_completion_length")
+
+
+def test_messages_are_no_plain_text(model, tmp_path):
+    path, changes = recipe_for(model(), tmp_path, "data.prompt=plain")
+    write(tmp_path / "rows.jsonl", CHATS)
+    with pytest.raises(
+        RecipeError, match=r"data\.prompt = plain shows the policy one text, but 2 problems are messages"
+    ):
+        load_run(path, changes)
+
+
+def test_files_are_mixed_by_weight_and_their_rewards_told_apart(model, tmp_path):
+    first = write(tmp_path / "first.jsonl", ROWS)
+    second = write(tmp_path / "second.jsonl", ROWS[:1])
+    mix = json.dumps([{"file": first}, {"file": second, "weight": 0.5}])
+    recipe, problems, _ = load_run(*recipe_for(model(), tmp_path, f"data.train={mix}"))
+    assert [p.repeats for p in problems] == [1] * len(ROWS) + [len(ROWS) // 2]
+    assert problems[-1].id == f"second/{problems[0].id.removeprefix('first/')}"
+    trainer = build(Policy(recipe), problems, reward=None)
+    assert trainer.train_dataset["mixed_from"].count("second") * 2 == trainer.train_dataset["mixed_from"].count("first")
+    trainer.train()
+    told = trainer.state.log_history[0]
+    assert told["source/first/share"] + told.get("source/second/share", 0) == pytest.approx(1)
+    assert "source/first/reward" in told
+    _, one, _ = load_run(*recipe_for(model(), tmp_path, f"data.train=[{first}]"))
+    assert [(p.source, p.repeats) for p in one] == [("", 1)] * len(ROWS)
+
+
+def test_a_mixture_with_faults_is_explained(model, tmp_path):
+    for given, fault in (
+        ("[]", "data.train: is an empty list"),
+        ("[{file: a.jsonl, wieght: 2}]", "data.train[1].wieght: no such key (did you mean weight?)"),
+        ("[{weight: 2}]", "data.train[1].file: is missing"),
+        ("[{file: a.jsonl, weight: 0}]", "data.train[1].weight = 0: must be a number above 0"),
+        ("[rows.jsonl, no.jsonl]", "there is no file"),
+    ):
+        with pytest.raises(RecipeError) as error:
+            load_run(*recipe_for(model(), tmp_path, f"data.train={given}"))
+        assert fault in str(error.value)

@@ -546,3 +546,117 @@ def test_problems_with_too_long_a_prompt_are_dropped_and_counted(tmp_path, grade
         assert step(manifest, "budget")["dropped"]["rows"] == {reason: 3 - kept}
     with pytest.raises(DataError, match="max_prompt_length needs a tokenizer"):
         prepare(raw, tmp_path / "none.jsonl", Settings(max_prompt_length=5), grader=grader)
+
+
+# --- messages, appended answers ---------------------------------------------------------------------------------------
+
+SYSTEM, ASKS = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 * 7?"}
+HINTS, AGAIN = {"role": "assistant", "content": "Try sums."}, {"role": "user", "content": "How?"}
+SAYS = {"role": "assistant", "content": r"So \boxed{42}"}
+
+
+def test_messages_are_prepared_with_all_their_turns_and_prepared_again(tmp_path, grader):
+    rows = [
+        {"messages": [SYSTEM, ASKS, HINTS, AGAIN, SAYS], "answer": "42"},
+        {"prompt": [SYSTEM, ASKS], "completion": [SAYS], "answer": "42"},
+        {"prompt": "What is 6 times 7?", "completion": SAYS["content"], "answer": "42"},
+        {"messages": [ASKS, {"role": "tool", "content": "42"}, SAYS], "answer": "42"},
+        {"prompt": "And 6 + 36?", "completion": [SAYS, AGAIN, SAYS], "answer": "42"},
+    ]
+    raw, out = write(tmp_path / "raw.jsonl", rows), tmp_path / "out.jsonl"
+    manifest = prepare(raw, out, grader=grader)
+    first, second, third, last = load(str(out))
+    assert first.turns == (SYSTEM, ASKS, HINTS, AGAIN)
+    assert first.text == "6 * 7?\n\nTry sums.\n\nHow?"
+    assert (second.turns, second.text) == ((SYSTEM, ASKS), "6 * 7?")
+    assert (third.turns, third.text) == ((), "What is 6 times 7?")
+    assert [len(p.demonstrations) for p in (first, second, third, last)] == [1, 1, 1, 0]
+    assert step(manifest, "check")["dropped"] == {
+        "rows": {"turn 2 has the role 'tool'; read are system, user, assistant": 1},
+        "demonstrations": {"it cannot be read: it is not one turn of the assistant": 1, "its problem was dropped": 1},
+    }
+    prepare(str(out), tmp_path / "again.jsonl", grader=grader)
+    assert (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()
+    prepare(raw, out, Settings(system_turns=False), grader=grader)
+    assert [p.turns for p in load(str(out))] == [(ASKS, HINTS, AGAIN), (), (), ()]
+    # without prepare the same rows are read, and those that cannot be are named
+    direct = load(write(tmp_path / "direct.jsonl", rows[:3]))
+    assert [(p.turns, p.text, p.demonstrations[0]["text"]) for p in direct] == [
+        (p.turns, p.text, SAYS["content"]) for p in (first, second, third)
+    ]
+    with pytest.raises(DataError) as error:
+        load(raw)
+    told = str(error.value)
+    assert "raw.jsonl:4: turn 2 has the role 'tool'" in told
+    assert "raw.jsonl:5: a demonstration cannot be used: it is not one turn of the assistant" in told
+    assert "raw.jsonl:3" not in told
+
+
+def test_the_same_question_under_another_system_turn_is_another_problem(tmp_path, grader):
+    other = {"role": "system", "content": "Answer in German."}
+    rows = [{"messages": [turn, ASKS, SAYS], "answer": "42"} for turn in (SYSTEM, other, SYSTEM)]
+    out = tmp_path / "out.jsonl"
+    prepare(write(tmp_path / "raw.jsonl", rows), out, Settings(similarity=None), grader=grader)
+    assert [p.turns[0] for p in load(str(out))] == [SYSTEM, other]
+
+
+def test_long_messages_are_measured_with_all_their_turns(tmp_path, grader):
+    tokenizer = with_chat_template()
+    rows = [{"messages": [ASKS, HINTS, AGAIN, SAYS], "answer": "42"}, {"messages": [ASKS, SAYS], "answer": "42"}]
+    both, one = (prompt_length(turns, tokenizer) for turns in ([ASKS, HINTS, AGAIN], [ASKS]))
+    assert one == prompt_length("6 * 7?", tokenizer) < both
+    for longest, kept in ((both, 2), (both - 1, 1)):
+        out = tmp_path / "out.jsonl"
+        raw = write(tmp_path / "raw.jsonl", rows)
+        prepare(raw, out, Settings(max_prompt_length=longest), tokenizer=tokenizer, grader=grader)
+        assert len(load(str(out))) == kept
+
+
+def test_a_file_in_which_nothing_has_a_demonstration_is_said_to_be_one(tmp_path, grader):
+    told = []
+    for row in ({"response": r"\boxed{42}"}, {"solution": r"It is \boxed{41}"}, {"solution": r"It is \boxed{42}"}):
+        raw = write(tmp_path / "raw.jsonl", [{"problem": "6 * 7?", "answer": "42", **row}])
+        manifest = prepare(raw, tmp_path / "out.jsonl", grader=grader)
+        told.append(None if manifest["rows_with_demonstration"] else module.without_demonstrations(manifest))
+    assert "nothing was read from the columns response" in told[0]
+    assert "1 were read and all were dropped (1: its final answer is not the gold answer)" in told[1]
+    assert told[2] is None
+
+
+def test_an_answer_is_appended_where_none_is_stated(tmp_path, grader):
+    rows = [
+        {"problem": "a", "answer": "42", "solution": "Six times seven makes it."},
+        {"problem": "b", "answer": "42", "solution": r"So \boxed{41}, it seems."},  # states a wrong one
+        {"problem": "c", "answer": "42", "demonstrations": ["<think>six times"]},  # was cut off
+        {"problem": "d", "answer": "42", "demonstrations": [{"text": "Six times seven.", "readable_from": 3}]},
+        {"problem": "e", "answer": "42", "solution": r"So \boxed{42}."},
+        {
+            "problem": "f",
+            "answer": "42",
+            "solution": "It is six times seven, for 6 and 7.",
+        },  # 7 is a guess of the grader
+    ]
+    raw, out = write(tmp_path / "raw.jsonl", rows), tmp_path / "out.jsonl"
+    assert prepare(raw, out, grader=grader)["demonstrations"] == 1
+    manifest = prepare(raw, out, Settings(append_answer=True), grader=grader)
+    texts = [[d["text"] for d in p.demonstrations] for p in load(str(out))]
+    assert texts == [["Six times seven makes it.\n\n\\boxed{42}"], [], [], [], [r"So \boxed{42}."], [texts[5][0]]]
+    assert (manifest["answers_appended"], manifest["demonstrations"]) == (2, 3)
+    assert texts[5][0].endswith("for 6 and 7.\n\n\\boxed{42}")
+    # what has become longer is measured again
+    tokenizer = byte_level_bpe()
+    length = len(tokenizer(rows[0]["solution"])["input_ids"]) + 1
+    settings = Settings(append_answer=True, max_completion_length=length)
+    dropped_now = step(prepare(raw, out, settings, tokenizer=tokenizer, grader=grader), "budget")["dropped"]
+    assert dropped_now["demonstrations"] == {
+        f"it is longer than max_completion_length = {length} tokens": 2
+    }  # the first, and the last as it is
+
+
+def test_solutions_of_olympiadbench_are_kept_with_their_answers_appended(tmp_path, grader, shared_data):
+    with (shared_data / "olympiadbench.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(60), strict=False)]
+    raw, out = write(tmp_path / "raw.jsonl", rows), tmp_path / "out.jsonl"
+    without = prepare(raw, out, grader=grader)["demonstrations"]
+    manifest = prepare(raw, out, Settings(append_answer=True), grader=grader)
+    assert manifest["answers_appended"] == manifest["demonstrations"] - without >= 20

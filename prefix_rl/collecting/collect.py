@@ -233,8 +233,8 @@ def _recipe_and_problems(
 def _data_facts(policy: Policy, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {
         "tokenizer_sha256": tokenizer_sha256(policy.tokenizer),
-        "data": policy.recipe.data.train,
-        "problems_sha256": _sha256([(p.id, p.text, p.answer) for p in problems]),
+        "data": policy.recipe.data.named,
+        "problems_sha256": _sha256([(p.id, list(p.turns) or p.text, p.answer) for p in problems]),
         "prompts_sha256": _sha256(prompts),
         **({"date": policy.date} if policy.date else {}),
     }

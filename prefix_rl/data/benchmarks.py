@@ -7,14 +7,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError, at_most, nearest
 from ..progress import say
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from .problems import Problem, row_faults
+from .columns import with_chat
+from .problems import Problem, problem_of, row_faults
 from .sources import SUFFIXES, fingerprint, read
 
 FOLDER_VARIABLE = "PREFIX_RL_BENCHMARKS"
@@ -171,7 +172,8 @@ def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, 
     for number, (place, row) in enumerate(rows):
         if benchmark:
             row = _in_our_words(row, benchmark)
-        faults = row_faults(row)
+        row, unread = with_chat(row)
+        faults = unread + row_faults(row)
         given = str(number if row.get("id") is None else row["id"])
         if given in places:
             faults.append(f"the id {given!r} stands at {places[given]} too")
@@ -179,15 +181,7 @@ def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, 
         for fault in faults:
             wrong.setdefault(fault, []).append(place)
         if not faults:
-            problems.append(
-                Problem(
-                    id=given,
-                    text=str(row["problem"]),
-                    answer=str(row["answer"]).strip(),
-                    demonstrations=_demonstrations(row),
-                    place=place,
-                )
-            )
+            problems.append(replace(problem_of(row, number, place), demonstrations=_demonstrations(row)))
     if wrong:
         listed = [
             f"{at[0]}: {fault}{f', and {len(at) - 1} more rows' if at[1:] else ''}" for fault, at in wrong.items()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..rewards.grading import Outcome, gold_fault
+from ..rewards.grading import Outcome, final_answer, gold_fault
 from ..rewards.workers import Grader
 from . import duplicates
 from .chunks import Chunks, as_line
@@ -60,7 +60,7 @@ def _make_chunk(
             row = {**row, **({} if rate is None else {"pass_rate": rate})}
             if reason := _difficulty(rate, settings.pass_rate):
                 funnel.drop("difficulty", reason, row, len(row["demonstrations"]))
-            elif _is_too_long(row["problem"], tokenizer, settings.max_prompt_length):
+            elif _is_too_long(row.get("turns") or row["problem"], tokenizer, settings.max_prompt_length):
                 reason = f"its prompt is longer than max_prompt_length = {settings.max_prompt_length} tokens"
                 funnel.drop("budget", reason, row, len(row["demonstrations"]))
             else:
@@ -72,8 +72,14 @@ def _make_chunk(
     advance(max(int(samples) - sum(max(len(row["demonstrations"]), 1) for row in waiting), 0))
     problems = [Problem(r["id"], r["problem"], r["answer"], tuple(r["demonstrations"]), r["place"]) for r in waiting]
     done = []
-    for row, outcomes in zip(waiting, graded(problems, grader, advance), strict=True):
-        row = _right(row, outcomes, funnel)
+    outcomes = graded(problems, grader, advance)
+    appended = 0
+    if settings.append_answer:
+        appended = _append_answers(waiting, outcomes, grader)
+    for row, of_row in zip(waiting, outcomes, strict=True):
+        row = _right(row, of_row, funnel)
+        if row and settings.append_answer:
+            row = _fitting(row, tokenizer, settings.max_completion_length, funnel)  # they have become longer
         row = row and _chosen(row, settings, funnel)
         if row:
             done.append(row)
@@ -87,6 +93,7 @@ def _make_chunk(
         "rated": rated,
         "rows": len(done),
         "demonstrations": sum(len(r["demonstrations"]) for r in done),
+        **({"answers_appended": appended} if settings.append_answer else {}),
         "funnel": funnel.counts(),
     }
     chunks.put("made", number, [as_line(row) for row in done], funnel.listed, having, facts)
@@ -130,7 +137,7 @@ def _difficulty(rate: float | None, wanted: tuple[float, float] | None) -> str |
     return None if wanted[0] <= rate <= wanted[1] else f"its pass rate is outside {wanted[0]:g} to {wanted[1]:g}"
 
 
-def _is_too_long(problem: str, tokenizer, max_prompt_length: int | None) -> bool:
+def _is_too_long(problem: str | list, tokenizer, max_prompt_length: int | None) -> bool:
     return max_prompt_length is not None and prompt_length(problem, tokenizer) > max_prompt_length
 
 
@@ -149,6 +156,44 @@ def _fitting(row: dict, tokenizer, max_completion_length: int | None, funnel: Fu
         else:
             kept.append(demonstration)
     return {**row, "demonstrations": kept}
+
+
+APPENDED = "\n\n\\boxed{{{}}}"
+"""How an answer is appended."""
+
+
+def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], grader: Grader) -> int:
+    """Appends the gold answer to the demonstrations that mark none, where that makes them right, and notes so in the
+    outcomes. Those whose ids or offsets belong to their text stay as they are, and so do thoughts that were cut off.
+
+    Returns:
+        How many there are.
+    """
+    candidates = [
+        (row, n) for row, of_row in zip(rows, outcomes, strict=True)
+        for n, (demonstration, outcome) in enumerate(zip(row["demonstrations"], of_row, strict=False))
+        if set(demonstration) == {"text"} and _states_none(demonstration["text"], outcome, grader)
+    ]  # fmt: skip
+    texts = [row["demonstrations"][n]["text"] + APPENDED.format(row["answer"]) for row, n in candidates]
+    found = grader.grade([(text, row["answer"]) for text, (row, _) in zip(texts, candidates, strict=True)])
+    of = {id(row): of_row for row, of_row in zip(rows, outcomes, strict=True)}
+    for (row, n), text, outcome in zip(candidates, texts, found, strict=True):
+        of[id(row)][n] = outcome
+        if outcome is Outcome.RIGHT:
+            row["demonstrations"][n] = {"text": text}
+    return sum(outcome is Outcome.RIGHT for outcome in found)
+
+
+def _states_none(text: str, outcome: Outcome, grader: Grader) -> bool:
+    """Whether a demonstration marks no answer. Where the rules take the last formula for one, it may count as wrong."""
+    guessed = outcome is Outcome.WRONG and grader.rules.fallback == "last"
+    states_none = outcome is Outcome.NO_ANSWER or (guessed and final_answer(text) is None)
+    return states_none and not _is_cut_off(text)
+
+
+def _is_cut_off(text: str) -> bool:
+    """Whether a text ends inside of its thought."""
+    return "<think>" in text and "</think>" not in text
 
 
 def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel) -> dict | None:
@@ -182,4 +227,5 @@ def _final(row: dict, readable: Iterator[dict[str, int]]) -> dict:
     """The row of a training file; ``readable`` gives where each demonstration shows its answer."""
     demonstrations = [{**d, "readable": next(readable)} for d in row["demonstrations"]]
     made = {name: row[name] for name in ("id", "problem", "answer")} | {"demonstrations": demonstrations}
+    made["problem"] = row.get("turns") or row["problem"]
     return made | ({"pass_rate": row["pass_rate"]} if "pass_rate" in row else {})

@@ -45,7 +45,7 @@ from .settings import PRESETS, Settings  # noqa: F401  callers have both from he
 from .sources import fingerprint
 from .traces import tokenizer_sha256
 
-FORMAT = 1
+FORMAT = 2
 """Version of what these steps do: work of another one is not continued."""
 Progress = Callable[[str, int | None], Callable[[int], object]]
 
@@ -111,6 +111,25 @@ def manifest_path(output: Path | str) -> Path:
 def dropped_path(output: Path | str) -> Path:
     """The list of what was dropped on the way to a training file."""
     return Path(f"{output}.dropped.jsonl")
+
+
+def without_demonstrations(manifest: dict) -> str:
+    """What to say where no row has a demonstration: which columns were not read, or at which step they went."""
+    gone = [
+        f"{n:,}: {reason}" for step in manifest["funnel"] for reason, n in step["dropped"]["demonstrations"].items()
+    ]
+    found = manifest["funnel"][0]["demonstrations"]
+    if found:
+        what = f"{found:,} were read and all were dropped ({'; '.join(gone)})"
+    else:
+        unread = manifest["unread_columns"]
+        named = f"; nothing was read from the columns {', '.join(unread)}" if unread else ""
+        what = (
+            f"no column with demonstrations is known{named}. Name it: --column solution=NAME or --column messages=NAME"
+        )
+    return (
+        f"NO ROW HAS A DEMONSTRATION: {what}. A method that learns from demonstrations cannot be trained on this file"
+    )
 
 
 def is_verified(source: str) -> bool:
@@ -190,9 +209,11 @@ def _finish(
         "rows_with_demonstration": int(keeps.sum()),
         "demonstrations": steps[-1]["demonstrations"],
         "funnel": steps,
+        "unread_columns": sorted({name for one in read_counts for name in one["unread_columns"]}),
         "sha256": hashed.hexdigest(),
         "dropped_sha256": fingerprint(str(dropped)),
         "demonstrations_graded": True,
+        **({"answers_appended": sum(one["answers_appended"] for one in made)} if settings.append_answer else {}),
     }
     written.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     parts.settle(dropped, dropped_path(output))

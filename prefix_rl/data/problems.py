@@ -13,7 +13,9 @@ from ..errors import DataError, at_most
 from ..prefixes import AnswerGuard, uniform
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
+from .columns import with_chat
 from .sources import read
+from .turns import chat, is_chat, turn_faults
 
 MAX_CHARACTERS = 1_000_000
 """No field may be longer: such a field is a broken export, and would cost memory on every rank."""
@@ -28,17 +30,27 @@ class Problem:
     answer: str
     demonstrations: tuple[dict, ...] = ()  # {"text": ..., and what DemonstrationTable reads}
     place: str = ""  # where it was read
+    turns: tuple[dict, ...] = ()  # the messages, of a problem that is more than one turn of the user
+    source: str = ""  # the file, where several are mixed
+    repeats: int = 1  # how often it stands in an epoch
 
     def as_row(self) -> dict:
         """The row of a training file."""
-        return {"id": self.id, "problem": self.text, "answer": self.answer, "demonstrations": list(self.demonstrations)}
+        return {
+            "id": self.id,
+            "problem": list(self.turns) or self.text,
+            "answer": self.answer,
+            "demonstrations": list(self.demonstrations),
+        }
 
 
 def load(source: str, split: str = "train", limit: int | None = None, answers: bool = True) -> list[Problem]:
     """The problems of a training or evaluation file.
 
-    A row holds ``problem``, ``answer`` and, where there are any, ``demonstrations`` (texts, or objects with a
-    ``text``) or one ``solution``. Without ``answers`` the answer may be missing or null; it is then empty.
+    A row holds ``problem`` (a text or messages), ``answer`` and, where there are any, ``demonstrations`` (texts, or
+    objects with a ``text``) or one ``solution``; or chat messages, or TRL's ``prompt`` and ``completion``
+    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing or null; it is then
+    empty.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
@@ -47,10 +59,11 @@ def load(source: str, split: str = "train", limit: int | None = None, answers: b
     for number, (place, row) in enumerate(read(source, split)):
         if limit is not None and number >= limit:
             break
-        wrong = row_faults(row, answers)
+        row, wrong = with_chat(row)
+        wrong = wrong + row_faults(row, answers)
         faults += [f"{place}: {what}" for what in wrong]
         if not wrong:
-            problem = _problem(row, number, place)
+            problem = problem_of(row, number, place)
             if problem.id in places:
                 there = f"{place}: the id {problem.id!r} stands at {places[problem.id]} already"
                 faults.append(f"{there}; `prefix-rl prepare --renumber` gives new ones")
@@ -69,6 +82,8 @@ def row_faults(row: dict, answers: bool = True) -> list[str]:
         value = row.get(column)
         if column not in row:
             wrong.append(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+        elif column == "problem" and is_chat(value):
+            wrong += [f"problem: {what}" for what in turn_faults(value)]
         elif isinstance(value, bool) or not isinstance(value, str | int | float):
             wrong.append(f"{column} is {'null' if value is None else 'a ' + type(value).__name__}, not a text")
         elif isinstance(value, float) and not math.isfinite(value):
@@ -114,13 +129,16 @@ def _demonstrations(row: dict) -> tuple[dict, ...] | None:
     return tuple(made)
 
 
-def _problem(row: dict, number: int, place: str) -> Problem:
+def problem_of(row: dict, number: int, place: str) -> Problem:
+    """The problem in a row without faults, which has the number as its id if it has none."""
+    asked = chat(row["problem"]) if is_chat(row["problem"]) else None
     return Problem(
         id=str(number if row.get("id") is None else row["id"]),
-        text=str(row["problem"]),
+        text=asked.text if asked else str(row["problem"]),
         answer="" if row.get("answer") is None else str(row["answer"]).strip(),
         demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
         place=place,
+        turns=() if asked is None or asked.plain else asked.asked,
     )
 
 

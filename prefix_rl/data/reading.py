@@ -12,11 +12,11 @@ import numpy as np
 
 from . import duplicates
 from .chunks import Chunks, as_line
-from .columns import check_columns, normalize
+from .columns import check_columns, normalize, unread_columns
 from .contamination import LONG, LONG_RUN, EvaluationIndex
 from .difficulty import is_rate
 from .funnel import Funnel
-from .problems import row_faults
+from .problems import is_unicode, row_faults
 from .sources import read
 from .texts import hash64, squeezed
 
@@ -51,9 +51,10 @@ def _rows(sources: Sequence[str], settings: Settings) -> Iterator[tuple[str, str
 
 def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: EvaluationIndex, advance) -> dict:
     funnel, lines, entries, offset = Funnel(), [], [], 0
-    found, contaminated, last = set(), {}, True
+    found, contaminated, last, unread = set(), {}, True, set()
     for default_id, place, raw in rows:
         advance(1)
+        unread.update(unread_columns(raw, settings.columns))
         row = _checked(default_id, place, raw, settings, funnel)
         hit = index.find(row["problem"]) if row else None
         if hit:
@@ -74,6 +75,7 @@ def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: Ev
         "rows": len(lines),
         "found": sorted(found),
         "contaminated": contaminated,
+        "unread_columns": sorted(name for name in unread if is_unicode(name)),
         "funnel": funnel.counts(),
     }
     chunks.put("read", number, lines, funnel.listed, np.array(entries, duplicates.INDEX), facts)
@@ -82,8 +84,17 @@ def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: Ev
 
 def _entry(row: dict, offset: int) -> tuple:
     """What :data:`~prefix_rl.data.duplicates.INDEX` holds of a row."""
-    hashes = (hash64(text) for text in (row["id"], squeezed(row["problem"]), squeezed(row["answer"])))
+    turns = row.get("turns", [])
+    asked = row["problem"] if not turns else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    hashes = (hash64(text) for text in (row["id"], squeezed(asked), squeezed(row["answer"])))
     return *hashes, offset, len(row["demonstrations"]), duplicates.bands(row["problem"], row["answer"])
+
+
+def _without_system(row: dict) -> None:
+    """Takes the system turn off a row."""
+    turns = [turn for turn in row.pop("turns", []) if turn["role"] != "system"]
+    if len(turns) > 1:
+        row["turns"] = turns
 
 
 def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel: Funnel) -> dict | None:
@@ -91,7 +102,10 @@ def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel:
     row = normalize(raw, settings.columns)
     if row.get("id") is None or settings.renumber:
         row["id"] = default_id
-    wrong = row_faults(row)
+    wrong = row.pop("faults", [])
+    wrong += [fault for fault in row_faults(row) if not wrong or "'problem'" not in fault]
+    if not settings.system_turns:
+        _without_system(row)
     if "pass_rate" in row and not is_rate(row["pass_rate"]):
         wrong.append("pass_rate is no number in [0, 1]")
     count = len(row["demonstrations"])
@@ -105,7 +119,9 @@ def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel:
     made = []
     for n, given in enumerate(row["demonstrations"]):
         demonstration = {"text": given} if isinstance(given, str) else dict(given)
-        if demonstration.pop("complete", True) is False:
+        if unread := demonstration.pop("unread", None):
+            funnel.drop_demonstration("check", f"it cannot be read: {unread}", row, n)
+        elif demonstration.pop("complete", True) is False:
             funnel.drop_demonstration("check", "it is not complete", row, n)
         elif not demonstration["text"].strip():
             funnel.drop_demonstration("check", "it is empty", row, n)

@@ -27,6 +27,8 @@ class Settings:
     """Read the first rows only."""
     columns: dict[str, str] = field(default_factory=dict)
     """``problem=question`` for a column that is not known by name."""
+    system_turns: bool = True
+    """Keep the system turns of messages; a recipe's ``data.system_prompt`` is for problems without one."""
     renumber: bool = False
     """Give new ids: the number of the row in its source."""
     against: tuple[str, ...] = ()
@@ -44,6 +46,9 @@ class Settings:
     """Measured pass rates: rows of id and pass_rate (or right, attempts), or a trace store."""
     pass_rate: tuple[Fraction, Fraction] | None = None
     """Keep problems with a pass rate from LOW to HIGH, both included."""
+    append_answer: bool = False
+    """Append the gold answer in a box to demonstrations that mark no final answer, as published solutions often do
+    not; those that mark a wrong one are dropped all the same."""
     max_prompt_length: Annotated[int, Ge(1)] | None = None
     """Drop longer problems, in tokens of a user's turn through the tokenizer's chat template, if it has one."""
     max_completion_length: Annotated[int, Ge(2)] | None = None

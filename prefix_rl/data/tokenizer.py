@@ -222,9 +222,14 @@ def encode_prompt(
     return list(_rendered(prompt, tokenizer, template, variables, tokenize=True, return_dict=True)["input_ids"])
 
 
-def prompt_length(problem: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokens of a problem: as a user's turn through the tokenizer's chat template, or alone if there is none."""
+def prompt_length(problem: str | Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokens of a problem: as a user's turn through the tokenizer's chat template, or alone if there is none.
+
+    A problem that is messages has those turns.
+    """
     chat = tokenizer.chat_template is not None
+    if not isinstance(problem, str):
+        return len(encode_prompt(problem if chat else "\n".join(turn["content"] for turn in problem), tokenizer))
     return len(encode_prompt([{"role": "user", "content": problem}] if chat else problem, tokenizer))
 
 

@@ -176,8 +176,8 @@ def _refuse_overlap(recipe: Recipe, tasks: Sequence[Task]) -> None:
     Raises:
         DataError: naming the benchmarks and how many of their problems are concerned.
     """
-    train = recipe.data.train
-    if recipe.evaluation.allow_overlap or train is None or not Path(train).is_file():
+    train, sources = recipe.data.named, recipe.data.sources
+    if recipe.evaluation.allow_overlap or not sources or not all(Path(source.file).is_file() for source in sources):
         return
     texts = [problem.text for problem in training_data(recipe)]
     found = {task.name: contamination.overlap(texts, [p.text for p in task.problems]) for task in tasks}

@@ -40,7 +40,9 @@ def total_steps(recipe: Recipe, rows: int) -> int:
     return int(recipe.training_value("num_train_epochs") * (rows // found.prompts) * found.steps)
 
 
-def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list[Lengths]:
+def preview(
+    recipe: Recipe, table: DemonstrationTable, points: int = 11, repeats: Sequence[int] | None = None
+) -> list[Lengths]:
     """The prefixes that the method draws at ``points`` steps from the first to the last.
 
     Of a method whose lengths follow from what happens in the run these are the first ones, as if nothing had happened.
@@ -53,7 +55,7 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
         raise RecipeError(f"method {recipe.method_name} with these settings starts no rollout from a prefix")
     copies = recipe.method.copies([bool(table[problem]) for problem in range(len(table))])
     epoch = [(problem, copy) for problem, count in enumerate(copies) for copy in range(count)]
-    total = total_steps(recipe, len(epoch))
+    total = total_steps(recipe, len(epoch) if repeats is None else sum(repeats[problem] for problem, _ in epoch))
     rows = [
         Row(group * group_size + member, group_size, problem, table[problem], copy)
         for group, (problem, copy) in enumerate(epoch) if table[problem] for member in range(group_size)
@@ -67,7 +69,7 @@ def preview(recipe: Recipe, table: DemonstrationTable, points: int = 11) -> list
             found.append(Lengths(step, [0], [0.0], 0.0))  # a schedule that has come down to nothing
             continue
         if not drawn:
-            raise RecipeError(f"no demonstration of {recipe.data.train} can be cut into a prefix")
+            raise RecipeError(f"no demonstration of {recipe.data.named} can be cut into a prefix")
         found.append(
             Lengths(
                 step,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..costs import Cost, inference_flops, update_flops
+from ..data.mixing import SOURCE
 from ..methods.base import Method
 from ..reports.rollouts import segments, write_rollouts
 from ..reports.tokens import token_columns
@@ -65,13 +66,29 @@ def totals(method: Method, memory: Memory, cost: Cost) -> dict[str, float]:
     return shown | {f"cost/{name}": value for name, value in asdict(cost).items()}
 
 
-def reward_metrics(rewards: torch.Tensor, prefixed: torch.Tensor) -> dict[str, float]:
-    """The mean reward with and without a prefix, and how many could not be scored."""
-    return {
+def reward_metrics(rewards: torch.Tensor, batch: GenerationBatch, ranks: Ranks) -> dict[str, float]:
+    """The mean reward with and without a prefix, how many could not be scored, and what each file of a mixture has."""
+    prefixed = batch.planned.prefixed
+    from_files = ranks.objects([given[SOURCE] for given in batch.inputs]) if SOURCE in batch.inputs[0] else []
+    return source_metrics(rewards, from_files) | {
         "reward_unscored_share": float(rewards.isnan().float().mean()),
         "reward_with_prefix": float(torch.nanmean(rewards[prefixed])),
         "reward_without_prefix": float(torch.nanmean(rewards[~prefixed])),
     }
+
+
+def source_metrics(rewards: torch.Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """The share of the rollouts and the mean reward by the file that their problems are from.
+
+    >>> source_metrics(torch.tensor([1.0, 0.0, 1.0, 1.0]), ["a", "a", "a", "b"])["source/a/share"]
+    0.75
+    """
+    found = {}
+    for source in sorted(set(sources)):
+        own = torch.tensor([other == source for other in sources], device=rewards.device)
+        found |= {f"source/{source}/share": float(own.float().mean()),
+                  f"source/{source}/reward": float(torch.nanmean(rewards[own]))}  # fmt: skip
+    return found
 
 
 def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict[str, float]:

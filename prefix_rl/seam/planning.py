@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..arguments import demonstrations_and_answers
+from ..data.mixing import REPEATS
 from ..data.tokenizer import DemonstrationTable, continuation_start
 from ..errors import DataError, RecipeError
 from ..methods.base import Method
@@ -107,19 +108,24 @@ def usable_demonstrations(
     )
 
 
-def epoch(method: Method, demonstrations: Sequence[Sequence]) -> tuple[list[int], list[int]]:
-    """The rows of an epoch: of each its problem, and which of the problem's copies it is.
+def epoch(method: Method, demonstrations: Sequence[Sequence], dataset: Dataset | None = None) -> tuple[list, list]:
+    """The rows of an epoch: of each its problem, and which of the problem's copies it is. Of a mixture they stand there
+    as often as the ``dataset`` says.
 
     Which problems have usable ``demonstrations`` is not asked where it makes no difference: the answer takes time.
 
     >>> epoch(Method(), [["a demonstration"], []])
     ([0, 1], [0, 0])
     """
-    count = len(demonstrations)
-    if method.copies([True, False]) == [1, 1]:
-        return list(range(count)), [0] * count
-    copies = method.copies([bool(demonstrations[problem]) for problem in range(count)])
-    rows = [(problem, copy) for problem in range(count) for copy in range(copies[problem])]
+    count, again = len(demonstrations), [1] * len(demonstrations)
+    if dataset is not None and REPEATS in dataset.column_names:
+        again = dataset[REPEATS]
+    copies = [1] * count
+    if method.copies([True, False]) != [1, 1]:
+        copies = method.copies([bool(demonstrations[problem]) for problem in range(count)])
+    rows = [
+        (problem, copy) for problem in range(count) for copy in range(copies[problem]) for _ in range(again[problem])
+    ]
     return [problem for problem, _ in rows], [copy for _, copy in rows]
 
 

@@ -85,7 +85,7 @@ class PrefixTrainer(GRPOTrainer):
         self.demonstrations = planning.usable_demonstrations(
             method, demonstrations, answers, self._tokenizer, self.max_completion_length, guard=answer_guard, turn=turn
         )
-        rows, copies = planning.epoch(method, self.demonstrations)
+        rows, copies = planning.epoch(method, self.demonstrations, train_dataset)
         self.train_dataset = self.train_dataset.select(rows).add_column(ROW, rows).add_column(COPY, copies)
         self._ranks = Ranks(self.accelerator)
         self._planner = planning.Planner(
@@ -149,7 +149,7 @@ class PrefixTrainer(GRPOTrainer):
         if batch:
             told = [list(self._pending_extra_logs.get(name, [])) or None for name in ("outcome", "found")]
             self._open.fill(completions=completion_ids_list, rewards=rewards, outcomes=told[0], answers=told[1])
-            self._log(ledger.reward_metrics(rewards, batch.planned.prefixed))
+            self._log(ledger.reward_metrics(rewards, batch, self._ranks))
         return rewards_per_func
 
     def _sampled(self, rows: list[int], beginnings: list[Prefix]) -> tuple[torch.Tensor, list[list[int]]]:

@@ -1,0 +1,97 @@
+"""Several training files in one epoch, by weight."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Gt
+
+from ..errors import DataError
+from ..prefixes import uniform
+from .problems import Problem
+from .sources import SUFFIXES
+
+SOURCE, REPEATS = "mixed_from", "repeats_in_epoch"
+"""The columns of a data set that tell from which file a row is, and how often it stands in an epoch."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of several to train on."""
+
+    file: str
+    """A file of training rows, or a data set on the hub."""
+    weight: Annotated[float, Gt(0)] = 1.0
+    """The share of the prompts that are its, relative to the other weights."""
+
+
+class Mixture:
+    """What ``data.train`` names, whether that is one file or several."""
+
+    train: str | tuple[Source, ...]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The files to train on; none of the lab's own data."""
+        if isinstance(self.train, str):
+            return () if self.train == "lab" else (Source(self.train),)
+        return self.train
+
+    @property
+    def named(self) -> str:
+        """The files in words."""
+        return self.train if isinstance(self.train, str) else ", ".join(source.file for source in self.train)
+
+
+def names(files: Sequence[str]) -> list[str]:
+    """What the sources are called in metrics: their files without folder and suffix, or whole where that is ambiguous.
+
+    >>> names(["data/gsm8k.jsonl", "data/math.parquet"]), names(["a/train.jsonl", "b/train.jsonl"])
+    (['gsm8k', 'math'], ['a/train.jsonl', 'b/train.jsonl'])
+    """
+    stems = []
+    for file in files:
+        stem = Path(file).name
+        for suffix in SUFFIXES:
+            stem = stem.removesuffix(suffix)
+        stems.append(stem)
+    again = {stem for stem, n in Counter(stems).items() if n > 1}
+    return [file if stem in again else stem for file, stem in zip(files, stems, strict=True)]
+
+
+def mixed(sources: Sequence[Source], problems: Sequence[Sequence[Problem]], seed: int) -> list[Problem]:
+    """The problems of all sources, each once, with how often it stands in an epoch.
+
+    An epoch is as short as it can be with every problem in it at least once and the sources in the proportion of their
+    weights: the source with the most problems for its weight stands in it once, the others are repeated. Where a source
+    is no whole number of times in it, which of its problems come once more is drawn from the seed.
+
+    >>> a, b = [Problem("1", "a", ""), Problem("2", "b", "")], [Problem("1", "c", "")]
+    >>> [(p.source, p.id, p.repeats) for p in mixed([Source("a.jsonl"), Source("b.jsonl", 3)], [a, b], 0)]
+    [('a', 'a/1', 1), ('a', '2', 1), ('b', 'b/1', 6)]
+
+    Raises:
+        DataError: if a file is given twice.
+    """
+    files = [source.file for source in sources]
+    if again := [file for file, n in Counter(files).items() if n > 1]:
+        raise DataError(f"data.train names {again[0]} twice; give it once, with the sum of the weights")
+    ids = Counter(problem.id for of_source in problems for problem in of_source)
+    longest = max(Fraction(len(p)) / Fraction(s.weight) for s, p in zip(sources, problems, strict=True))
+    found = []
+    for source, name, of_source in zip(sources, names(files), problems, strict=True):
+        rows = math.floor(longest * Fraction(source.weight) + Fraction(1, 2))
+        times, more = divmod(rows, len(of_source))
+        drawn = sorted(range(len(of_source)), key=lambda i, name=name: uniform("mixing", seed, name, i))
+        chosen = set(drawn[:more])
+        found += [
+            replace(p, source=name, id=f"{name}/{p.id}" if ids[p.id] > 1 else p.id, repeats=times + (i in chosen))
+            for i, p in enumerate(of_source)
+        ]
+    return found
