@@ -12,6 +12,7 @@ from .batches import batches, world_size
 from .data import contamination
 from .data.problems import Problem
 from .methods.stage import ROLLOUTS
+from .rewards import functions
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -66,10 +67,9 @@ def between_blocks(recipe: Recipe) -> list[str]:
         faults.append("training.chat_template_kwargs needs data.prompt = chat: a plain prompt goes through no template")
     if recipe.model.date is not None and not _is_date(recipe.model.date):
         faults.append(f"model.date = {recipe.model.date}: must be a date, as 2026-11-25")
-    if value("reward_weights") and len(value("reward_weights")) != 1:
-        faults.append(
-            f"training.reward_weights = {value('reward_weights')}: there is one reward, so give one weight, or none"
-        )
+    faults += functions.faults(recipe.reward.functions, recipe.reward.weights)
+    if value("reward_weights") and (len(value("reward_weights")) != 1 or recipe.reward.takes_columns):
+        faults.append(f"training.reward_weights = {value('reward_weights')}: set reward.weights, one for each function")
     if value("push_to_hub"):
         faults.append(
             "training.push_to_hub = true would publish the whole folder of the run: optimizers, and rollouts with the "
@@ -158,6 +158,23 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
             f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.train} has any (column "
             "demonstrations or solution, or data.traces)"
         )
+    return faults
+
+
+def with_columns(recipe: Recipe, train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
+    """Faults of rows that lack a column which a reward function cannot do without."""
+    faults = []
+    for name in recipe.reward.functions if recipe.reward.takes_columns else ():
+        for column in functions.needed(name):
+            for source, problems in (("data.train", train), ("evaluation.data", held_out)):
+                lacking = [p for p in problems if functions.row_of(p).get(column) in (None, "")]
+                if lacking:
+                    have = ", ".join(functions.row_of(lacking[0]))
+                    faults.append(
+                        f"reward.functions: {name} needs the column {column!r}, and {len(lacking)} of the "
+                        f"{len(problems)} rows of {source} have none (the first: {lacking[0].place or lacking[0].id}, "
+                        f"which has {have})"
+                    )
     return faults
 
 

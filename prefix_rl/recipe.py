@@ -32,7 +32,8 @@ from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Method
 from .methods.combined import Combined
 from .prefixes import AnswerGuard
-from .rewards.equality import TRAINING_RULES, Rules
+from .rewards import functions
+from .rewards.settings import Reward
 from .rewards.workers import Grader
 from .speed.settings import Speed
 
@@ -88,25 +89,6 @@ class Data:
     answer, before an expression that is worth it (computed), or anywhere (none, as in the papers)."""
     lab: World | None = None
     """Settings of the lab, where the model or the data are the lab's."""
-
-
-@dataclass(frozen=True)
-class Reward(Rules):
-    """How completions are graded: the processes that do it, and the rules (see docs/grading.md)."""
-
-    fallback: Literal["last", "none"] = TRAINING_RULES.fallback
-    """none: an answer must be marked. last: without a mark, the last formula or number of the text."""
-    workers: Annotated[int, Ge(1)] = 2
-    """Grading processes on each rank."""
-    deadline: Annotated[float, Gt(0)] = 5.0
-    """Seconds that one sample may take."""
-    memory_mb: Annotated[int, Ge(256)] = 2048
-    """Address space of one grading process, MiB."""
-
-    def grader(self) -> Grader:
-        """The workers that grade by these settings; they start when first needed."""
-        rules = Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
-        return Grader(self.workers, self.deadline, self.memory_mb, rules)
 
 
 @dataclass(frozen=True)
@@ -181,10 +163,23 @@ class Recipe:
         """The lab's settings."""
         return self.data.lab or World()
 
-    def grader(self) -> Grader:
-        """What grades completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
+    def grader(self) -> Grader | functions.FunctionGrader:
+        """What decides whether a completion is right: the first of ``reward.functions``."""
+        return functions.verdicts(self.reward.functions, self._mathematics())
+
+    def rewards(self) -> functions.Rewards:
+        """What completions are rewarded by."""
+        return functions.Rewards(self.reward.functions, self._mathematics())
+
+    def _mathematics(self) -> Grader:
+        """What grades ``math``: the lab's world where it has a check of its own, else the workers of ``reward``."""
         own = self.world.grader() if self.uses_lab else None
         return own or self.reward.grader()
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the rows must have a gold answer."""
+        return self.method.stages.needs_answers and "answer" in self.reward.columns
 
     @property
     def at_once(self) -> int:
@@ -198,8 +193,9 @@ class Recipe:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the ``training`` block sets of TRL's own."""
-        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS}
+        """What the ``training`` block sets of TRL's own, with the weights of the rewards."""
+        ours = {"reward_weights": list(self.reward.weights)} if self.reward.weights is not None else {}
+        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS} | ours
 
     @property
     def uses_lab(self) -> bool:
@@ -256,7 +252,7 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
             except DataError as error:
                 faults += [f"{name}: {error.what}", *error.faults]
         if train:
-            faults += contradictions.with_data(recipe, train)
+            faults += contradictions.with_data(recipe, train) + contradictions.with_columns(recipe, train, held_out)
             faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
     return Reading(recipe, train, held_out, faults, missing)
 
@@ -278,7 +274,9 @@ def training_data(recipe: Recipe) -> list[Problem]:
     if data.train == LAB:
         found = training_problems(recipe.world)[: data.limit]
     else:
-        found = data_problems.load(data.train, data.split, data.limit, recipe.method.stages.needs_answers)
+        found = data_problems.load(
+            data.train, data.split, data.limit, recipe.needs_answers, recipe.reward.takes_columns
+        )
     if data.traces is not None:
         from .data.attach import attach
         from .data.traces import TraceStore
@@ -295,7 +293,8 @@ def evaluation_data(recipe: Recipe) -> list[Problem]:
         return []
     if evaluation.data == LAB:
         return held_out_problems(recipe.world)[: evaluation.limit]
-    return data_problems.load(evaluation.data, evaluation.split, evaluation.limit)
+    needs = "answer" in recipe.reward.columns
+    return data_problems.load(evaluation.data, evaluation.split, evaluation.limit, needs, recipe.reward.takes_columns)
 
 
 def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]:

@@ -34,7 +34,7 @@ from .status import recorded
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from .rewards import MathReward
+    from .rewards.functions import Rewards
     from .rewards.workers import Grader
     from .seam.trainer import PrefixTrainer
 
@@ -65,7 +65,7 @@ def _trained(
     recipe = policy.recipe
     policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
-    reward = _reward(recipe)
+    reward = recipe.rewards()
     # Joins the processes, and says what TRL does not accept before anything is graded or trained
     arguments(recipe, policy.loading)
     problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
@@ -74,7 +74,7 @@ def _trained(
 
 
 def _reinforce(
-    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: Rewards, run: Path
 ) -> Path:
     """A run whose last stage are rollouts; a supervised stage before them is trained on the way."""
     recipe = policy.recipe
@@ -135,7 +135,7 @@ def _put_in_place(run: Path) -> None:
 
 
 def _imitate(
-    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: Rewards, run: Path
 ) -> Path:
     """A run whose last stage is the supervised one."""
     facts = _facts(policy.recipe, problems)
@@ -150,7 +150,7 @@ def _imitate(
 
 
 def build(
-    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem] = (), reward: MathReward | None = None
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem] = (), reward: Rewards | None = None
 ) -> PrefixTrainer:
     """The trainer that the policy's recipe describes, on these problems. A supervised stage is trained first.
 
@@ -164,7 +164,7 @@ def build(
     recipe = policy.recipe
     if reward is None:
         arguments(recipe, policy.loading_to_train)
-        reward = _reward(recipe)
+        reward = recipe.rewards()
         problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
         problems = _guarded(recipe, problems, reward.grader)
     facts = _facts(recipe, problems)
@@ -177,7 +177,7 @@ def build(
         model = start
     trainer = PrefixTrainer(
         model=model,
-        reward_funcs=reward,
+        reward_funcs=list(reward.functions),
         args=arguments(recipe, policy.loading_to_train),
         train_dataset=_dataset(recipe, problems),
         eval_dataset=_dataset(recipe, held_out) if held_out else None,
@@ -201,13 +201,6 @@ def build(
             "ACCELERATE_USE_CPU (on a machine without a GPU DeepSpeed takes the CPU by itself)"
         )
     return trainer
-
-
-def _reward(recipe: Recipe) -> MathReward:
-    preflight.quiet()
-    from .rewards import MathReward
-
-    return MathReward(recipe.grader())
 
 
 def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -261,6 +254,8 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
 def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
     from datasets import Dataset
 
+    from .rewards.functions import COLUMNS, as_json, row_of
+
     return Dataset.from_list(
         [
             {
@@ -268,6 +263,7 @@ def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
                 "answer": problem.answer,
                 "problem_id": problem.id,
                 "demonstrations": list(problem.demonstrations),
+                **({COLUMNS: as_json(row_of(problem))} if recipe.reward.takes_columns else {}),
             }
             for problem in problems
         ]
@@ -321,7 +317,7 @@ def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> lis
     return decided[0]
 
 
-def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -> list[Problem]:
+def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: Rewards) -> list[Problem]:
     """The problems to evaluate on while training, but for those that no completion could be graded against.
 
     Which these are is decided once for all ranks, and said.
@@ -350,7 +346,8 @@ def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -
 def _hash_of(problems: Sequence[Problem]) -> str:
     digest = hashlib.sha256()
     for p in problems:
-        digest.update(repr((p.id, p.text, p.answer, [d["text"] for d in p.demonstrations])).encode())
+        columns = [sorted(p.columns.items())] if p.columns else []
+        digest.update(repr((p.id, p.text, p.answer, [d["text"] for d in p.demonstrations], *columns)).encode())
     return digest.hexdigest()
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, at_most
 from ..prefixes import AnswerGuard, uniform
+from ..rewards.functions import gold_of
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .sources import read
@@ -28,17 +30,21 @@ class Problem:
     answer: str
     demonstrations: tuple[dict, ...] = ()  # {"text": ..., and what DemonstrationTable reads}
     place: str = ""  # where it was read
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the further ones of its row, for reward functions
 
     def as_row(self) -> dict:
         """The row of a training file."""
         return {"id": self.id, "problem": self.text, "answer": self.answer, "demonstrations": list(self.demonstrations)}
 
 
-def load(source: str, split: str = "train", limit: int | None = None, answers: bool = True) -> list[Problem]:
+def load(
+    source: str, split: str = "train", limit: int | None = None, answers: bool = True, columns: bool = False
+) -> list[Problem]:
     """The problems of a training or evaluation file.
 
     A row holds ``problem``, ``answer`` and, where there are any, ``demonstrations`` (texts, or objects with a
-    ``text``) or one ``solution``. Without ``answers`` the answer may be missing or null; it is then empty.
+    ``text``) or one ``solution``. Without ``answers`` the answer may be missing or null; it is then empty. With
+    ``columns`` the further ones of each row are kept.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
@@ -50,7 +56,7 @@ def load(source: str, split: str = "train", limit: int | None = None, answers: b
         wrong = row_faults(row, answers)
         faults += [f"{place}: {what}" for what in wrong]
         if not wrong:
-            problem = _problem(row, number, place)
+            problem = _problem(row, number, place, columns)
             if problem.id in places:
                 there = f"{place}: the id {problem.id!r} stands at {places[problem.id]} already"
                 faults.append(f"{there}; `prefix-rl prepare --renumber` gives new ones")
@@ -114,13 +120,17 @@ def _demonstrations(row: dict) -> tuple[dict, ...] | None:
     return tuple(made)
 
 
-def _problem(row: dict, number: int, place: str) -> Problem:
+_OWN = {"id", "problem", "answer", "demonstrations", "solution", "prompt", "completion", "completion_ids"}
+
+
+def _problem(row: dict, number: int, place: str, columns: bool = False) -> Problem:
     return Problem(
         id=str(number if row.get("id") is None else row["id"]),
         text=str(row["problem"]),
         answer="" if row.get("answer") is None else str(row["answer"]).strip(),
         demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
         place=place,
+        columns={name: value for name, value in row.items() if name not in _OWN} if columns else {},
     )
 
 
@@ -132,7 +142,7 @@ def graded(
     A problem without a demonstration has one outcome, that of an empty text: ``bad_gold`` if its answer cannot be
     parsed.
     """
-    samples = [(d["text"], p.answer) for p in problems for d in p.demonstrations or ({"text": ""},)]
+    samples = [(d["text"], gold_of(grader, p)) for p in problems for d in p.demonstrations or ({"text": ""},)]
     outcomes = iter(grader.grade(samples, progress))
     return [[next(outcomes) for _ in p.demonstrations or (None,)] for p in problems]
 
