@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,12 +161,12 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
     return faults
 
 
-def with_columns(recipe: Recipe, train: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
+def with_columns(names: Sequence[str], sources: Mapping[str, Sequence[Problem]]) -> list[str]:
     """Faults of rows that lack a column which a reward function cannot do without."""
     faults = []
-    for name in recipe.reward.functions if recipe.reward.takes_columns else ():
+    for name in names:
         for column in functions.needed(name):
-            for source, problems in (("data.train", train), ("evaluation.data", held_out)):
+            for source, problems in sources.items():
                 lacking = [p for p in problems if functions.row_of(p).get(column) in (None, "")]
                 if lacking:
                     have = ", ".join(functions.row_of(lacking[0]))

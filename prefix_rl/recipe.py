@@ -252,7 +252,10 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
             except DataError as error:
                 faults += [f"{name}: {error.what}", *error.faults]
         if train:
-            faults += contradictions.with_data(recipe, train) + contradictions.with_columns(recipe, train, held_out)
+            faults += contradictions.with_data(recipe, train)
+            if recipe.reward.takes_columns:
+                both = {"data.train": train, "evaluation.data": held_out}
+                faults += contradictions.with_columns(recipe.reward.functions, both)
             faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
     return Reading(recipe, train, held_out, faults, missing)
 

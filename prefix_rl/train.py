@@ -29,6 +29,7 @@ from .policy import Policy, find
 from .processes import end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
+from .rewards.functions import MATH
 from .status import recorded
 
 if TYPE_CHECKING:
@@ -277,7 +278,8 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     """
     from accelerate.utils import broadcast_object_list
 
-    if not recipe.method.stages.needs_answers or (recipe.data.train != LAB and is_verified(recipe.data.train)):
+    prepared = recipe.data.train != LAB and recipe.reward.functions[0] == MATH and is_verified(recipe.data.train)
+    if not recipe.method.stages.needs_answers or prepared:
         return list(problems)
     decided: list[Any] = [None]
     if is_main():

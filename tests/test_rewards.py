@@ -14,6 +14,8 @@ from small import write
 from prefix_rl.check import check
 from prefix_rl.data.problems import Problem, verify
 from prefix_rl.errors import RecipeError
+from prefix_rl.evaluation.evaluate import evaluate, grade_again
+from prefix_rl.lab.world import held_out_problems
 from prefix_rl.recipe import load_recipe, load_run
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.rewards.functions import COLUMNS, Function, RewardError, columns_of, find, row_of, verdicts
@@ -28,7 +30,7 @@ def length(completions, **columns):
     return [float(len(c)) for c in completions]
 
 def even(completions, answer):
-    return [1.0 if int(a) % 2 == 0 else 0.5 for a in answer]
+    return [1.0 if int(a.strip("()").split(",")[-1]) % 2 == 0 else 0.5 for a in answer]
 
 def columns(prompts, completions, tests, source=None, continuation_start=None):
     return [len(t) + 10 * s for t, s in zip(tests, continuation_start)]
@@ -363,3 +365,28 @@ def test_check_knows_of_rewards():
     )
     with pytest.raises(RecipeError, match="has no 'nope'"):
         check(LAB, [*SMALL, "reward.functions=[math, my_rewards.own.nope]"])
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_counts_by_the_first_reward_and_grades_again_by_it(tmp_path):
+    given = ["evaluation.on=[lab]", "evaluation.samples=1", "data.lab.base_steps=50", "data.lab.held_out=8",
+             "reward.functions=[my_rewards.own.even, math]"]  # fmt: skip
+    card = evaluate("lab", str(LAB), given, tmp_path / "out")
+    golds = [int(p.answer.strip("()").split(",")[-1]) for p in held_out_problems(load_recipe(LAB, given).world)]
+    right = sum(gold % 2 == 0 for gold in golds)
+    assert 0 < right < 8  # whatever the policy says: the function looks at the gold answers alone
+    assert card["benchmarks"]["lab"]["accuracy"]["value"] == right / 8
+    assert card["grader"]["reward"] == "my_rewards.own.even"
+    again, changes = grade_again(tmp_path / "out")
+    assert again["benchmarks"]["lab"]["accuracy"]["value"] == right / 8
+    assert all(before == now for before, now in changes)
+
+
+def test_an_evaluation_refuses_rows_without_the_column(tmp_path):
+    write(tmp_path / "rows.jsonl", [{"problem": "a", "answer": "1"}])
+    with pytest.raises(RecipeError, match=r"needs the column 'tests', and 1 of the 1 rows of rows have none"):
+        evaluate(
+            "lab", str(LAB), [f"evaluation.on=[{tmp_path / 'rows.jsonl'}]", "reward.functions=[code]"], tmp_path / "o"
+        )

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ..errors import DataError, at_most, nearest
 from ..progress import say
+from ..rewards.functions import gold_of
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
-from .problems import Problem, row_faults
+from .problems import Problem, further, row_faults
 from .sources import SUFFIXES, fingerprint, read
 
 FOLDER_VARIABLE = "PREFIX_RL_BENCHMARKS"
@@ -64,7 +65,8 @@ class Task:
         """Of what is asked and what counts as right: ids, problems and answers, in their order."""
         digest = hashlib.sha256()
         for p in self.problems:
-            digest.update(repr((p.id, p.text, p.answer)).encode())
+            columns = [sorted(p.columns.items())] if p.columns else []
+            digest.update(repr((p.id, p.text, p.answer, *columns)).encode())
         return digest.hexdigest()
 
 
@@ -75,6 +77,8 @@ def load(
     samples: int | None = None,
     limit: int | None = None,
     split: str = "test",
+    answers: bool = True,
+    columns: bool = False,
 ) -> list[Task]:
     """The tasks that ``on`` names.
 
@@ -84,6 +88,7 @@ def load(
         samples: of each problem; the benchmark's own number unless given.
         limit: take the first problems only.
         split: of a data set that is no known benchmark.
+        answers, columns: as for :func:`prefix_rl.data.problems.load`.
 
     Raises:
         DataError: for an unknown name (with the nearest), a name given twice, a file that is not there, a row without
@@ -96,7 +101,8 @@ def load(
     for entry in on:
         try:
             name, source, benchmark = _find(entry.strip(), folder)
-            found = _problems(name, benchmark, read(source, split) if source else _from_hub(name, benchmark))
+            rows = read(source, split) if source else _from_hub(name, benchmark)
+            found = _problems(name, benchmark, rows, answers, columns)
         except DataError as error:
             wrong.append(error)
             continue
@@ -166,12 +172,14 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterator[tuple[str, dict]]:
         yield f"{benchmark.hub} ({benchmark.split}), row {number}", dict(row)
 
 
-def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, dict]]) -> list[Problem]:
+def _problems(
+    name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, dict]], answers: bool, columns: bool
+) -> list[Problem]:
     problems, places, wrong = [], {}, {}  # ids to where they stand; what is wrong to where it is
     for number, (place, row) in enumerate(rows):
         if benchmark:
             row = _in_our_words(row, benchmark)
-        faults = row_faults(row)
+        faults = row_faults(row, answers)
         given = str(number if row.get("id") is None else row["id"])
         if given in places:
             faults.append(f"the id {given!r} stands at {places[given]} too")
@@ -183,9 +191,10 @@ def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, 
                 Problem(
                     id=given,
                     text=str(row["problem"]),
-                    answer=str(row["answer"]).strip(),
+                    answer="" if row.get("answer") is None else str(row["answer"]).strip(),
                     demonstrations=_demonstrations(row),
                     place=place,
+                    columns=further(row) if columns else {},
                 )
             )
     if wrong:
@@ -228,7 +237,7 @@ def check_answers(tasks: Sequence[Task], grader: Grader) -> None:
         DataError: naming them.
     """
     for task in tasks:
-        outcomes = grader.grade([("", p.answer) for p in task.problems])
+        outcomes = grader.grade([("", gold_of(grader, p)) for p in task.problems])
         wrong = [
             f"{p.place}: {p.answer[:60]!r}" for p, outcome in zip(task.problems, outcomes, strict=True)
             if outcome in (Outcome.BAD_GOLD, Outcome.TIMEOUT, Outcome.CRASH)

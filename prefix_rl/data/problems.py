@@ -123,6 +123,11 @@ def _demonstrations(row: dict) -> tuple[dict, ...] | None:
 _OWN = {"id", "problem", "answer", "demonstrations", "solution", "prompt", "completion", "completion_ids"}
 
 
+def further(row: dict) -> dict[str, Any]:
+    """The columns of a row that only reward functions know."""
+    return {name: value for name, value in row.items() if name not in _OWN}
+
+
 def _problem(row: dict, number: int, place: str, columns: bool = False) -> Problem:
     return Problem(
         id=str(number if row.get("id") is None else row["id"]),
@@ -130,7 +135,7 @@ def _problem(row: dict, number: int, place: str, columns: bool = False) -> Probl
         answer="" if row.get("answer") is None else str(row["answer"]).strip(),
         demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
         place=place,
-        columns={name: value for name, value in row.items() if name not in _OWN} if columns else {},
+        columns=further(row) if columns else {},
     )
 
 

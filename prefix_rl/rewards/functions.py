@@ -33,7 +33,7 @@ from .grading import Outcome, Verdict
 from .workers import Grader
 
 MATH = "math"
-NAMED = {MATH: "prefix_rl.rewards.math_reward"}
+NAMED = {MATH: "prefix_rl.rewards.math_reward", "code": "prefix_rl.rewards.code.code_reward"}
 """The rewards that have a name."""
 COLUMNS = "further_columns"
 """The column under which the data set holds the further columns of a row, as JSON: no type of theirs is changed."""
@@ -410,10 +410,9 @@ class FunctionGrader:
         self.deadline, self.memory_mb = grader.deadline, grader.memory_mb
         self.readable = grader.readable
 
-    @staticmethod
-    def gold_of(problem: Any) -> str:
-        """The row of a problem as JSON."""
-        return as_json(row_of(problem))
+    def gold_of(self, problem: Any) -> str:
+        """The row of a problem as JSON, and by which function it counts: the verdicts of another one are not its."""
+        return as_json({"reward": self.function.name, "row": row_of(problem)})
 
     def judge(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Verdict]:
         """One verdict for each sample, in order.
@@ -425,9 +424,12 @@ class FunctionGrader:
         for start in range(0, len(samples), _AT_ONCE):
             part = [(*sample, 0)[:3] for sample in samples[start : start + _AT_ONCE]]
             texts, rows, starts = (list(column) for column in zip(*part, strict=True))
-            prompts = [json.loads(row)["problem"] for row in rows]
+            rows = [json.loads(row)["row"] for row in rows]
             values = self.function.rewards(
-                prompts=prompts, completions=texts, continuation_start=starts, **{COLUMNS: rows}
+                prompts=[row["problem"] for row in rows],
+                completions=texts,
+                continuation_start=starts,
+                **{COLUMNS: list(map(as_json, rows))},
             )
             found += map(_verdict, values)
             if progress:
