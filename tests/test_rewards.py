@@ -377,10 +377,10 @@ def test_an_evaluation_counts_by_the_first_reward_and_grades_again_by_it(tmp_pat
     golds = [int(p.answer.strip("()").split(",")[-1]) for p in held_out_problems(load_recipe(LAB, given).world)]
     right = sum(gold % 2 == 0 for gold in golds)
     assert 0 < right < 8  # whatever the policy says: the function looks at the gold answers alone
-    assert card["benchmarks"]["lab"]["accuracy"]["value"] == right / 8
+    assert card["benchmarks"]["lab"]["accuracy"]["mean"] == right / 8
     assert card["grader"]["reward"] == "my_rewards.own.even"
     again, changes = grade_again(tmp_path / "out")
-    assert again["benchmarks"]["lab"]["accuracy"]["value"] == right / 8
+    assert again["benchmarks"]["lab"]["accuracy"]["mean"] == right / 8
     assert all(before == now for before, now in changes)
 
 
