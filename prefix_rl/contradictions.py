@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from .data import contamination
 from .data.problems import Problem
 from .data.turns import plain_fault
 from .methods.stage import ROLLOUTS
+from .rewards import functions
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -67,10 +68,9 @@ def between_blocks(recipe: Recipe) -> list[str]:
         faults.append("training.chat_template_kwargs needs data.prompt = chat: a plain prompt goes through no template")
     if recipe.model.date is not None and not _is_date(recipe.model.date):
         faults.append(f"model.date = {recipe.model.date}: must be a date, as 2026-11-25")
-    if value("reward_weights") and len(value("reward_weights")) != 1:
-        faults.append(
-            f"training.reward_weights = {value('reward_weights')}: there is one reward, so give one weight, or none"
-        )
+    faults += functions.faults(recipe.reward.functions, recipe.reward.weights)
+    if value("reward_weights") and (len(value("reward_weights")) != 1 or recipe.reward.takes_columns):
+        faults.append(f"training.reward_weights = {value('reward_weights')}: set reward.weights, one for each function")
     if value("push_to_hub"):
         faults.append(
             "training.push_to_hub = true would publish the whole folder of the run: optimizers, and rollouts with the "
@@ -162,6 +162,23 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
             f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.named} has any (column "
             "demonstrations or solution, or data.traces)"
         )
+    return faults
+
+
+def with_columns(names: Sequence[str], sources: Mapping[str, Sequence[Problem]]) -> list[str]:
+    """Faults of rows that lack a column which a reward function cannot do without."""
+    faults = []
+    for name in names:
+        for column in functions.needed(name):
+            for source, problems in sources.items():
+                lacking = [p for p in problems if functions.row_of(p).get(column) in (None, "")]
+                if lacking:
+                    have = ", ".join(functions.row_of(lacking[0]))
+                    faults.append(
+                        f"reward.functions: {name} needs the column {column!r}, and {len(lacking)} of the "
+                        f"{len(problems)} rows of {source} have none (the first: {lacking[0].place or lacking[0].id}, "
+                        f"which has {have})"
+                    )
     return faults
 
 

@@ -34,7 +34,8 @@ from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Method
 from .methods.combined import Combined
 from .prefixes import AnswerGuard
-from .rewards.equality import TRAINING_RULES, Rules
+from .rewards import functions
+from .rewards.settings import Reward
 from .rewards.workers import Grader
 from .speed.settings import Speed
 
@@ -92,25 +93,6 @@ class Data(Mixture):
     answer, before an expression that is worth it (computed), or anywhere (none, as in the papers)."""
     lab: World | None = None
     """Settings of the lab, where the model or the data are the lab's."""
-
-
-@dataclass(frozen=True)
-class Reward(Rules):
-    """Grading of completions: the processes that do it, and the rules (see docs/grading.md)."""
-
-    fallback: Literal["last", "none"] = TRAINING_RULES.fallback
-    """none: an answer must be marked. last: without a mark, the last formula or number of the text."""
-    workers: Annotated[int, Ge(1)] = 2
-    """Grading processes on each rank."""
-    deadline: Annotated[float, Gt(0)] = 5.0
-    """Seconds that one sample may take."""
-    memory_mb: Annotated[int, Ge(256)] = 2048
-    """Address space of one grading process, MiB."""
-
-    def grader(self) -> Grader:
-        """The workers that grade by these settings; they start when first needed."""
-        rules = Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
-        return Grader(self.workers, self.deadline, self.memory_mb, rules)
 
 
 @dataclass(frozen=True)
@@ -185,10 +167,23 @@ class Recipe:
         """The lab's settings."""
         return self.data.lab or World()
 
-    def grader(self) -> Grader:
-        """Grader of completions: the lab's world where it has a check of its own, else the workers of ``reward``."""
+    def grader(self) -> Grader | functions.FunctionGrader:
+        """What decides whether a completion is right: the first of ``reward.functions``."""
+        return functions.verdicts(self.reward.functions, self._mathematics())
+
+    def rewards(self) -> functions.Rewards:
+        """What completions are rewarded by."""
+        return functions.Rewards(self.reward.functions, self._mathematics())
+
+    def _mathematics(self) -> Grader:
+        """What grades ``math``: the lab's world where it has a check of its own, else the workers of ``reward``."""
         own = self.world.grader() if self.uses_lab else None
         return own or self.reward.grader()
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the rows must have a gold answer."""
+        return self.method.stages.needs_answers and "answer" in self.reward.columns
 
     @property
     def at_once(self) -> int:
@@ -202,8 +197,9 @@ class Recipe:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of TRL that the ``training`` block sets."""
-        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS}
+        """Arguments of TRL that the ``training`` block sets, with the weights of the rewards."""
+        ours = {"reward_weights": list(self.reward.weights)} if self.reward.weights is not None else {}
+        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS} | ours
 
     @property
     def uses_lab(self) -> bool:
@@ -261,6 +257,9 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
                 faults += [f"{name}: {error.what}", *error.faults]
         if train:
             faults += contradictions.with_data(recipe, train)
+            if recipe.reward.takes_columns:
+                both = {"data.train": train, "evaluation.data": held_out}
+                faults += contradictions.with_columns(recipe.reward.functions, both)
             faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
     return Reading(recipe, train, held_out, faults, missing)
 
@@ -282,8 +281,8 @@ def training_data(recipe: Recipe) -> list[Problem]:
     if data.train == LAB:
         found = training_problems(recipe.world)[: data.limit]
     else:
-        answers = recipe.method.stages.needs_answers
-        loaded = [data_problems.load(source.file, data.split, data.limit, answers) for source in data.sources]
+        answers, columns = recipe.needs_answers, recipe.reward.takes_columns
+        loaded = [data_problems.load(s.file, data.split, data.limit, answers, columns) for s in data.sources]
         found = loaded[0] if len(loaded) == 1 else mixed(data.sources, loaded, recipe.training_value("seed"))
     if data.traces is not None:
         from .data.attach import attach
@@ -301,7 +300,8 @@ def evaluation_data(recipe: Recipe) -> list[Problem]:
         return []
     if evaluation.data == LAB:
         return held_out_problems(recipe.world)[: evaluation.limit]
-    return data_problems.load(evaluation.data, evaluation.split, evaluation.limit)
+    needs = "answer" in recipe.reward.columns
+    return data_problems.load(evaluation.data, evaluation.split, evaluation.limit, needs, recipe.reward.takes_columns)
 
 
 def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]:

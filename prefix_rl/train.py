@@ -30,12 +30,13 @@ from .policy import Policy, find
 from .processes import end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
+from .rewards.functions import MATH
 from .status import recorded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from .rewards import MathReward
+    from .rewards.functions import Rewards
     from .rewards.workers import Grader
     from .seam.trainer import PrefixTrainer
 
@@ -66,7 +67,7 @@ def _trained(
     recipe = policy.recipe
     policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
-    reward = _reward(recipe)
+    reward = recipe.rewards()
     # Joins the processes, and says what TRL does not accept before anything is graded or trained
     arguments(recipe, policy.loading)
     problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
@@ -75,7 +76,7 @@ def _trained(
 
 
 def _reinforce(
-    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: Rewards, run: Path
 ) -> Path:
     """A run whose last stage are rollouts; a supervised stage before them is trained on the way."""
     recipe = policy.recipe
@@ -137,7 +138,7 @@ def _put_in_place(run: Path) -> None:
 
 
 def _imitate(
-    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: MathReward, run: Path
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: Rewards, run: Path
 ) -> Path:
     """A run whose last stage is the supervised one."""
     facts = _facts(policy.recipe, problems)
@@ -152,7 +153,7 @@ def _imitate(
 
 
 def build(
-    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem] = (), reward: MathReward | None = None
+    policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem] = (), reward: Rewards | None = None
 ) -> PrefixTrainer:
     """The trainer that the policy's recipe describes, on these problems. A supervised stage is trained first.
 
@@ -166,7 +167,7 @@ def build(
     recipe = policy.recipe
     if reward is None:
         arguments(recipe, policy.loading_to_train)
-        reward = _reward(recipe)
+        reward = recipe.rewards()
         problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
         problems = _guarded(recipe, problems, reward.grader)
     facts = _facts(recipe, problems)
@@ -179,7 +180,7 @@ def build(
         model = start
     trainer = PrefixTrainer(
         model=model,
-        reward_funcs=reward,
+        reward_funcs=list(reward.functions),
         args=arguments(recipe, policy.loading_to_train),
         train_dataset=_dataset(recipe, problems),
         eval_dataset=_dataset(recipe, held_out) if held_out else None,
@@ -203,13 +204,6 @@ def build(
             "ACCELERATE_USE_CPU (on a machine without a GPU DeepSpeed takes the CPU by itself)"
         )
     return trainer
-
-
-def _reward(recipe: Recipe) -> MathReward:
-    preflight.quiet()
-    from .rewards import MathReward
-
-    return MathReward(recipe.grader())
 
 
 def _facts(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -264,6 +258,8 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
 def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
     from datasets import Dataset
 
+    from .rewards.functions import COLUMNS, as_json, row_of
+
     return Dataset.from_list(
         [
             {
@@ -272,6 +268,7 @@ def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
                 "problem_id": problem.id,
                 "demonstrations": list(problem.demonstrations),
                 **({SOURCE: problem.source, REPEATS: problem.repeats} if problem.source else {}),
+                **({COLUMNS: as_json(row_of(problem))} if recipe.reward.takes_columns else {}),
             }
             for problem in problems
         ]
@@ -285,7 +282,8 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     """
     from accelerate.utils import broadcast_object_list
 
-    if not recipe.method.stages.needs_answers or (recipe.data.train != LAB and _prepared(recipe)):
+    prepared = recipe.data.train != LAB and recipe.reward.functions[0] == MATH and _prepared(recipe)
+    if not recipe.method.stages.needs_answers or prepared:
         return list(problems)
     decided: list[Any] = [None]
     if is_main():
@@ -330,7 +328,7 @@ def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> lis
     return decided[0]
 
 
-def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -> list[Problem]:
+def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: Rewards) -> list[Problem]:
     """The problems to evaluate on while training, but for those that no completion could be graded against.
 
     Which these are is decided once for all ranks, and said.
@@ -359,7 +357,9 @@ def _gradable(recipe: Recipe, held_out: Sequence[Problem], reward: MathReward) -
 def _hash_of(problems: Sequence[Problem]) -> str:
     digest = hashlib.sha256()
     for p in problems:
-        digest.update(repr((p.id, p.turns or p.text, p.answer, [d["text"] for d in p.demonstrations])).encode())
+        columns = [sorted(p.columns.items())] if p.columns else []
+        demonstrations = [d["text"] for d in p.demonstrations]
+        digest.update(repr((p.id, p.turns or p.text, p.answer, demonstrations, *columns)).encode())
     return digest.hexdigest()
 
 

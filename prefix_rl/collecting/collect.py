@@ -42,6 +42,7 @@ from ..policy import Policy
 from ..processes import Processes, end_with_launcher, take_own_gpus
 from ..progress import Lines, Speedometer, bar, how_far, say
 from ..recipe import Recipe, load_recipe, training_data
+from ..rewards.functions import MATH
 from ..status import progress, recorded
 from .summary import summarize
 
@@ -145,6 +146,7 @@ def _plan_and_settings(
     settings = {
         **asdict(plan),
         "graded": method.stages.needs_answers,
+        **({} if recipe.reward.functions[0] == MATH else {"reward": recipe.reward.functions[0]}),
         "temperature": recipe.training_value("temperature") if temperature is None else temperature,
         "max_completion_length": recipe.training_value("max_completion_length"),
         "seed": seed,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import DataError, at_most, nearest
 from ..progress import say
+from ..rewards.functions import gold_of
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .columns import with_chat
@@ -65,7 +66,8 @@ class Task:
         """Of what is asked and what counts as right: ids, problems and answers, in their order."""
         digest = hashlib.sha256()
         for p in self.problems:
-            digest.update(repr((p.id, p.text, p.answer)).encode())
+            columns = [sorted(p.columns.items())] if p.columns else []
+            digest.update(repr((p.id, p.text, p.answer, *columns)).encode())
         return digest.hexdigest()
 
 
@@ -76,6 +78,8 @@ def load(
     samples: int | None = None,
     limit: int | None = None,
     split: str = "test",
+    answers: bool = True,
+    columns: bool = False,
 ) -> list[Task]:
     """The tasks that ``on`` names.
 
@@ -85,6 +89,7 @@ def load(
         samples: of each problem; the benchmark's own number unless given.
         limit: take the first problems only.
         split: of a data set that is no known benchmark.
+        answers, columns: as for :func:`prefix_rl.data.problems.load`.
 
     Raises:
         DataError: for an unknown name (with the nearest), a name given twice, a file that is not there, a row without
@@ -97,7 +102,8 @@ def load(
     for entry in on:
         try:
             name, source, benchmark = _find(entry.strip(), folder)
-            found = _problems(name, benchmark, read(source, split) if source else _from_hub(name, benchmark))
+            rows = read(source, split) if source else _from_hub(name, benchmark)
+            found = _problems(name, benchmark, rows, answers, columns)
         except DataError as error:
             wrong.append(error)
             continue
@@ -167,13 +173,15 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterator[tuple[str, dict]]:
         yield f"{benchmark.hub} ({benchmark.split}), row {number}", dict(row)
 
 
-def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, dict]]) -> list[Problem]:
+def _problems(
+    name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, dict]], answers: bool, columns: bool
+) -> list[Problem]:
     problems, places, wrong = [], {}, {}  # ids to where they stand; what is wrong to where it is
     for number, (place, row) in enumerate(rows):
         if benchmark:
             row = _in_our_words(row, benchmark)
         row, unread = with_chat(row)
-        faults = unread + row_faults(row)
+        faults = unread + row_faults(row, answers)
         given = str(number if row.get("id") is None else row["id"])
         if given in places:
             faults.append(f"the id {given!r} stands at {places[given]} too")
@@ -181,7 +189,8 @@ def _problems(name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, 
         for fault in faults:
             wrong.setdefault(fault, []).append(place)
         if not faults:
-            problems.append(replace(problem_of(row, number, place), demonstrations=_demonstrations(row)))
+            problem = problem_of(row, number, place, columns)
+            problems.append(replace(problem, demonstrations=_demonstrations(row)))
     if wrong:
         listed = [
             f"{at[0]}: {fault}{f', and {len(at) - 1} more rows' if at[1:] else ''}" for fault, at in wrong.items()
@@ -222,7 +231,7 @@ def check_answers(tasks: Sequence[Task], grader: Grader) -> None:
         DataError: naming them.
     """
     for task in tasks:
-        outcomes = grader.grade([("", p.answer) for p in task.problems])
+        outcomes = grader.grade([("", gold_of(grader, p)) for p in task.problems])
         wrong = [
             f"{p.place}: {p.answer[:60]!r}" for p, outcome in zip(task.problems, outcomes, strict=True)
             if outcome in (Outcome.BAD_GOLD, Outcome.TIMEOUT, Outcome.CRASH)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, at_most
+from ..rewards.functions import gold_of
 from ..rewards.workers import Grader
 from .attach import short
 from .problems import Problem, is_unicode
@@ -61,13 +62,13 @@ def import_traces(
     turn = turn or turn_of([], tokenizer)
     if Path(given).resolve() == store.folder.resolve():
         raise DataError(f"{given} is the trace store itself; give the traces of another one")
-    match = _Matcher(problems)
+    match, by_id = _Matcher(problems), {problem.id: problem for problem in problems}
     counts = _check_all(given, match)
     outcomes: Counter[str] = Counter()
     waiting: list[Trace] = []
 
     def add() -> None:
-        samples = [(trace.text, trace.answer) for trace in waiting]
+        samples = [(trace.text, gold_of(grader, by_id[trace.problem_id])) for trace in waiting]
         graded = grader.grade(samples) if grader else [UNGRADED] * len(samples)
         store.append([replace(t, outcome=str(outcome)) for t, outcome in zip(waiting, graded, strict=True)])
         outcomes.update(map(str, graded))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, at_most
 from ..prefixes import AnswerGuard, uniform
+from ..rewards.functions import gold_of
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .columns import with_chat
@@ -33,6 +35,7 @@ class Problem:
     turns: tuple[dict, ...] = ()  # the messages, of a problem that is more than one turn of the user
     source: str = ""  # the file, where several are mixed
     repeats: int = 1  # how often it stands in an epoch
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the further ones of its row, for reward functions
 
     def as_row(self) -> dict:
         """The row of a training file."""
@@ -44,13 +47,15 @@ class Problem:
         }
 
 
-def load(source: str, split: str = "train", limit: int | None = None, answers: bool = True) -> list[Problem]:
+def load(
+    source: str, split: str = "train", limit: int | None = None, answers: bool = True, columns: bool = False
+) -> list[Problem]:
     """The problems of a training or evaluation file.
 
     A row holds ``problem`` (a text or messages), ``answer`` and, where there are any, ``demonstrations`` (texts, or
     objects with a ``text``) or one ``solution``; or chat messages, or TRL's ``prompt`` and ``completion``
     (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing or null; it is then
-    empty.
+    empty. With ``columns`` the further ones of each row are kept.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
@@ -63,7 +68,7 @@ def load(source: str, split: str = "train", limit: int | None = None, answers: b
         wrong = wrong + row_faults(row, answers)
         faults += [f"{place}: {what}" for what in wrong]
         if not wrong:
-            problem = problem_of(row, number, place)
+            problem = problem_of(row, number, place, columns)
             if problem.id in places:
                 there = f"{place}: the id {problem.id!r} stands at {places[problem.id]} already"
                 faults.append(f"{there}; `prefix-rl prepare --renumber` gives new ones")
@@ -129,8 +134,19 @@ def _demonstrations(row: dict) -> tuple[dict, ...] | None:
     return tuple(made)
 
 
-def problem_of(row: dict, number: int, place: str) -> Problem:
-    """The problem in a row without faults, which has the number as its id if it has none."""
+_OWN = {"id", "problem", "answer", "demonstrations", "solution", "prompt", "completion", "completion_ids", "messages"}
+
+
+def further(row: dict) -> dict[str, Any]:
+    """The columns of a row that only reward functions know."""
+    return {name: value for name, value in row.items() if name not in _OWN}
+
+
+def problem_of(row: dict, number: int, place: str, columns: bool = False) -> Problem:
+    """The problem in a row without faults, which has the number as its id if it has none.
+
+    With ``columns`` it keeps the row's further ones.
+    """
     asked = chat(row["problem"]) if is_chat(row["problem"]) else None
     return Problem(
         id=str(number if row.get("id") is None else row["id"]),
@@ -139,6 +155,7 @@ def problem_of(row: dict, number: int, place: str) -> Problem:
         demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
         place=place,
         turns=() if asked is None or asked.plain else asked.asked,
+        columns=further(row) if columns else {},
     )
 
 
@@ -150,7 +167,7 @@ def graded(
     A problem without a demonstration has one outcome, that of an empty text: ``bad_gold`` if its answer cannot be
     parsed.
     """
-    samples = [(d["text"], p.answer) for p in problems for d in p.demonstrations or ({"text": ""},)]
+    samples = [(d["text"], gold_of(grader, p)) for p in problems for d in p.demonstrations or ({"text": ""},)]
     outcomes = iter(grader.grade(samples, progress))
     return [[next(outcomes) for _ in p.demonstrations or (None,)] for p in problems]
 

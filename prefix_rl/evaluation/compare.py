@@ -99,7 +99,7 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str
     found = []
     for block, keys in (
         ("sampling", ("temperature", "top_p", "max_completion_length")),
-        ("grader", ("version", "rules")),
+        ("grader", ("version", "rules", "reward")),
         ("engine", ("name", "version", "dtype")),
         ("prompt", ("prompt", "system_prompt", "instruction", "chat_template_sha256", "chat_template_kwargs", "date")),
     ):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import parts, preflight
+from .. import contradictions, parts, preflight
 from ..data import benchmarks, contamination
 from ..data.benchmarks import Task
 from ..engines.base import completions
@@ -20,8 +20,9 @@ from ..errors import DataError, RecipeError
 from ..policy import run_of
 from ..processes import Processes, end_with_launcher, take_own_gpus
 from ..progress import Speedometer, bar, say
-from ..recipe import LAB, Recipe, training_data
+from ..recipe import LAB, Recipe, raise_if, training_data
 from ..rewards.equality import Rules
+from ..rewards.functions import MATH, FunctionGrader, gold_of, needed, verdicts
 from ..rewards.grading import VERSION, Outcome
 from ..rewards.workers import Grader
 from ..status import recorded
@@ -67,6 +68,8 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     policy = Target(target, recipe, day=samples.date_of(folder))
     plans = plans_of(tasks, policy)
     grader = recipe.grader()
+    first = recipe.reward.functions[:1]
+    raise_if(target, contradictions.with_columns(first, {task.name: task.problems for task in tasks}))
     benchmarks.check_answers(tasks, grader)
     with samples.opened(folder) if processes.main else nullcontext(), recorded(folder, "evaluating"):
         if processes.main:
@@ -102,7 +105,7 @@ def _conclude(
         if lost := sum(found["outcomes"].get(outcome, 0) for outcome in (Outcome.TIMEOUT, Outcome.CRASH)):
             say(f"{name}: grading {lost} samples took too long or too much memory; they count as not right")
     card = _card(policy, tasks, measured, grader, folder)
-    problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": p.answer} for t in tasks
+    problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": gold_of(grader, p)} for t in tasks
                 for p in t.problems]  # fmt: skip
     lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems)
     parts.write_text(folder / samples.PROBLEMS, lines)
@@ -130,7 +133,8 @@ def grade_again(folder: Path, ks: Sequence[int] = ()) -> tuple[dict, Counter[tup
         raise DataError(f"{folder} has no {samples.PROBLEMS}, so its samples cannot be graded again") from error
     found = ks_of(ks, {name: b["samples"] for name, b in card["benchmarks"].items()})
     given = card["grader"]
-    grader = Grader(given["workers"], given["deadline"], given["memory_mb"], Rules(**given["rules"]))
+    mathematics = Grader(given["workers"], given["deadline"], given["memory_mb"], Rules(**given["rules"]))
+    grader = verdicts([given.get("reward", MATH)], mathematics)
     changes: Counter[tuple[str, str]] = Counter()
     with samples.opened(folder):
         folders = {name: _folders_of(folder, name, b) for name, b in card["benchmarks"].items()}
@@ -210,6 +214,8 @@ def tasks_of(recipe: Recipe) -> list[Task]:
             problems = held_out_problems(recipe.world)[: evaluation.limit]
             tasks.append(Task(LAB, problems, options["samples"] or 1, "the lab's held-out problems"))
     others = [name for name in names if name != LAB]
+    own = recipe.reward.functions[0] != MATH
+    options |= {"answers": "answer" in needed(recipe.reward.functions[0]), "columns": own}
     tasks += benchmarks.load(others, folder=evaluation.benchmarks, split=evaluation.split, **options)
     return tasks
 
@@ -280,7 +286,8 @@ def _sample(plan: Plan, policy: Target, grader: Grader, folder: Path, processes:
         for done in completions(engine, requests):
             made = graded(done, engine.stops, policy.tokenizer, grader, problems)
             rows = [
-                samples.row_of(s, problems[s.problem].id, problems[s.problem].answer, hashes[s.problem]) for s in made
+                samples.row_of(s, problems[s.problem].id, gold_of(grader, problems[s.problem]), hashes[s.problem])
+                for s in made
             ]
             samples.append(place, rows)
             advance(len(made), speed.told(engine.counts.generated_tokens))
@@ -288,7 +295,7 @@ def _sample(plan: Plan, policy: Target, grader: Grader, folder: Path, processes:
 
 def _measure(task: Task, plans: Sequence[Plan], ks: Sequence[int], grader: Grader, folder: Path) -> dict[str, Any]:
     """The numbers of one benchmark, all its samples being there."""
-    golds = {p.id: p.answer for p in task.problems}
+    golds = {p.id: gold_of(grader, p) for p in task.problems}
     places, prompts = {}, {}
     for plan in plans:
         if plan.task is task:
@@ -381,6 +388,7 @@ def _grader_facts(grader: Grader) -> dict[str, Any]:
         "workers": grader.workers,
         "deadline": grader.deadline,
         "memory_mb": grader.memory_mb,
+        **({"reward": grader.function.name} if isinstance(grader, FunctionGrader) else {}),
     }
 
 

@@ -12,6 +12,7 @@ from ..data.problems import Problem
 from ..data.tokenizer import DemonstrationTable, Turn
 from ..engines.base import Engine, Request, Sampling, completions, seed_of
 from ..prefixes import AnswerGuard, cut
+from ..rewards.functions import gold_of
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 
@@ -155,7 +156,7 @@ def graded(
     texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
     prefixes = tokenizer.batch_decode([list(job.prefix_ids) for job in jobs], skip_special_tokens=True)
     asked = [
-        (text, problems[job.problem].answer, len(prefix))
+        (text, gold_of(grader, problems[job.problem]), len(prefix))
         for job, text, prefix in zip(jobs, texts, prefixes, strict=True)
     ]
     verdicts = grader.judge(asked) if grader else [None] * len(jobs)

@@ -66,9 +66,10 @@ def curve_of(run: Path) -> list[dict[str, float]]:
     """Unprefixed held-out accuracy while training, with what had been spent by then."""
     path = run / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    first = f"eval_rewards/{load_recipe(run / 'recipe.yaml').reward.functions[0]}/mean"  # math alone is eval_reward
     flops = {m["step"]: m["cost/flops"] for m in lines if "cost/flops" in m}
     return [
-        {"step": m["step"], "flops": flops[m["step"]], "accuracy": m["eval_reward"]}
+        {"step": m["step"], "flops": flops[m["step"]], "accuracy": m.get(first, m["eval_reward"])}
         for m in lines if "eval_reward" in m and m["step"] in flops
     ]  # fmt: skip
 

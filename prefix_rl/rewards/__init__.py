@@ -21,6 +21,7 @@ class MathReward:
     """
 
     __name__ = "math_reward"
+    in_process = True  # its workers are the processes
 
     def __init__(self, grader: Grader | None = None):
         self.grader = grader or Grader(rules=TRAINING_RULES)

@@ -65,6 +65,7 @@ class GenerationBatch:
     rewards: torch.Tensor | None = None  # (B,) over all ranks, NaN where there is none
     outcomes: Sequence[str] | None = None  # how each row of this rank was graded, if the reward tells
     answers: Sequence[str | None] | None = None  # the answer that it read in each; None: none
+    apart: Mapping[str, torch.Tensor] | None = None  # the value of each reward function, (B,) over all ranks
     continued: torch.Tensor | None = None  # (B, C), rewards of further continuations
 
 

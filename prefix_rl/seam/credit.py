@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -45,6 +46,17 @@ class Credit:
             "weights": self.weights[rows, :width],
             "update_mask": self.moving[rows, :width],
         }
+
+
+def told(logs: Mapping[str, Sequence], names: Sequence[str], rewards_per_func: torch.Tensor) -> dict[str, Any]:
+    """What the generation batch keeps beside the sum of its rewards: outcomes and answers, if a function has logged
+    them, and the rewards ``(B,)`` of each function by its name, where there is more than one."""
+    apart = dict(zip(names, rewards_per_func.unbind(dim=1), strict=True)) if len(names) > 1 else {}
+    return {
+        "outcomes": list(logs.get("outcome", ())) or None,
+        "answers": list(logs.get("found", ())) or None,
+        "apart": apart,
+    }
 
 
 def total(rewards_per_func: torch.Tensor, weights: torch.Tensor, step: int) -> torch.Tensor:

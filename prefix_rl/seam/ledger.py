@@ -194,6 +194,10 @@ def records(
     ``entropies (B, T)`` of all ranks are those that were measured, NaN elsewhere; ``own`` are the rows of this one.
     ``advantage`` is what the last token is weighed by: its credit, or in an extra objective its weight.
     """
+
+    def number(value: torch.Tensor) -> float | None:
+        return None if value.isnan() else float(value)
+
     found = []
     unknown = [None] * len(batch.inputs)
     outcomes, answers = batch.outcomes or unknown, batch.answers or unknown
@@ -215,6 +219,7 @@ def records(
                 "completion_ids": ids,
                 "segments": pieces,
                 "reward": float(output["rewards"][i]),
+                **({"rewards": {name: number(of[own][i]) for name, of in batch.apart.items()}} if batch.apart else {}),
                 "outcome": outcomes[i],
                 "advantage": float(weighed[-1]) if ids else 0.0,
                 "found": answers[i],

@@ -69,11 +69,7 @@ def begins(method: Method) -> bool:
 
 
 def taken_apart(dataset: Dataset) -> tuple[Dataset, list[list], list[str]]:
-    """The data set without its demonstrations; those, and the answer, of each row.
-
-    Raises:
-        DataError: if ``demonstrations`` holds something other than lists of texts.
-    """
+    """The data set without its demonstrations; those, and the answer, of each row; see ``demonstrations_and_answers``."""
     demonstrations, answers = demonstrations_and_answers(dataset)
     rest = [name for name in dataset.column_names if name != "demonstrations"]
     return dataset.select_columns(rest), demonstrations, answers

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+from ..rewards.functions import agreed
 
 
 class Ranks:
@@ -57,6 +60,10 @@ class Ranks:
     def sums(self, values: torch.Tensor) -> list[float]:
         """The sum over all processes of each value."""
         return self._accelerator.reduce(values, "sum").tolist()
+
+    def agreed(self, functions: Iterable[object]) -> AbstractContextManager[None]:
+        """Raises on every process what went wrong on any in calls of these reward functions within."""
+        return agreed(functions, self.objects)
 
     def objects(self, items: Sequence[Any]) -> list[Any]:
         """The items of all processes, in the order of the processes."""

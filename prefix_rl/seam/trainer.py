@@ -142,13 +142,13 @@ class PrefixTrainer(GRPOTrainer):
         batch, step = self._open.get(GenerationBatch), self.state.global_step
         if batch:
             inputs = self._planner.for_grading(batch.plan, inputs, completions, completion_ids_list)
-        with self._grading.running():
+        with self._grading.running(), self._ranks.agreed(self.reward_funcs):
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rewards = credit.total(rewards_per_func, self.reward_weights, step)
         credit.check_scored(rewards, step)
         if batch:
-            told = [list(self._pending_extra_logs.get(name, [])) or None for name in ("outcome", "found")]
-            self._open.fill(completions=completion_ids_list, rewards=rewards, outcomes=told[0], answers=told[1])
+            told = credit.told(self._pending_extra_logs, self.reward_func_names, rewards_per_func)
+            self._open.fill(completions=completion_ids_list, rewards=rewards, **told)
             self._log(ledger.reward_metrics(rewards, batch, self._ranks))
         return rewards_per_func
 
@@ -160,7 +160,7 @@ class PrefixTrainer(GRPOTrainer):
         with self._open.holding(replace(batch, plan=beginnings, begun=False)), self._off_the_record():
             _, ids, _, completions, *_ = self._generate(prompts)
             inputs = self._planner.for_grading(plan, inputs, completions, ids)
-            with self._grading.running():
+            with self._grading.running(), self._ranks.agreed(self.reward_funcs):
                 rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, ids)
         rewards = credit.total(rewards_per_func, self.reward_weights, self.state.global_step)
         return rewards[self._ranks.own(len(rows))], ids

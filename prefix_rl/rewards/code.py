@@ -1,0 +1,136 @@
+"""``code``: 1 for a program that passes all tests of its row, 0 for another. See docs/rewards.md for what it isolates.
+
+The program is the last fenced block of the completion. Column ``tests`` holds a list: a text is Python that is run
+behind the program (``assert add(1, 2) == 3``); ``{"input": ..., "output": ...}`` is given to the program on its
+standard input, and what it prints must be the output, but for white space at the ends of lines and of the whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+
+SECONDS = 2.0
+"""Of processor time for one test; it may wait for twice as long."""
+MEMORY = 512 * 2**20
+"""Bytes of address space of a program."""
+FILES = 2**20
+"""Bytes of one file that a program writes, and of what is read of its output."""
+_NEW_NETWORK = 0x40000000 | 0x10000000  # CLONE_NEWNET | CLONE_NEWUSER
+_BLOCK = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)^[ \t]*\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+def last_block(text: str, start: int = 0) -> str | None:
+    r"""The last fenced block of a text that is closed, and closed behind ``start``; None if there is none.
+
+    >>> last_block("So:\n```python\nx = 1\n```\nor\n```\nx = 2\n```\n")
+    'x = 2\n'
+    >>> last_block("```python\nx = 1") is None
+    True
+    """
+    found = list(_BLOCK.finditer(text))
+    return found[-1][2] if found and found[-1].end() > start else None
+
+
+def code_reward(
+    completions: Sequence[str] | Sequence[list[dict[str, str]]],
+    tests: Sequence[Sequence[str | dict[str, str]]],
+    continuation_start: Sequence[int] | None = None,
+) -> list[float | None]:
+    """1 where the last fenced block passes all tests of its row, 0 where it does not, None where there are no tests.
+
+    A block that stands wholly in an injected prefix is no program of the policy's.
+    """
+    texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
+    starts = continuation_start or [0] * len(texts)
+    return [
+        None if not wanted else float(_passes(last_block(text, start), wanted))
+        for text, wanted, start in zip(texts, tests, starts, strict=True)
+    ]
+
+
+def _passes(program: str | None, tests: Sequence[str | dict[str, str]]) -> bool:
+    if program is None:
+        return False
+    for test in tests:
+        if isinstance(test, str):
+            # The mark at the end tells a program that came to it from one that left before its tests
+            mark = os.urandom(16).hex()
+            printed = run(f"{program}\n{test}\nprint({mark!r}, flush=True)\n", "")
+            good = printed is not None and printed.rstrip().endswith(mark)
+        else:
+            printed = run(program, str(test["input"]))
+            good = printed is not None and _lines(printed) == _lines(str(test["output"]))
+        if not good:
+            return False
+    return True
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+def run(program: str, given: str) -> str | None:
+    """What a program prints; None if it ends with an error, or not within its limits."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
+        with open(os.path.join(folder, "main.py"), "w", encoding="utf-8", errors="replace") as file:
+            file.write(program)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "main.py"],
+            cwd=folder,
+            env={"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"},
+            stdin=subprocess.PIPE,
+            stdout=printed,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_limit,
+        )
+        try:
+            process.communicate(given.encode(errors="replace"), timeout=2 * SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(process)
+        printed.seek(0)
+        return printed.read(FILES).decode(errors="replace") if process.returncode == 0 else None
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a program and what it has left in its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin:
+        process.stdin.close()
+    process.wait()
+
+
+def _limit() -> None:
+    """In the child, before the program: its limits, and no network where the kernel lets a plain process say so."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the worker
+    if networks_can_be_taken():
+        libc.unshare(_NEW_NETWORK)
+    seconds = max(int(SECONDS), 1)
+    for what, most in (
+        (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, FILES),
+        (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0),
+    ):  # fmt: skip
+        resource.setrlimit(what, (most, most))
+
+
+@cache
+def networks_can_be_taken() -> bool:
+    """Whether a process here may have a network of its own, in which there is nothing."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ctypes.CDLL(None).unshare(_NEW_NETWORK) == 0 else 1)
+    return os.waitpid(child, 0)[1] == 0
