@@ -69,7 +69,7 @@ def begins(method: Method) -> bool:
 
 
 def taken_apart(dataset: Dataset) -> tuple[Dataset, list[list], list[str]]:
-    """The data set without its demonstrations; those, and the answer, of each row; see ``demonstrations_and_answers``."""
+    """The data set without its demonstrations; the demonstrations, and the answer, of each row."""
     demonstrations, answers = demonstrations_and_answers(dataset)
     rest = [name for name in dataset.column_names if name != "demonstrations"]
     return dataset.select_columns(rest), demonstrations, answers
