@@ -154,7 +154,7 @@ def test_the_reward_counts_outcomes_and_skips_bad_golds():
     assert rewards == [1.0, 0.0, 0.0, None]
     assert logged == {"outcome/right": 0.25, "outcome/wrong": 0.25, "outcome/no_answer": 0.25, "outcome/bad_gold": 0.25,
                       "outcome/timeout": 0.0, "outcome/crash": 0.0}  # fmt: skip
-    assert extra == {"outcome": ["right", "wrong", "no_answer", "bad_gold"]}
+    assert extra == {"outcome": ["right", "wrong", "no_answer", "bad_gold"], "found": ["1", "2", None, None]}
 
 
 def test_the_reward_takes_whatever_a_data_set_holds():
