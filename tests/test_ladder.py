@@ -16,7 +16,7 @@ from prefix_rl.errors import RecipeError, UserError
 from prefix_rl.evaluation.metrics import _crossed, over_seeds, paired_difference
 from prefix_rl.ladders.climb import climb
 from prefix_rl.ladders.jobs import Job, chosen_settings, final_jobs, search_jobs, settings_for
-from prefix_rl.ladders.one import run_one
+from prefix_rl.ladders.one import run_one, steps_of
 from prefix_rl.ladders.plan import Cell, Collect, load_ladder
 from prefix_rl.ladders.report import _flops_to, report
 from prefix_rl.recipe import read_yaml
@@ -504,3 +504,10 @@ def test_the_fast_form_of_the_lab_ladder_ends(tmp_path):
         assert set(spent) == {"dr_grpo", "sft_then_rl", "prefix_rft", "prefix_rl"}
         assert all(4e10 <= flops < 4e10 + 7e9 for flops in spent.values()), spent  # equal but for the last step
     assert "| sft_then_rl |" in done.stdout
+
+
+def test_steps_are_counted_though_nothing_is_evaluated_on_the_way(tmp_path):
+    lines = [{"step": 1, "loss": 0.1}, {"step": 2, "cost/flops": 1e9}, {"step": 3, "train_loss": 0.1}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert steps_of(tmp_path) == 3
+    assert steps_of(tmp_path / "nothing") == 0

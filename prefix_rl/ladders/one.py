@@ -53,6 +53,7 @@ def _train_and_measure(job: Job) -> None:
         "seed": job.seed,
         "overrides": list(job.overrides),
         "cost": json.loads((run / "cost.json").read_text(encoding="utf-8")),
+        "steps": steps_of(run),
         "curve": curve_of(run),
         **measure(job, run),
         "seconds": {"training": trained - began, "evaluation": time.monotonic() - trained},
@@ -62,10 +63,20 @@ def _train_and_measure(job: Job) -> None:
     write_text(run / RESULT, json.dumps(found) + "\n")
 
 
+def _metrics_of(run: Path) -> list[dict[str, float]]:
+    """The lines of the run's log."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def steps_of(run: Path) -> int:
+    """Number of optimizer steps with rollouts, whether or not the run was evaluated on its way."""
+    return max((line["step"] for line in _metrics_of(run)), default=0)
+
+
 def curve_of(run: Path) -> list[dict[str, float]]:
     """Unprefixed held-out accuracy while training, with what had been spent by then."""
-    path = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = _metrics_of(run)
     first = f"eval_rewards/{load_recipe(run / 'recipe.yaml').reward.functions[0]}/mean"  # math alone is eval_reward
     flops = {m["step"]: m["cost/flops"] for m in lines if "cost/flops" in m}
     return [

@@ -83,7 +83,8 @@ def regime_table(
                 if other != arm and right.get(other) is not None
             },
             "cost": {key: fmean(r["cost"][key] for r in found) for key in found[0]["cost"]},
-            "steps": fmean(r["curve"][-1]["step"] if r["curve"] else 0 for r in found),
+            # results of earlier versions have no steps of their own
+            "steps": fmean(r.get("steps", r["curve"][-1]["step"] if r["curve"] else 0) for r in found),
             "settings": settings_for(ladder, chosen, Cell(arm, regime)),
         }
     for arm, row in rows.items():
