@@ -11,7 +11,6 @@ no token can merge across the cut. The steps, in the order in which they happen:
 
 from __future__ import annotations
 
-import importlib
 import math
 import random
 from collections.abc import Sequence
@@ -123,10 +122,3 @@ def join(prefix: Sequence[T], continuation: Sequence[T], max_length: int) -> lis
     [1, 2, 3, 4]
     """
     return [*prefix, *continuation][:max_length]
-
-
-def __getattr__(name: str):
-    """``safe_cuts`` and ``readable_from``, which need the grader's equality, can be imported from here too."""
-    if name in ("safe_cuts", "readable_from"):
-        return getattr(importlib.import_module("prefix_rl.rewards.guard"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

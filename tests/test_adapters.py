@@ -226,3 +226,11 @@ def test_what_vllm_cannot_take_beside_the_model_has_a_reason(tmp_path):
     assert "use_dora" in why(use_dora=True)
     assert "lm_head" in why(modules_to_save=["lm_head"])
     assert "PREFIX_TUNING" in why(peft_type="PREFIX_TUNING")
+
+
+def test_the_engine_of_vllm_refuses_them_with_that_reason(tmp_path):
+    from prefix_rl.engines.vllm import _adapters
+
+    (tmp_path / adapters.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 8, "use_dora": True}))
+    with pytest.raises(DataError, match=r"use_dora.*prefix-rl merge"):
+        _adapters(str(tmp_path))

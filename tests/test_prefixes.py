@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from small import CORPUS, TOKENIZERS
 
 from prefix_rl.data.tokenizer import DemonstrationTable, Turn, encode
-from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, readable_from, safe_cuts, tokens_in, uniform
+from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, tokens_in, uniform
+from prefix_rl.rewards.guard import readable_from, safe_cuts
 
 ids = st.lists(st.integers(0, 999), min_size=2, max_size=60).map(tuple)
 

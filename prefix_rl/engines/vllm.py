@@ -141,9 +141,20 @@ class VllmEngine(Engine):
 
 
 def _adapters(folder: str | None) -> tuple[Any, dict[str, Any]]:
-    """vLLM's request for the adapters, and the arguments by which it loads them."""
+    """vLLM's request for the adapters, and the arguments by which it loads them.
+
+    Raises:
+        DataError: if vLLM cannot take adapters of this kind beside their model.
+    """
     if folder is None:
         return None, {}
+    from ..adapters import why_not_in_vllm
+
+    if why := why_not_in_vllm(folder):
+        raise DataError(
+            f"vLLM cannot take the adapters in {folder} beside their model: {why}. Give it the whole model that "
+            f"`prefix-rl merge {folder}` writes"
+        )
     import json
     from pathlib import Path
 

@@ -35,10 +35,6 @@ class _NoValue(Exception):
     """Not real at this point, or divided by zero."""
 
 
-class _Irrational(Exception):
-    pass
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 _FUNCTIONS = (

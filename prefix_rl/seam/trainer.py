@@ -48,7 +48,7 @@ class PrefixTrainer(GRPOTrainer):
             ``args`` needs ``loss_type="dr_grpo"`` for Dr.GRPO, and ``scale_rewards="none"``. ``train_dataset`` may
             have a column ``demonstrations`` (for each row a list of texts) beside ``prompt`` and ``answer``.
         method: answers the questions.
-        answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.prefixes.safe_cuts`.
+        answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.rewards.guard.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
         facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
         spent: the cost of what came before this run (collected traces, a supervised stage): it counts as its own.
