@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "prefix_rl"
-CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
+CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
     {"errors", "progress", "status", "fields", "yaml12", "parts", "options"},
-    {"methods.stage"},
+    {"methods.stage", "methods.cutting"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
+from ..cuts import Cut
 from ..prefixes import Demonstration, Prefix
 from ..rollouts import Memory, MicroBatch, Rollouts, Row, Step
 from .stage import Stages
@@ -56,6 +57,9 @@ class Needs:
     """:meth:`Method.update_mask` reads entropies. They cost a pass without gradient over the prefixed rows."""
     further: Further | None = None
     """Continuations of beginnings, beside the rollouts; None: none."""
+    cut: Cut = "tokens"
+    """Places where demonstrations are cut. ``entropy`` and ``surprisal`` follow from the policy that the run starts
+    from: it reads every demonstration once before the first step."""
 
     def usable(self, demonstration: Demonstration, longest: int | None = None) -> bool:
         """True if a demonstration serves; the others are as if they were not there.
