@@ -36,7 +36,7 @@ LAYERS = [
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},
     {"seam.batch"},
-    {"seam.planning", "seam.resume"},
+    {"seam.planning", "seam.resume", "seam.scores"},
     {"seam.credit"},
     {"seam.further", "seam.ledger"},
     {"seam", "supervised"},
@@ -59,7 +59,7 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "seam.scores", "speed.generation", "reports.terminal"}
 
 
 @cache
