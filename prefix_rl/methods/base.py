@@ -57,6 +57,8 @@ class Needs:
     """:meth:`Method.update_mask` reads entropies. They cost a pass without gradient over the prefixed rows."""
     further: Further | None = None
     """Continuations of beginnings, beside the rollouts; None: none."""
+    wrong: bool = False
+    """Demonstrations are failures: traces of a store (``data.traces``) that were graded wrong."""
     cut: Cut = "tokens"
     """Places where demonstrations are cut. ``entropy`` and ``surprisal`` follow from the policy that the run starts
     from: it reads every demonstration once before the first step."""
