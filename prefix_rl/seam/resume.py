@@ -95,10 +95,14 @@ class Saved:
         """The method's memory of the run."""
         return self._remembered.memory
 
+    def spend(self, cost: Cost) -> None:
+        """Adds to what the run has cost."""
+        self._spending.cost += cost
+
     def remember(self, memory: Memory, cost: Cost | None = None) -> None:
         """Puts ``memory`` in the place of what was remembered, and adds to what the run has cost."""
         self._remembered.memory = memory
-        self._spending.cost += cost or Cost()
+        self.spend(cost or Cost())
 
 
 class Budget(TrainerCallback):
