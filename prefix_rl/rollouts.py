@@ -89,7 +89,7 @@ class Rollouts(_Completions):
     group_size: int
     problems: Int[Tensor, " B"]  # the rows of the data set
     demonstrated: Bool[Tensor, " B"]  # True if the problem has a demonstration that the method can use
-    fractions: Float[Tensor, " B"]  # the share of it that was injected; NaN where no prefix was planned
+    fractions: Float[Tensor, " B"]  # share of it that was injected, in the measure of its cuts; NaN: no prefix planned
     continued: Float[Tensor, "B C"]  # rewards of the C further continuations that the method needs, see Further
     rows: Sequence[Row] = ()  # B, what each answers: with the demonstrations of its problem
     earlier: Sequence[Rollouts] = ()  # the same rows before each round of help in this step, the unaided ones first

@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "prefix_rl"
-CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
+CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
     {"errors", "progress", "status", "fields", "yaml12", "parts", "options"},
-    {"methods.stage", "methods.needs"},
+    {"methods.stage", "methods.needs", "methods.cutting"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},
@@ -36,7 +36,7 @@ LAYERS = [
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},
     {"seam.batch"},
-    {"seam.planning", "seam.resume", "seam.checks", "seam.signal"},
+    {"seam.planning", "seam.resume", "seam.scores", "seam.checks", "seam.signal"},
     {"seam.credit"},
     {"seam.further", "seam.ledger"},
     {"seam.deciding"},
@@ -61,7 +61,7 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "seam.scores", "speed.generation", "reports.terminal"}
 
 
 @cache

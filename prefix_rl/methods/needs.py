@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
+from ..cuts import Cut
 from ..prefixes import Demonstration
 from ..rollouts import Rollouts
 
@@ -44,6 +45,9 @@ class Needs:
     prefixed rows."""
     further: Further | None = None
     """Continuations of beginnings, beside the rollouts; None: none."""
+    cut: Cut = "tokens"
+    """Places where demonstrations are cut. ``entropy`` and ``surprisal`` follow from the policy that the run starts
+    from: it reads every demonstration once before the first step."""
     help_rounds: int = 0
     """Times that :meth:`~prefix_rl.methods.base.Method.help` is asked within a step, at most; 0: never."""
 

@@ -25,10 +25,11 @@ from annotated_types import Ge
 from ..prefixes import Prefix, cut, draw_fraction, uniform
 from ..rollouts import Row, Step
 from .base import Fraction, Method, Needs
+from .cutting import Cutting
 
 
 @dataclass(frozen=True)
-class PrefixRL(Method):
+class PrefixRL(Cutting, Method):
     """PrefixRL with the paper's settings as defaults. ``cuts: 0`` is Dr.GRPO."""
 
     cuts: Annotated[int, Ge(0)] = 3
@@ -47,7 +48,7 @@ class PrefixRL(Method):
 
     @property
     def needs(self) -> Needs:
-        return Needs(prefixes=self.cuts > 0)
+        return Needs(prefixes=self.cuts > 0, cut=self.cut)
 
     def faults(self, training: Mapping[str, object]) -> list[str]:
         faults = []

@@ -33,23 +33,22 @@ class Planned:
     of: torch.Tensor  # tokens of the demonstration; 0: no prefix was planned
     complete: torch.Tensor  # bool: the whole demonstration and its end
     asked: torch.Tensor  # bool: the row was to start from a prefix
+    fractions: torch.Tensor  # share of a demonstration that is injected, as the method counts; NaN: none was planned
 
     @classmethod
     def over(cls, ranks: Ranks, plan: Sequence[Prefix], asked: Sequence[bool]) -> Planned:
         """Gathered from what each rank has planned for its own rows."""
-        own = [[len(p.ids), p.drawn, p.of, p.complete, was] for p, was in zip(plan, asked, strict=True)]
-        lengths, drawn, of, complete, asked = ranks.all(torch.tensor(own, device=ranks.device)).unbind(dim=1)
-        return cls(lengths, drawn, of, complete.bool(), asked.bool())
+        own = torch.tensor([[len(p.ids), p.drawn, p.of, p.complete, was] for p, was in zip(plan, asked, strict=True)])
+        # the bits of a double travel as an integer, beside the others
+        shares = torch.tensor([p.fraction for p in plan], dtype=torch.double).view(torch.long)
+        found = ranks.all(torch.cat([own, shares.unsqueeze(1)], dim=1).to(ranks.device))
+        lengths, drawn, of, complete, asked, shares = found.unbind(dim=1)
+        return cls(lengths, drawn, of, complete.bool(), asked.bool(), shares.contiguous().view(torch.double))
 
     @property
     def prefixed(self) -> torch.Tensor:
         """True for the rollouts that start from a prefix."""
         return self.lengths > 0
-
-    @property
-    def fractions(self) -> torch.Tensor:
-        """Share of a demonstration that is injected; NaN where no prefix was planned."""
-        return torch.where(self.of > 0, self.lengths.double() / self.of, torch.nan)
 
 
 @dataclass(frozen=True)

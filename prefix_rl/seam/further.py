@@ -18,8 +18,9 @@ from .ranks import Ranks
 def beginnings(kept: Sequence[int], plan: Sequence[Prefix], completions: Sequence[Sequence[int]]) -> list[Prefix]:
     """The beginning of each completion in the place of a prefix: its first ``kept`` tokens, its prefix in any case.
 
-    >>> beginnings([1, 3], [Prefix([7, 8]), Prefix([])], [[7, 8, 9], [4, 5, 6]])
-    [Prefix(ids=[7, 8], drawn=0, of=0, complete=False), Prefix(ids=[4, 5, 6], drawn=0, of=0, complete=True)]
+    >>> found = beginnings([1, 3], [Prefix([7, 8]), Prefix([])], [[7, 8, 9], [4, 5, 6]])
+    >>> [(begun.ids, begun.complete) for begun in found]
+    [([7, 8], False), ([4, 5, 6], True)]
     """
     found = []
     for length, planned, ids in zip(kept, plan, completions, strict=True):

@@ -43,14 +43,14 @@ def usable_demonstrations(
         DataError: if the method injects prefixes and there is none.
     """
     usable = partial(method.needs.usable, longest=longest)
-    table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, **how)
+    table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, cut=method.needs.cut, **how)
     if not method.needs.prefixes or any(table):
         return table
     why = (
         f"empty, or longer than max_completion_length = {longest} with its end"
         if method.needs.whole
         else "shorter than two tokens, or shows its answer from the first token on (answer_guard = none would "
-        "allow that)"
+        "allow that), or before its first sentence ends where method.cut = sentences"
     )
     raise DataError(
         f"{type(method).__name__} starts rollouts from demonstrations, but no demonstration can be used: every "

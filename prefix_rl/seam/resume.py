@@ -95,10 +95,13 @@ class Saved:
         """The method's memory of the run."""
         return self._remembered.memory
 
-    def remember(self, memory: Memory, cost: Cost | None = None) -> None:
-        """Puts ``memory`` in the place of what was remembered, and adds to what the run has cost."""
+    def spend(self, cost: Cost) -> None:
+        """Adds to what the run has cost."""
+        self._spending.cost += cost
+
+    def remember(self, memory: Memory) -> None:
+        """Puts ``memory`` in the place of what was remembered."""
         self._remembered.memory = memory
-        self._spending.cost += cost or Cost()
 
 
 class Budget(TrainerCallback):
@@ -153,7 +156,9 @@ def older_kept(arguments, state: TrainerState) -> Iterator[int | None]:
 def keep_whole(
     run: str, arguments, state: TrainerState, facts: Mapping[str, Any], cost: Cost, limit: int | None
 ) -> None:
-    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``."""
+    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``, if this rank saves."""
+    if not arguments.should_save:
+        return
     now = {"step": state.global_step, "world_size": arguments.world_size, "cost": asdict(cost)}
     mark_whole(Path(run, f"checkpoint-{state.global_step}"), {**facts, **now})
     rotate_checkpoints(output_dir=run, save_total_limit=limit)

@@ -11,8 +11,8 @@ This is the only file that knows TRL's private names. It wraps nine members of `
 5. *masked*: tokens that do not move are context, in no term of the loss, no ratio and no count;
 6. given the method's *extra objective*, if it has one.
 
-Around the model goes the fast path (:mod:`prefix_rl.speed`); all else is TRL's. Two attributes change in a run:
-``_open``, the open batch, and ``_saved``, what a checkpoint saves. (``_grading`` and ``_encoder`` count, for the log.)
+Around the model goes the fast path (:mod:`prefix_rl.speed`); all else is TRL's. In a run ``_open`` changes, the open
+batch, ``_saved``, what a checkpoint saves, and once ``_scores``; ``_grading`` and ``_encoder`` count, for the log.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from ..arguments import check_trainable, tokenizer_of
-from ..costs import Cost
+from ..costs import Cost, parameters_of
 from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
 from ..speed.forward import Encoder, transformers_model
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
-from . import checks, credit, ledger, planning, resume, vllm
+from . import checks, credit, ledger, planning, resume, scores, vllm
 from .batch import COPY, ROW, Forward, GenerationBatch, Sampled, Slot
 from .deciding import Deciding
 from .helping import settled
@@ -48,9 +48,8 @@ class PrefixTrainer(GRPOTrainer):
     """GRPO in which rollouts may start from a prefix of a demonstration.
 
     Args:
-        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``.
-            ``args`` needs ``loss_type="dr_grpo"`` for Dr.GRPO, and ``scale_rewards="none"``. ``train_dataset`` may
-            have a column ``demonstrations`` (for each row a list of texts) beside ``prompt`` and ``answer``.
+        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``, but
+            ``scale_rewards="none"``, for Dr.GRPO ``loss_type="dr_grpo"``, and rows may have ``demonstrations``, texts.
         method: answers the questions.
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.rewards.guard.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
@@ -93,12 +92,13 @@ class PrefixTrainer(GRPOTrainer):
         rows, copies = planning.epoch(method, self.demonstrations, train_dataset)
         self.train_dataset = self.train_dataset.select(rows).add_column(ROW, rows).add_column(COPY, copies)
         self._ranks = Ranks(self.accelerator)
+        self._scores = scores.Scores(self.demonstrations, method.needs.cut, self._ranks, args.output_dir)
         self._planner = planning.Planner(
-            method, self.demonstrations, self.train_dataset, self.num_generations, self._ranks, self._tokenizer
+            method, self._scores, self.train_dataset, self.num_generations, self._ranks, self._tokenizer
         )
         self._deciding = Deciding(
-            self._planner, args, groups_without_signal, resample_rounds, self.model, self._sampled, self._total,
-            partial(self._get_per_token_logps_and_entropies, self.model, compute_entropy=True),
+            self._planner, args, groups_without_signal, resample_rounds, parameters_of(self.model), self._sampled,
+            self._total, lambda *of: self._get_per_token_logps_and_entropies(self.model, *of, compute_entropy=True),
         )  # fmt: skip
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
         self._generating = vllm.generating(self, self._ranks)
@@ -118,6 +118,7 @@ class PrefixTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:  # evaluation never sees a prefix
             return super()._generate_and_score_completions(inputs)
+        self._saved.spend(self._scores.ready(self, self._get_per_token_logps_and_entropies, self._tokenize_prompts))
         batch = self._planner.planned(inputs, self._step_now())
         with self._open.holding(batch), ledger.uncounted(self.state):  # TRL counts what stands at last
             batch = settled(batch, self._deciding)
@@ -188,7 +189,8 @@ class PrefixTrainer(GRPOTrainer):
     def _credited(self, output: dict) -> dict:
         """TRL's batch with what the method decides on it: advantages, weights and which tokens move, by token."""
         found = self._deciding.on(batch := self._open.get(GenerationBatch), output, self.num_iterations)
-        self._saved.remember(found.memory, found.cost)
+        self._saved.remember(found.memory)
+        self._saved.spend(found.cost)
         self._log(found.metrics)
         self._log(ledger.totals(self.method, self._saved.memory, self.cost), last=True)
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
@@ -255,5 +257,4 @@ class PrefixTrainer(GRPOTrainer):
         with resume.older_kept(self.args, self.state) as limit:
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            resume.keep_whole(self._get_output_dir(trial=trial), self.args, self.state, self.facts, self.cost, limit)
+        resume.keep_whole(self._get_output_dir(trial=trial), self.args, self.state, self.facts, self.cost, limit)
