@@ -45,13 +45,13 @@ class Needs:
     prefixed rows."""
     further: Further | None = None
     """Continuations of beginnings, beside the rollouts; None: none."""
+    cut: Cut = "tokens"
+    """Places where demonstrations are cut. ``entropy`` and ``surprisal`` follow from the policy that the run starts
+    from: it reads every demonstration once before the first step."""
     help_rounds: int = 0
     """Times that :meth:`~prefix_rl.methods.base.Method.help` is asked within a step, at most; 0: never."""
     wrong: bool = False
     """Demonstrations are failures: traces of a store (``data.traces``) that were graded wrong."""
-    cut: Cut = "tokens"
-    """Places where demonstrations are cut. ``entropy`` and ``surprisal`` follow from the policy that the run starts
-    from: it reads every demonstration once before the first step."""
 
     def usable(self, demonstration: Demonstration, longest: int | None = None) -> bool:
         """True if a demonstration serves; the others are as if they were not there.

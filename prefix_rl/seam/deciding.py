@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 
-from ..costs import Cost, parameters_of
+from ..costs import Cost
 from ..rollouts import Memory
 from . import credit, further, ledger, signal, vllm
 from .batch import GenerationBatch, Sample
@@ -35,7 +34,7 @@ class Deciding:
     args: object  # TRL's
     without_signal: WithoutSignal
     resample_rounds: int
-    model: torch.nn.Module
+    parameters: int  # N of the policy
     sample: Sample
     total: Callable[[torch.Tensor], torch.Tensor]  # from rewards (B, F) of each function to their sum (B,)
     encode: Callable[..., tuple]  # see credit.prefix_entropies
@@ -44,11 +43,6 @@ class Deciding:
     def exchanges(self) -> int:
         """Times that groups without signal are dropped and other problems take their place, at most."""
         return self.resample_rounds if self.without_signal == "resample" else 0
-
-    @cached_property
-    def parameters(self) -> int:
-        """N, parameters of the policy."""
-        return parameters_of(self.model)
 
     def on(self, batch: GenerationBatch, output: dict[str, torch.Tensor], passes: int) -> Decided:
         """What is decided on TRL's ``output`` for ``batch``, which is trained on in so many ``passes``."""

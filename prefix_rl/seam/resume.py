@@ -99,10 +99,9 @@ class Saved:
         """Adds to what the run has cost."""
         self._spending.cost += cost
 
-    def remember(self, memory: Memory, cost: Cost | None = None) -> None:
-        """Puts ``memory`` in the place of what was remembered, and adds to what the run has cost."""
+    def remember(self, memory: Memory) -> None:
+        """Puts ``memory`` in the place of what was remembered."""
         self._remembered.memory = memory
-        self.spend(cost or Cost())
 
 
 class Budget(TrainerCallback):

@@ -28,7 +28,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from ..arguments import check_trainable, tokenizer_of
-from ..costs import Cost
+from ..costs import Cost, parameters_of
 from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
@@ -97,8 +97,8 @@ class PrefixTrainer(GRPOTrainer):
             method, self._scores, self.train_dataset, self.num_generations, self._ranks, self._tokenizer
         )
         self._deciding = Deciding(
-            self._planner, args, groups_without_signal, resample_rounds, self.model, self._sampled, self._total,
-            partial(self._get_per_token_logps_and_entropies, self.model, compute_entropy=True),
+            self._planner, args, groups_without_signal, resample_rounds, parameters_of(self.model), self._sampled,
+            self._total, lambda *of: self._get_per_token_logps_and_entropies(self.model, *of, compute_entropy=True),
         )  # fmt: skip
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
         self._generating = vllm.generating(self, self._ranks)
@@ -189,7 +189,8 @@ class PrefixTrainer(GRPOTrainer):
     def _credited(self, output: dict) -> dict:
         """TRL's batch with what the method decides on it: advantages, weights and which tokens move, by token."""
         found = self._deciding.on(batch := self._open.get(GenerationBatch), output, self.num_iterations)
-        self._saved.remember(found.memory, found.cost)
+        self._saved.remember(found.memory)
+        self._saved.spend(found.cost)
         self._log(found.metrics)
         self._log(ledger.totals(self.method, self._saved.memory, self.cost), last=True)
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
