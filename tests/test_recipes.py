@@ -20,7 +20,7 @@ ARMS = {
     "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
     "uft", "adaptive", "upft", "rft",
 }  # fmt: skip
-NEW = {"arg"}  # in the lab alone, so far
+NEW = {"arg", "questa"}  # in the lab alone, so far
 OWN = {"upft", "rft"}  # learn from traces of the policy's own
 
 
@@ -197,7 +197,7 @@ def test_the_labs_methods():
     chord = method["chord"]
     assert (chord.schedule, chord.weight, chord.end, chord.horizon) == ("chord", 0.9, 0.05, 100)
     assert method["tempo"] == TEMPO(PrefixRL())
-    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift", "uft", "adaptive", *NEW):
+    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift", "uft", "adaptive", "arg"):
         assert method[arm] == type(method[arm])()  # the papers' settings are the defaults
 
 
