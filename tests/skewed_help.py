@@ -1,7 +1,13 @@
-"""Help that falls unevenly on two processes, for the tests of several processes."""
+"""A method for tests of several processes: help that falls unevenly on them, and credit by a rollout's number.
+
+Greedy rollouts of a group are alike, and so is any credit that compares them. Here those of every second group have some.
+"""
 
 from dataclasses import dataclass
 
+import torch
+
+from prefix_rl.advantages import to_tokens
 from prefix_rl.methods.base import Earlier, Method, Needs
 from prefix_rl.prefixes import Prefix
 
@@ -25,3 +31,8 @@ class SkewedHelp(Method):
         if len(rollouts.earlier) == 1:
             return {0: Earlier(0), 4: prefix(4, 3)} if rollouts.rows[4].demonstrations else {0: Earlier(0)}
         return {}
+
+    def advantages(self, rollouts):
+        numbers = torch.arange(len(rollouts.rewards), device=rollouts.rewards.device)
+        own = torch.where(numbers // rollouts.group_size % 2 == 0, numbers % 3 - 0.5, 0.0)
+        return super().advantages(rollouts) + to_tokens(own, rollouts.completion_mask)
