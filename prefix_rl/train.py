@@ -195,7 +195,7 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
-        kl_on=recipe.training_value("kl_on"),
+        **recipe.beside_trls,
         **adapters,
     )
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))

@@ -224,13 +224,16 @@ def test_two_processes_train_the_other_methods_as_one(unequal, apart, tmp_path, 
 FURTHER = {
     "pppo": "method={name: tests.skewed_beginnings, progressive: false, share: 0.4, continuations: 2}",
     "relift": "method={name: relift}",
+    "help": "method={name: tests.skewed_help}",
 }
 
 
-@pytest.mark.parametrize(("name", "parallel"), [("pppo", "zero3"), ("relift", "zero3")])
+@pytest.mark.parametrize(("name", "parallel"), [("pppo", "zero3"), ("relift", "zero3"), ("help", "zero2")])
 def test_two_processes_continue_and_supervise_as_one(unequal, tmp_path, name, parallel):
     overrides = [*GREEDY, f"data.train={unequal}", "data.demonstration_share=1", "data.answer_guard=none",
                  "training.warmup_steps=0", FURTHER[name]]  # fmt: skip
+    # a problem that none or all of its rollouts solve gives way to another one, once
+    overrides += ["training.groups_without_signal=resample", "training.resample_rounds=1"] if name == "help" else []
     one, two = one_process(tmp_path / "one", *overrides), tmp_path / "two"
     launch(
         parallel, two, *overrides, "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=3"
@@ -244,6 +247,11 @@ def test_two_processes_continue_and_supervise_as_one(unequal, tmp_path, name, pa
     supervised = [all(r["prefix_tokens"] for r in together) for together in shown]
     assert any(supervised) == (name == "relift")
     assert not all(supervised)
+    if name == "help":
+        prefixed = [[i for i, r in enumerate(together) if r["prefix_tokens"]] for together in shown]
+        assert all(set(rows) <= {3, 4, *range(6, 24, 3)} and len(rows) > 5 for rows in prefixed)
+        assert [line["help/rounds"] for line in metrics(two)] == [2.0] * 4
+        assert any(line["signal/exchanged_share"] > 0 for line in metrics(two))
     assert json.loads((one / "cost.json").read_text()) == json.loads((two / "cost.json").read_text())
     same_parameters(one / "final", two / "final", 5e-4)
 
