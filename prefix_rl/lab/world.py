@@ -37,8 +37,7 @@ _HELD_OUT = 10**6  # seeds of held-out problems start here
 
 # The settings that only one of the worlds has
 _OWN = {
-    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled",
-                  "leap"),
+    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled", "leap"),
     "parities": ("length", "spaced"),
 }
 
