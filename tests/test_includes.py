@@ -76,9 +76,11 @@ def test_the_resolved_recipe_is_whole(write, tmp_path):
 
 def test_a_fault_names_the_file_and_line_in_which_its_value_stands(write):
     base = write("base.yaml", BASE.replace("1e-5", "fast"))
-    path = write("mine.yaml", "include: base.yaml\n\ntraining: {max_stepz: 3}\nmethod:\n  name: dr_grpo\n  share: 0.2\n")
+    path = write(
+        "mine.yaml", "include: base.yaml\n\ntraining: {max_stepz: 3}\nmethod:\n  name: dr_grpo\n  share: 0.2\n"
+    )
     said = refused(path)
-    assert f"training.learning_rate = \"fast\": must be a number (in {base}, line 8)" in said
+    assert f'training.learning_rate = "fast": must be a number (in {base}, line 8)' in said
     assert f"training.max_stepz: no such key (did you mean max_steps?) (in {path}, line 3)" in said
     assert f"not of dr_grpo (in {path}, line 6)" in said
 
