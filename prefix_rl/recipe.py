@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Interval
 
-from . import adapters, contradictions, methods, yaml12
+from . import adapters, contradictions, includes, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.mixing import Mixture, Source, mixed
@@ -222,8 +222,8 @@ def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence
     Raises:
         RecipeError: with every fault that shows without reading the data.
     """
-    recipe, faults = _read(path, overrides)
-    raise_if(path, faults)
+    recipe, faults, given = _read(path, overrides)
+    raise_if(path, given.placed(faults, overrides))
     return recipe
 
 
@@ -242,7 +242,7 @@ class Reading:
 
 def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
     """The recipe, the problems to train on, those to evaluate on while training, and every fault of all three."""
-    recipe, faults = _read(path, overrides)
+    recipe, faults, given = _read(path, overrides)
     train, held_out, missing = [], [], []
     if recipe:
         sources = [("data.train", train, training_data)]
@@ -261,7 +261,7 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
                 both = {"data.train": train, "evaluation.data": held_out}
                 faults += contradictions.with_columns(recipe.reward.functions, both)
             faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
-    return Reading(recipe, train, held_out, faults, missing)
+    return Reading(recipe, train, held_out, given.placed(faults, overrides), missing)
 
 
 def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem], list[Problem]]:
@@ -326,7 +326,7 @@ move or all of a completion."""
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, as it stands there: with ``include`` unread.
 
     Raises:
         RecipeError: if there is no such file, it is no UTF-8, no YAML, empty, or something other than a mapping.
@@ -367,9 +367,13 @@ _OLD_KEYS = {
 _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
-def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, and its faults. Wrong values stand at their defaults in it, so that further faults show too."""
-    given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
+def _read(
+    path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[Recipe | None, list[str], includes.Given]:
+    """The recipe, its faults, and what was given. Wrong values stand at their defaults in the recipe, so that further
+    faults show too."""
+    read = includes.Given(dict(path)) if isinstance(path, Mapping) else includes.read(path, BLOCKS)
+    given = copy.deepcopy(read.values)
     misplaced = yaml12.apply(overrides, given, BLOCKS)
     _move_engine(given)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
@@ -390,11 +394,11 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
         faults |= of_block
     listed = misplaced + [f"{name}{'' if what.startswith('=') else ':'} {what}" for name, what in faults.items()]
     if any(value is None for value in blocks.values()):
-        return None, listed
+        return None, listed, read
     recipe = Recipe(**blocks)
     doubtful = _doubtful(faults)
     contradicting = contradictions.between_blocks(recipe)
-    return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
+    return recipe, listed + [f for f in contradicting if not any(name in f for name in doubtful)], read
 
 
 def _move_engine(given: dict[str, Any]) -> None:

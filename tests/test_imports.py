@@ -13,7 +13,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "status", "fields", "yaml12", "parts", "options"},
+    {"errors", "progress", "status", "fields", "yaml12", "includes", "parts", "options"},
     {"methods.stage"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
