@@ -200,7 +200,7 @@ def _generation(args: TrainingArguments, tokens: int) -> None:
                 "cache_implementation": args.cache_implementation, "pad_token_id": 0, "eos_token_id": None,
                 "max_new_tokens": 2, **given}  # fmt: skip
     shape = {"hidden_size": 2, "intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1,
-             "num_key_value_heads": 1, "max_position_embeddings": 8, "vocab_size": max(tokens, 2)}  # fmt: skip
+             "num_key_value_heads": 1, "vocab_size": max(tokens, 2)}  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(**shape)).eval()
