@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
-from . import adapters, contradictions, includes, methods, yaml12
+from . import adapters, contradictions, includes, grpo_fields, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.mixing import Mixture, Source, mixed
@@ -29,7 +29,7 @@ from .data.turns import prompt_of  # noqa: F401  callers have it from here
 from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .evaluation.settings import Evaluation
-from .fields import REQUIRED, Field, check, fields_from_source, fields_of
+from .fields import REQUIRED, Field, check, fields_of
 from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Method
 from .methods.combined import Combined
@@ -112,7 +112,7 @@ class Output:
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the last whole checkpoint of the same recipe, if there is one. never: refuse a folder that
     holds a run."""
-    rollouts_every: Annotated[int, Ge(0)] = 10
+    rollouts_every: Annotated[int, Ge(0), Le(10**9)] = 10
     """Save the rollouts of every n-th generation; 0: none."""
 
 
@@ -341,29 +341,11 @@ def model_fields(docs: bool = False) -> dict[str, Field]:
 
 
 def training_fields() -> dict[str, Field]:
-    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it,
-    and ours beside them."""
-    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig") | _BESIDE_TRLS
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig`` within their bounds, and ours
+    beside them."""
+    return grpo_fields.grpo_fields() | _BESIDE_TRLS
 
 
-_SET_ELSEWHERE = {
-    "output_dir": "set output.dir instead",
-    "resume_from_checkpoint": "set output.resume instead",
-    "model_init_kwargs": "set the keys of the model block instead",
-    "log_completions": "set output.rollouts_every instead; the rollouts are saved with prefix and continuation apart",
-    "remove_unused_columns": "is always false: the reward reads the data set's columns",
-    "deepspeed": "choose a file of recipes/accelerate with `accelerate launch --config_file` instead",
-    "use_liger_kernel": "is not supported: it replaces the forward that TRL's fused head needs",
-}
-_OLD_KEYS = {
-    "torch_dtype": "is now model.dtype",
-    "dtype": "belongs to the model block: model.dtype",
-    "max_prompt_length": "is gone: TRL cuts no prompts. Filter the data with `prefix-rl prepare --max-prompt-length`",
-    "evaluation_strategy": "is now called eval_strategy",
-    "overwrite_output_dir": "is gone: a run's folder is continued or refused, see output.resume",
-    "vllm_device": "is gone: see vllm_mode and vllm_gpu_memory_utilization",
-    "no_cuda": "is now called use_cpu",
-}
 _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
@@ -476,9 +458,9 @@ def _training(given: object) -> tuple[dict | None, dict[str, str]]:
                 f"= {theirs}: every method here is built on Dr.GRPO, which needs {key} = {ours} (no division by a "
                 "completion's length, nor by a group's standard deviation); leave the key out"
             )
-    faults |= {f"training.{key}": _SET_ELSEWHERE[key] for key in given if key in _SET_ELSEWHERE}
-    rest = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
-    values, of_keys = check("training", rest, training_fields(), _OLD_KEYS)
+    faults |= {f"training.{key}": reason for key, reason in grpo_fields.refused(given).items()}
+    rest = {key: value for key, value in given.items() if key not in grpo_fields.REFUSED}
+    values, of_keys = check("training", rest, training_fields(), grpo_fields.OLD)
     return {key: values[key] for key in rest if key in values} | _FIXED, faults | of_keys
 
 

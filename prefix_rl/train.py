@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import contradictions, parts, preflight
+from . import contradictions, parts, preflight, stand_ins
 from .adapters import to_train
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
@@ -69,7 +69,8 @@ def _trained(
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = recipe.rewards()
     # Joins the processes, and says what TRL does not accept before anything is graded or trained
-    arguments(recipe, policy.loading)
+    args = arguments(recipe, policy.loading)
+    stand_ins.check(recipe, args, policy.config)
     problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     last = {SUPERVISED: _imitate, ROLLOUTS: _reinforce}[recipe.method.stages.order[-1]]
     return last(policy, problems, held_out, reward, run)
@@ -251,7 +252,7 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
             model_init_kwargs=dict(loading or {}) or None,
             **{**recipe.arguments, **changes},
         )
-    except (ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # TRL and transformers raise whatever their parts do
         raise RecipeError(f"TRL does not accept the training block: {error}") from error
 
 

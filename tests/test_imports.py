@@ -13,7 +13,7 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "status", "fields", "yaml12", "includes", "parts", "options"},
+    {"errors", "progress", "status", "fields", "grpo_fields", "yaml12", "includes", "parts", "options"},
     {"methods.stage"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
@@ -27,6 +27,7 @@ LAYERS = [
         "contradictions",
         "preflight",
         "reports",
+        "stand_ins",
         "evaluation.settings",
         "evaluation.metrics",
         "evaluation.sampling",
