@@ -13,12 +13,12 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "status", "fields", "yaml12", "parts", "options"},
+    {"errors", "progress", "status", "fields", "yaml12", "parts", "options", "safety", "finite"},
     {"methods.stage"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},
-    {"data", "lab.world", "lab.parities", "engines", "processes"},
+    {"data", "lab.world", "lab.parities", "engines", "processes", "updates", "stall", "stopping", "watched"},
     {
         "recipe",
         "adapters",
@@ -50,6 +50,7 @@ LAYERS = [
         "collect",
         "evaluate",
         "grade",
+        "launch",
         "ladders",
         "lab.quickstart",
         "reports.schedule",
@@ -59,7 +60,7 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal", "updates", "stall", "stopping", "watched"}
 
 
 @cache
