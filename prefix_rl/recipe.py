@@ -1,7 +1,7 @@
 """Recipes: one YAML file for one run.
 
 A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``budget``, ``speed``,
-``engine``, ``evaluation`` and ``output``. The
+``engine``, ``evaluation``, ``output`` and ``safety``. The
 ``method`` block holds the fields of the method that it names; the ``training`` block holds TRL's ``GRPOConfig`` fields,
 by their own names. Whatever is wrong with a recipe is reported here, all of it at once, before a model is touched.
 """
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Interval, Le
 
-from . import adapters, contradictions, includes, grpo_fields, methods, yaml12
+from . import adapters, contradictions, grpo_fields, includes, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.mixing import Mixture, Source, mixed
@@ -37,6 +37,7 @@ from .prefixes import AnswerGuard
 from .rewards import functions
 from .rewards.settings import Reward
 from .rewards.workers import Grader
+from .safety import Safety
 from .speed.settings import Speed
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
@@ -119,6 +120,7 @@ class Output:
 BLOCKS: dict[str, type | None] = {
     "model": None, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
     "speed": Speed, "engine": EngineSettings, "evaluation": Evaluation, "output": Output,
+    "safety": Safety,
 }  # fmt: skip
 
 
@@ -137,6 +139,7 @@ class Recipe:
     engine: EngineSettings
     evaluation: Evaluation
     output: Output
+    safety: Safety
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out: a recipe again, and equal to this one when loaded."""

@@ -27,7 +27,7 @@ from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy, find
-from .processes import end_with_launcher
+from .processes import alone_in, end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
 from .rewards.functions import MATH
@@ -48,6 +48,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         UserError: for whatever a person can mend: the recipe, the data, the stack, the run's folder.
+        Stopped: if it was asked to stop by a signal, after a whole checkpoint was saved.
         KeyboardInterrupt: after saying where the last whole checkpoint lies.
     """
     end_with_launcher()
@@ -55,7 +56,9 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     preflight.check(recipe)
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
-    with recorded(run, "training"):
+    from .stopping import stops_when_asked
+
+    with stops_when_asked(recipe.safety.grace), alone_in(run, "training"), recorded(run, "training"):
         return _trained(path, recipe, problems, held_out, run)
 
 
@@ -80,6 +83,8 @@ def _reinforce(
     policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: Rewards, run: Path
 ) -> Path:
     """A run whose last stage are rollouts; a supervised stage before them is trained on the way."""
+    from .watched import train_watched
+
     recipe = policy.recipe
     trainer = build(policy, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
@@ -91,14 +96,8 @@ def _reinforce(
     if is_main():
         _record(run, recipe, trainer.facts)
         _announce(recipe, trainer)
-    try:
-        if not _spent_before(recipe, trainer):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except KeyboardInterrupt:
-        whole = last_whole(run)
-        place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
-        say(f"stopped at step {trainer.state.global_step}; {place}. The same command goes on from there.")
-        raise
+    if not _spent_before(recipe, trainer):
+        train_watched(trainer, run, recipe.safety, resume)
     # beside its place: a process that is killed meanwhile leaves no half policy under the name
     trainer.save_model(str(run / _PARTIAL))
     if is_main():
@@ -194,6 +193,7 @@ def build(
         budget=recipe.budget.flops,
         speed=recipe.speed,
         kl_on=recipe.training_value("kl_on"),
+        safety=recipe.safety,
         **adapters,
     )
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
@@ -250,6 +250,8 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
             # rewards and methods read columns that the model does not
             remove_unused_columns=False,
             model_init_kwargs=dict(loading or {}) or None,
+            # what is left out cannot be in a mean; otherwise the log shows what there is
+            logging_nan_inf_filter=recipe.safety.not_finite == "skip",
             **{**recipe.arguments, **changes},
         )
     except Exception as error:  # TRL and transformers raise whatever their parts do

@@ -5,17 +5,12 @@ that is raised) or ``hang`` (more CPU time than :data:`CPU_SECONDS`; time that o
 """
 
 import contextlib
-import gzip
-import json
 import os
-import random
 import signal
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
 
 from prefix_rl.errors import UserError, printable
 

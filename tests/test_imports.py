@@ -13,12 +13,24 @@ CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "status", "fields", "grpo_fields", "yaml12", "includes", "parts", "options"},
+    {
+        "errors",
+        "progress",
+        "status",
+        "fields",
+        "grpo_fields",
+        "yaml12",
+        "includes",
+        "parts",
+        "options",
+        "safety",
+        "finite",
+    },
     {"methods.stage"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},
-    {"data", "lab.world", "lab.parities", "engines", "processes"},
+    {"data", "lab.world", "lab.parities", "engines", "processes", "updates", "stall", "stopping", "watched"},
     {
         "recipe",
         "adapters",
@@ -51,6 +63,7 @@ LAYERS = [
         "collect",
         "evaluate",
         "grade",
+        "launch",
         "ladders",
         "lab.quickstart",
         "reports.schedule",
@@ -60,7 +73,16 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal"}
+MAY_IMPORT_HEAVY_AT_ONCE = {
+    "seam.trainer",
+    "seam.resume",
+    "speed.generation",
+    "reports.terminal",
+    "updates",
+    "stall",
+    "stopping",
+    "watched",
+}
 
 
 @cache

@@ -34,17 +34,19 @@ from ..rollouts import Step
 from ..speed.forward import Encoder, transformers_model
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
+from ..updates import FiniteUpdates
 from . import credit, further, ledger, planning, resume, vllm
 from .batch import COPY, ROW, Forward, GenerationBatch, Slot
 from .ranks import Ranks
 from .turn import turn_behind
 
 
-class PrefixTrainer(GRPOTrainer):
+class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     """GRPO in which rollouts may start from a prefix of a demonstration.
 
     Args:
-        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``.
+        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``, and
+            ``safety``, the settings of :class:`~prefix_rl.updates.FiniteUpdates`.
             ``args`` needs ``loss_type="dr_grpo"`` for Dr.GRPO, and ``scale_rewards="none"``. ``train_dataset`` may
             have a column ``demonstrations`` (for each row a list of texts) beside ``prompt`` and ``answer``.
         method: answers the questions.
@@ -74,10 +76,7 @@ class PrefixTrainer(GRPOTrainer):
         self.rollouts_every, self.facts = rollouts_every, facts or {}
         self._open, self._saved, self._grading = Slot(), resume.Saved(method, spent or Cost()), ledger.Clock()
         self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._ranks.largest(flag)))
-        super().__init__(
-            model, reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
-            processing_class=processing_class, **kwargs,
-        )  # fmt: skip
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_trainable(self.model)
         planning.check_text_only(method, self._is_vlm)
         prompts = train_dataset[:1]["prompt"]
@@ -216,6 +215,7 @@ class PrefixTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
         logps, entropies, aux_loss = self._encoder(score, model, self._inner_of(model), *args, **kwargs)
+        self.seen("the log-probabilities", logps)
         if forward := self._open.get(Forward):
             self._open.fill(found=(logps, entropies))
             if self._entropy_bonus_enabled:
