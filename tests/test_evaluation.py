@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
+import command
 import pyarrow.parquet
 import pytest
 import torch
@@ -727,12 +729,7 @@ def test_a_checkpoint_without_a_tokenizer_is_named(tmp_path, tiny):
 
 
 def test_the_command_prints_a_table_and_compares(tmp_path, tiny):
-    def prefix_rl(*arguments):
-        program = "from prefix_rl.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path)
-        assert "Traceback" not in done.stderr
-        return done
-
+    prefix_rl = partial(command.prefix_rl, cwd=tmp_path)
     set_ = a_set(tmp_path)
     options = [
         "--on",
