@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -76,6 +77,9 @@ def prepare(
     ] = None,
     near_duplicates: Annotated[bool, typer.Option(help="Whether to look for problems that are only similar.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe: demonstrations are graded by its reward block (its first function).")
+    ] = None,
     **given: Any,
 ) -> None:
     """Turn raw rows into training rows. Every demonstration is graded by the training reward.
@@ -89,8 +93,8 @@ def prepare(
     from .data.prepare import dropped_path, manifest_path, without_demonstrations
     from .data.prepare import prepare as run
     from .errors import DataError, nearest
-    from .rewards.equality import TRAINING_RULES
-    from .rewards.workers import Grader
+    from .recipe import load_recipe
+    from .rewards.settings import Reward
 
     if preset is not None and preset not in PRESETS:
         raise DataError(f"--preset {preset}: no such preset{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
@@ -98,7 +102,8 @@ def prepare(
     given["against"] = tuple(given.get("against", ()))
     if not near_duplicates:
         given["similarity"] = None
-    settings = PrepareSettings(**PRESETS.get(preset, {}) | given)
+    reward = load_recipe(recipe).reward if recipe else Reward(workers=workers)
+    settings = PrepareSettings(**{"reward": reward.functions[0]} | PRESETS.get(preset, {}) | given)
     loaded = None
     if tokenizer:
         from .data.tokenizer import load_tokenizer
@@ -112,9 +117,8 @@ def prepare(
         bars.append(bar(what, total))
         return bars[-1].__enter__()
 
-    manifest = run(
-        sources, output, settings, tokenizer=loaded, grader=Grader(workers, rules=TRAINING_RULES), progress=progress
-    )
+    grader = dataclasses.replace(reward, workers=workers).grader()
+    manifest = run(sources, output, settings, tokenizer=loaded, grader=grader, progress=progress)
     while bars:
         bars.pop().__exit__(None, None, None)
     show(table(manifest["funnel"]))

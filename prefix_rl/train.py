@@ -30,7 +30,6 @@ from .policy import Policy, find
 from .processes import alone_in, end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
-from .rewards.functions import MATH
 from .status import recorded
 
 if TYPE_CHECKING:
@@ -285,8 +284,9 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     """
     from accelerate.utils import broadcast_object_list
 
-    prepared = recipe.data.train != LAB and recipe.reward.functions[0] == MATH and _prepared(recipe)
-    if not recipe.method.stages.needs_answers or prepared:
+    if not recipe.method.stages.needs_answers or (
+        recipe.data.train != LAB and _prepared(recipe, recipe.reward.functions[0])
+    ):
         return list(problems)
     decided: list[Any] = [None]
     if is_main():
@@ -311,9 +311,9 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     return kept
 
 
-def _prepared(recipe: Recipe) -> bool:
-    """Whether ``prefix-rl prepare`` graded every file as it would be graded now."""
-    return all(is_verified(source.file) for source in recipe.data.sources)
+def _prepared(recipe: Recipe, reward: str | None = None) -> bool:
+    """Whether ``prefix-rl prepare`` made every file as it would now, by this reward where one is named."""
+    return all(is_verified(source.file, reward, recipe.reward.rules) for source in recipe.data.sources)
 
 
 def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> list[Problem]:

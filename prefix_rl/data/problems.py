@@ -56,8 +56,7 @@ def load(
 
     A row holds ``problem`` (a text or messages), ``answer`` and, where there are any, ``demonstrations`` (texts, or
     objects with a ``text``) or one ``solution``; or chat messages, or TRL's ``prompt`` and ``completion``
-    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing or null; it is then
-    empty. With ``columns`` the further ones of each row are kept.
+    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing, null or empty. With ``columns`` the further ones of each row are kept.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
@@ -85,7 +84,7 @@ def load(
 def row_faults(row: dict, answers: bool = True) -> list[str]:
     """What is wrong with a row; empty if nothing is. Without ``answers`` it may do without one."""
     wrong = []
-    for column in ("problem", "answer") if answers or row.get("answer") is not None else ("problem",):
+    for column in ("problem", "answer") if answers or row.get("answer") not in (None, "") else ("problem",):
         value = row.get(column)
         if column not in row:
             wrong.append(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
