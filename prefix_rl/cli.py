@@ -160,6 +160,7 @@ def schedule(
     table = DemonstrationTable(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
         found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn, problems=[p.text for p in chosen],
+        cut=found.method.needs.cut,
     )  # fmt: skip
     lengths = reports.preview(found, table, repeats=[p.repeats for p in chosen])
     show(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")

@@ -30,6 +30,7 @@ from .policy import Policy, find
 from .processes import alone_in, end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
+from .rewards.grading import Outcome
 from .status import recorded
 
 if TYPE_CHECKING:
@@ -278,7 +279,8 @@ def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
 
 
 def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Problem]:
-    """The problems with the demonstrations that earn the training reward, decided once for all ranks.
+    """The problems with the demonstrations that earn the training reward (of a method that starts from failures: that
+    are wrong by it), decided once for all ranks.
 
     ``prefix-rl prepare`` has done this already for its own files.
     """
@@ -288,16 +290,18 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
         recipe.data.train != LAB and _prepared(recipe, recipe.reward.functions[0])
     ):
         return list(problems)
+    wanted = Outcome.WRONG if recipe.method.needs.wrong else Outcome.RIGHT
     decided: list[Any] = [None]
     if is_main():
         count = sum(max(len(p.demonstrations), 1) for p in problems)
         with bar("grading the demonstrations", count) as advance:
-            kept, bad_gold, outcomes = verify(problems, reward.grader, advance)
+            kept, bad_gold, outcomes = verify(problems, reward.grader, advance, wanted)
         decided = [(kept, [f"{p.place}: the gold answer {p.answer[:60]!r} cannot be parsed" for p in bad_gold])]
-        dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != "right"}
+        dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != wanted}
         if dropped:
             count = f"{sum(dropped.values())} of {outcomes.total()}"
-            say(f"dropped {count} demonstrations that do not earn the reward: {dropped}")
+            why = "do not earn the reward" if wanted is Outcome.RIGHT else "are not wrong"
+            say(f"dropped {count} demonstrations that {why}: {dropped}")
     broadcast_object_list(decided)
     kept, unparsable = decided[0]
     if unparsable:

@@ -113,8 +113,8 @@ METHODS = {
         "demonstrations": 1, "weight": 0.9, "schedule": "chord", "end": 0.05, "warmup": 0, "horizon": 200, "tokens": "all",
     },
     "pppo": {
-        "share": 0.15, "progressive": True, "step": 0.05, "most": 0.35, "patience": 2, "continuations": 8, "normalize": True,
-        "normalizer": "tokens",
+        "share": 0.15, "progressive": True, "step": 0.05, "most": 0.35, "compare": "previous", "patience": 1, "continuations": 8,
+        "normalize": True, "normalizer": "tokens",
     },
     "relift": {"supervise": True, "buffer": 128},
     "sft": {},

@@ -225,22 +225,25 @@ def graded(
 
 
 def verify(
-    problems: Sequence[Problem], grader: Grader, progress: Callable[[int], object] | None = None
+    problems: Sequence[Problem],
+    grader: Grader,
+    progress: Callable[[int], object] | None = None,
+    wanted: Outcome = Outcome.RIGHT,
 ) -> tuple[list[Problem], list[Problem], Counter]:
     """Grades every demonstration by the training reward.
 
     Returns:
-        The problems with those demonstrations that earn the reward; the problems whose gold answer cannot be parsed
-        (left out of the first list); and the outcomes of the demonstrations.
+        The problems with those demonstrations that have the ``wanted`` outcome; the problems whose gold answer cannot
+        be parsed (left out of the first list); and the outcomes of the demonstrations.
     """
     kept, bad_gold, counts = [], [], Counter()
     for problem, outcomes in zip(problems, graded(problems, grader, progress), strict=True):
         if set(outcomes) == {Outcome.BAD_GOLD}:
             bad_gold.append(problem)
             continue
-        right = tuple(d for d, o in zip(problem.demonstrations, outcomes, strict=False) if o is Outcome.RIGHT)
+        fit = tuple(d for d, o in zip(problem.demonstrations, outcomes, strict=False) if o is wanted)
         counts.update(outcomes[: len(problem.demonstrations)])
-        kept.append(replace(problem, demonstrations=right))
+        kept.append(replace(problem, demonstrations=fit))
     return kept, bad_gold, counts
 
 
