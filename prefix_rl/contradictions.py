@@ -116,6 +116,8 @@ def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) ->
     length, completion = recipe.training_value("vllm_max_model_length"), recipe.training_value("max_completion_length")
     if not recipe.training_value("use_vllm") or length is None or length <= completion:
         return []
+    hint = recipe.method.needs.hint
+    completion += hint.longest if hint else 0  # it makes the prompt longer
     room = length - completion
     may_be_longer = [
         p for p in problems if p.turns or len(p.text.encode()) > (room - len(policy.example)) / 2

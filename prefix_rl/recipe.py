@@ -158,7 +158,7 @@ class Recipe:
     @property
     def uses_demonstrations(self) -> bool:
         """True if the method can do nothing of its own without demonstrations."""
-        return self.method.needs.prefixes or self.uses_supervision
+        return self.method.needs.prefixes or self.method.needs.hint is not None or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:

@@ -44,7 +44,7 @@ OTHERS = {
     "sft_loss": "method={name: sft_loss, weight: 0.5, tokens: uncertain}",
     "skewed": "method={name: tests.skewed_credit, supervised: {epochs: 3, batch_size: 4, per_device_batch_size: %d, "
     "learning_rate: 1e-3, warmup: 0}}",
-    "uft": "method={name: uft, weight: 0.5, start: 0.6, end: 0.6, horizon: 100}",
+    "uft": "method={name: uft, cut: surprisal, weight: 0.5, start: 0.6, end: 0.6, horizon: 100}",
     "adaptive": "method={name: tempo, normalize: false, of: {name: adaptive, rule: setpoint, anneal: 0, of: {name: "
     "tests.skewed_credit, cuts: 1, plain: 0, supervised: {epochs: 0}}}}",
 }
