@@ -4,8 +4,8 @@
 
 A module of ``prefix_rl`` (its path with dots) and the files of tests/ that are about it. A fault is one of: another
 comparison, another operator, ``and`` for ``or``, a condition turned around, a number one larger, ``return None``.
-Annotations, imports and errors are left alone. Of the faults of a module ``--most`` are drawn (``--seed``). Prints for each
-module how many were found, and the others with their line.
+Annotations, imports and errors are left alone. Of the faults of a module ``--most`` are drawn (``--seed``). Prints for
+each module how many were found, and the others with their line.
 
 Everything heavy is imported once; a fault is tried in a fork of this process, so it costs the tests alone.
 """
