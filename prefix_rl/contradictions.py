@@ -157,6 +157,12 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
             f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
             "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"
         )
+    elif recipe.method.needs.wrong and recipe.data.traces is None:
+        faults.append(
+            "data.traces is missing: method.traces = wrong starts from wrong traces of the policy's own, and what a "
+            "data set brings are solutions. A store keeps failures: `prefix-rl collect RECIPE --output FOLDER --k 32 "
+            "--cap 32`; set data.traces = FOLDER"
+        )
     elif recipe.uses_demonstrations and not any(demonstrated):
         faults.append(
             f"method {recipe.method_name} needs demonstrations, but no row of {recipe.data.named} has any (column "

@@ -33,9 +33,9 @@ def run(folder, *overrides, recipe=PREFIX_RFT):
     return train(recipe, [*SMALL, f"output.dir={folder}", *overrides])
 
 
-def same_run(one, other):
+def same_run(one, other, steps=6):
     """The same prompts, prefixes, completions, kept tokens and rewards at every step, and the same parameters."""
-    for step in range(6):
+    for step in range(steps):
         assert read_rollouts(one, step) == read_rollouts(other, step), f"step {step}"
     left, right = (load_file(folder / "final" / "model.safetensors") for folder in (one, other))
     assert left.keys() == right.keys()

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..arguments import demonstrations_and_answers
 from ..data.mixing import REPEATS
 from ..data.tokenizer import DemonstrationTable, continuation_start
-from ..errors import DataError, RecipeError
+from ..errors import DataError
 from ..methods.base import Method
 from ..prefixes import NO_PREFIX, Demonstration, Prefix, join
 from ..rollouts import Row, Step
-from ..speed.order import CONSTANT_NORMALIZER
 from .batch import COPY, ROW, GenerationBatch, Planned
 from .ranks import Ranks
 
@@ -21,51 +20,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 T = TypeVar("T")
-
-
-def check_settings(method: Method, arguments, kl_on: str, options: Mapping[str, Any]) -> None:
-    """TRL's ``arguments``, where the KL falls and the trainer's further ``options`` go together with this method.
-
-    Raises:
-        RecipeError: naming all that do not.
-    """
-    faults = method.faults(vars(arguments))
-    if arguments.scale_rewards != "none":
-        faults.append(f"scale_rewards = {arguments.scale_rewards}: the method gives the advantages, set it to none")
-    if arguments.multi_objective_aggregation != "sum_then_normalize":
-        faults.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
-    if kl_on not in ("moving", "all"):
-        faults.append(f"kl_on = {kl_on}: there are moving and all")
-    token_level = arguments.importance_sampling_level == "token"
-    if kl_on == "all" and (arguments.loss_type not in CONSTANT_NORMALIZER or not token_level):
-        faults.append("kl_on = all needs loss_type = dr_grpo and importance_sampling_level = token")
-    if kl_on == "all" and not arguments.beta:
-        faults.append("kl_on = all says nothing with beta = 0: there is no KL")
-    bonus = arguments.entropy_coef or arguments.use_adaptive_entropy
-    if bonus and arguments.top_entropy_quantile < 1 and method.needs.prefixes:
-        faults.append(
-            "an entropy bonus together with top_entropy_quantile: TRL would rank prefix tokens by the policy's mean "
-            "entropy; give only one of them"
-        )
-    if begins(method) and (options.get("rollout_func") or options.get("environment_factory")):
-        faults.append("rollout_func and environment_factory generate past the place where prefixes are injected")
-    if faults:
-        raise RecipeError("these settings contradict the method:", faults)
-
-
-def check_text_only(method: Method, takes_images: bool) -> None:
-    """The model takes nothing but text, if the policy is to go on from ids.
-
-    Raises:
-        RecipeError: if it takes images too.
-    """
-    if takes_images and begins(method):
-        raise RecipeError("prefixes are token ids behind a text prompt; this model takes images too")
-
-
-def begins(method: Method) -> bool:
-    """True if the policy is to go on from token ids behind the prompt."""
-    return method.needs.prefixes or method.needs.further is not None
 
 
 def taken_apart(dataset: Dataset) -> tuple[Dataset, list[list], list[str]]:
@@ -89,14 +43,14 @@ def usable_demonstrations(
         DataError: if the method injects prefixes and there is none.
     """
     usable = partial(method.needs.usable, longest=longest)
-    table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, **how)
+    table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, cut=method.needs.cut, **how)
     if not method.needs.prefixes or any(table):
         return table
     why = (
         f"empty, or longer than max_completion_length = {longest} with its end"
         if method.needs.whole
         else "shorter than two tokens, or shows its answer from the first token on (answer_guard = none would "
-        "allow that)"
+        "allow that), or before its first sentence ends where method.cut = sentences"
     )
     raise DataError(
         f"{type(method).__name__} starts rollouts from demonstrations, but no demonstration can be used: every "
@@ -143,8 +97,9 @@ class Planner:
     ):  # fmt: skip
         self.method, self.demonstrations, self.dataset = method, demonstrations, dataset
         self.group_size, self.ranks, self.tokenizer = group_size, ranks, tokenizer
+        self.identities = list(zip(dataset[ROW], dataset[COPY], strict=True))
         # reversed, so that of a problem's copies the first one counts
-        self.place_of = {problem: i for i, problem in reversed(list(enumerate(dataset[ROW])))}
+        self.place_of = {problem: i for i, (problem, _) in reversed(list(enumerate(self.identities)))}
 
     def planned(self, inputs: Sequence[Mapping[str, Any]], step: Step) -> GenerationBatch:
         """The rows of this rank, or those of the problems that are due in their place, with their prefixes.
