@@ -13,7 +13,18 @@ import pytest
 import real
 from jaxtyping import install_import_hook
 
-CHECKED = ["schedules", "prefixes", "cuts", "masks", "advantages", "losses", "rollouts", "methods", "lab.world", "lab.base"]
+CHECKED = [
+    "schedules",
+    "prefixes",
+    "cuts",
+    "masks",
+    "advantages",
+    "losses",
+    "rollouts",
+    "methods",
+    "lab.world",
+    "lab.base",
+]
 install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "shapes.check")
 
 ROOT = Path(__file__).parents[1]
