@@ -11,6 +11,7 @@ import browser
 import costs
 import pytest
 import real
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 CHECKED = [
@@ -26,6 +27,10 @@ CHECKED = [
     "lab.base",
 ]
 install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "shapes.check")
+
+# Hypothesis would fail an example that takes 200 ms, and one that is slow to draw: on a busy machine any is
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
