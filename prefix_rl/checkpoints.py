@@ -20,7 +20,7 @@ MARK = "prefix_rl.json"
 FINAL = "final"
 """The folder of a finished policy, inside a run's."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-_FREE_TO_CHANGE = ("reward", "budget", "speed", "engine", "evaluation", "output")
+_FREE_TO_CHANGE = ("reward", "budget", "speed", "engine", "evaluation", "output", "safety")
 _FREE_TRAINING_KEYS = {
     "save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "logging_first_step",
     "report_to", "run_name", "disable_tqdm", "eval_steps", "eval_strategy", "eval_on_start", "project", "log_level",

@@ -8,6 +8,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from pathlib import Path
 
 import browser
+import costs
 import pytest
 import real
 from jaxtyping import install_import_hook
@@ -30,10 +31,31 @@ def pytest_runtest_setup(item):
             (pytest.fail if demanded else pytest.skip)(lacking)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="only what is quick, see tests/costs.py")
+    parser.addoption("--costs", metavar="FILE", help="add the CPU seconds of each test to FILE, see tests/costs.py")
+
+
+def pytest_collection_modifyitems(config, items):
     """The files with long tests come first: what begins last should not be what takes longest."""
+    if config.getoption("fast"):
+        dear = costs.listed()
+        marked = {item for item in items if any(map(item.get_closest_marker, costs.LEFT_OUT))}
+        out = [item for item in items if item in marked or costs.function_of(item.nodeid) in dear]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("multirank")}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    before = costs.now()
+    try:
+        return (yield)
+    finally:
+        if file := item.config.getoption("costs"):
+            costs.add(file, item.nodeid, costs.now() - before)
 
 
 @pytest.fixture

@@ -448,7 +448,7 @@ def test_a_ladder_that_is_stopped_stops_its_runs(tmp_path, number):
     runs = tmp_path / "ladder" / "runs"
     wait_for(lambda: len(list(runs.glob("*/metrics.jsonl"))) == 2)  # both train
     ladder.send_signal(number)
-    said = ladder.communicate(timeout=60)[1]
+    said = ladder.communicate()[1]
     assert ladder.returncode == 130
     assert "the same command goes on from there" in said
     sizes = {p: p.stat().st_size for p in runs.glob("*/metrics.jsonl")}
@@ -456,10 +456,9 @@ def test_a_ladder_that_is_stopped_stops_its_runs(tmp_path, number):
     assert {p: p.stat().st_size for p in runs.glob("*/metrics.jsonl")} == sizes  # nobody trains any more
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
+def wait_for(condition):
+    """Returns when it holds; what never comes is ended by the test's own limit."""
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.2)
 
 

@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_policy_that_the_run_starts_from(tmp_path, optio
     asked = sum(len(TOKENIZER(row["prompt"])["input_ids"]) + len(made.demonstrations[row["dataset_row"]][0].ids)
                 for row in made.train_dataset)  # fmt: skip
     plain = make(tmp_path / "tokens", PrefixRL(**HALVES), max_steps=1, **options)
-    assert made.cost.flops >= 2 * made._parameters * asked
+    assert made.cost.flops >= 2 * made._deciding.parameters * asked
     assert plain.cost.flops == 0
 
 

@@ -189,7 +189,36 @@ def _same_group(a: Group, g: Group, rules: Rules) -> bool:
         return all(
             _same_group(part, one, rules) if several is a else _same_group(one, part, rules) for part in several.parts
         )
+    if (_is_one(a, g) and _are_several(g)) or (_is_one(g, a) and _are_several(a)):
+        return False  # which a parser would take its time to say
     return bool(a.text and g.text) and _same_expression(_member(a.text), _member(g.text), rules)
+
+
+_COLLECTS = re.compile(
+    r"[,;<>|\[\]]|\\[{}\\]|\\(?:pm|mp|begin|cup|cap|setminus|in|ni|le|ge|ne|not|mathbb|infty|emptyset|bar|text|l?vert)"
+    r"(?![A-Za-z])"
+)
+"""The signs of which an expression with several parts, or one for a set, holds at least one."""
+
+
+_ROWS = re.compile(r"[,;\[\]]|\\[{}\\]|\\(?:pm|mp|begin|text)(?![A-Za-z])")
+"""The same, for what a matrix can be."""
+
+
+def _is_one(group: Group, other: Group) -> bool:
+    """Whether an expression is a single value, or an equality of such: no set, and no collection by another name.
+
+    Args:
+        other: what it is compared with: a relation may stand for a set, and for no matrix.
+    """
+    if group.kind != "text" or (_ROWS if other.kind == "matrix" else _COLLECTS).search(group.text):
+        return False
+    return max(map(len, (words(group.text) or "").split()), default=1) < 2  # a word may be the name of a set
+
+
+def _are_several(group: Group) -> bool:
+    """Whether a collection has two values at least."""
+    return len(group.parts) > 1 or (group.kind == "matrix" and any(len(row.parts) > 1 for row in group.parts))
 
 
 def _as_group(text: Group) -> Group:

@@ -90,6 +90,7 @@ class GenerationBatch:
     plan: Sequence[Prefix]
     planned: Planned
     step: Step
+    hints: Planned | None = None  # of a method whose prefixes stand in the prompts
     settled: Settled | None = None  # rollouts that are there already
     begun: bool = False  # the prefixes have been injected: where TRL comes back (for tools), no more are
     completions: Sequence[Sequence[int]] | None = None  # prefix and continuation of each row of this rank

@@ -23,7 +23,6 @@ from ..rollouts import Rollouts, Row
 from . import credit, signal
 from .batch import COPY, ROW, GenerationBatch, Planned, Settled
 from .deciding import Deciding
-from .planning import plan_of
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class Rounds:
             if index // self._size in places:
                 given = self._planner.dataset[places[index // self._size]]
                 row = Row(index, self._size, given[ROW], self._planner.demonstrations[given[ROW]], given[COPY])
-                starts[i] = Made(given, row, plan_of(self._method, [row], step)[0][0])
+                starts[i] = Made(*self._planner.planned_row(given, row, step))
         return starts, torch.tensor([group in places for group in range(len(dropped))])
 
     # --- what it cost, and what came of it ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
 import safetensors.torch
@@ -47,16 +47,17 @@ class Scores(Sequence):
         self.demonstrations, self.cut, self.ranks, self.path = demonstrations, cut, ranks, Path(folder, FILE)
         self.missing = needs_scores(cut)
         self._scores, self._starts = torch.empty(0), []
+        self._of = lru_cache(maxsize=1024)(self._scored_of)  # the rows of a batch ask for the same ones again and again
 
     def __len__(self) -> int:
         return len(self.demonstrations)
 
     def __getitem__(self, problem: int) -> tuple[Demonstration, ...]:
         """The demonstrations of one problem; their scores must be there, if they are needed."""
-        found = self.demonstrations[problem]
-        if not needs_scores(self.cut):
-            return found
-        return tuple(map(self._scored, found, self._starts[problem]))
+        return self._of(problem) if needs_scores(self.cut) else self.demonstrations[problem]
+
+    def _scored_of(self, problem: int) -> tuple[Demonstration, ...]:
+        return tuple(map(self._scored, self.demonstrations[problem], self._starts[problem]))
 
     def _scored(self, demonstration: Demonstration, start: int) -> Demonstration:
         scores = self._scores[start : start + len(demonstration.ids)].tolist()
@@ -76,12 +77,13 @@ class Scores(Sequence):
         self._scores = torch.zeros(start)
         return found
 
-    def ready(self, trainer, score: Callable, tokenize: Callable[[list], tuple]) -> Cost:
+    def ready(self, trainer, encode: Encode, tokenize: Callable[[list], tuple]) -> Cost:
         """Before the first step measures the scores, if they are needed; where a resumed run goes on, reads them.
 
         Args:
             trainer: the run's :class:`~prefix_rl.seam.trainer.PrefixTrainer`.
-            score, tokenize: TRL's, of the model and of prompts.
+            encode: of its model.
+            tokenize: TRL's, of prompts.
 
         Returns:
             What that cost.
@@ -95,7 +97,7 @@ class Scores(Sequence):
         place_of = {problem: place for place, problem in enumerate(dataset[ROW])}
         trainer.model.eval()  # nothing dropped out
         tokens = self.measure(
-            partial(score, trainer.model, compute_entropy=True),
+            encode,
             lambda problem: tokenize([dataset[place_of[problem]]["prompt"]])[0][0],
             rows,
             rows * trainer.max_completion_length,

@@ -35,6 +35,7 @@ from ..rollouts import Step
 from ..speed.forward import Encoder, transformers_model
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
+from ..updates import FiniteUpdates
 from . import checks, credit, ledger, planning, resume, scores, vllm
 from .batch import COPY, ROW, Forward, GenerationBatch, Sampled, Slot
 from .deciding import Deciding
@@ -44,12 +45,13 @@ from .signal import SCALE
 from .turn import turn_behind
 
 
-class PrefixTrainer(GRPOTrainer):
+class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     """GRPO in which rollouts may start from a prefix of a demonstration.
 
     Args:
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``, but
-            ``scale_rewards="none"``, for Dr.GRPO ``loss_type="dr_grpo"``, and rows may have ``demonstrations``, texts.
+            ``scale_rewards="none"``, for Dr.GRPO ``loss_type="dr_grpo"``, and rows may have ``demonstrations``, texts;
+            ``safety`` are the settings of :class:`~prefix_rl.updates.FiniteUpdates`.
         method: answers the questions.
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.rewards.guard.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
@@ -78,10 +80,7 @@ class PrefixTrainer(GRPOTrainer):
         self.rollouts_every, self.facts = rollouts_every, facts or {}
         self._open, self._saved, self._grading = Slot(), resume.Saved(method, spent or Cost()), ledger.Clock()
         self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._ranks.largest(flag)))
-        super().__init__(
-            model, reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
-            processing_class=processing_class, **kwargs,
-        )  # fmt: skip
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_trainable(self.model)
         checks.check_text_only(method, self._is_vlm)
         prompts = train_dataset[:1]["prompt"]
@@ -118,7 +117,7 @@ class PrefixTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:  # evaluation never sees a prefix
             return super()._generate_and_score_completions(inputs)
-        self._saved.spend(self._scores.ready(self, self._get_per_token_logps_and_entropies, self._tokenize_prompts))
+        self._saved.spend(self._scores.ready(self, self._deciding.encode, self._tokenize_prompts))
         batch = self._planner.planned(inputs, self._step_now())
         with self._open.holding(batch), ledger.uncounted(self.state):  # TRL counts what stands at last
             batch = settled(batch, self._deciding)
@@ -218,6 +217,7 @@ class PrefixTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
         logps, entropies, aux_loss = self._encoder(score, model, self._inner_of(model), *args, **kwargs)
+        self.seen("the log-probabilities", logps)
         if forward := self._open.get(Forward):
             self._open.fill(found=(logps, entropies))
             if self._entropy_bonus_enabled:
