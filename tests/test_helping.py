@@ -161,7 +161,7 @@ def test_the_tables_of_trl_hold_what_stands_at_last(tmp_path):
         return [float(len(ids)) for ids in completion_ids]
 
     def second(completions, completion_ids, log_metric, **columns):
-        log_metric("calls", 1.0)
+        log_metric("rows", float(len(completion_ids)))
         return [None if i % 2 else even(ids) for i, ids in enumerate(completion_ids)]
 
     made = trainer(tmp_path, Alone(), reward=[first, second], max_steps=1, options={"rollouts_every": 1})
@@ -175,6 +175,8 @@ def test_the_tables_of_trl_hold_what_stands_at_last(tmp_path):
     expected = [even(row) if i % 2 == 0 else None for i, row in enumerate(ids)]
     assert [None if r != r else r for r in logs["rewards"]["second"]] == expected
     assert [r["rewards"]["first"] for r in records] == [float(len(row)) for row in ids]
+    # calls of 8, 1 and 1 rows, each counted by its rows: (8 * 8 + 1 + 1) / 10
+    assert [log["rows"] for log in made.state.log_history if "rows" in log] == [pytest.approx(6.6)]
 
 
 # --- groups without signal --------------------------------------------------------------------------------------------
