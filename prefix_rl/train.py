@@ -194,7 +194,7 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
-        kl_on=recipe.training_value("kl_on"),
+        **recipe.beside_trls,
         safety=recipe.safety,
         **adapters,
     )
