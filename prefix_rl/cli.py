@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -401,6 +402,56 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     if found.missing:
         say("\n".join(["this machine cannot train it as it is:", *(f"  - {what}" for what in found.missing)]))
     say(f"good: {found.problems} problems to train on, {found.held_out} to evaluate on")
+
+
+@app.command(epilog="Example: prefix-rl plan recipes/qwen2.5-math-7b/prefix_rft.yaml --gpus 8 --memory 80")
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Devices; the processes of the accelerate file.")] = None,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB of each.")] = 80.0,
+    accelerate: Annotated[
+        str | None, typer.Option(help="File of `accelerate launch`; the one that the recipe's head names.")
+    ] = None,
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt; 512, or what fits.")] = None,
+    tflops: Annotated[float, typer.Option(min=0.001, help="1e12 operations a second of each; an H100's.")] = 989.0,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share of them that training reaches.")] = 0.4,
+    generation_mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share that generation reaches.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
+) -> None:
+    """Estimate memory, tokens, operations and hours of a recipe, and what to change if it does not fit."""
+    from . import plan as plans
+    from . import preflight
+    from .reports.tables import text_table
+
+    preflight.quiet()
+    devices = gpus or (plans.launch_for(recipe, accelerate).processes)
+    machine = plans.Machine(devices, memory * plans.GIB, tflops, mfu, generation_mfu)
+    found = plans.plan(recipe, overrides or [], machine, accelerate, prompt)
+    print(json.dumps(plans.as_json(found), indent=2) if as_json else plans.report(found, text_table))
+    for note in found.notes:
+        say(f"note: {note}")
+
+
+@app.command(epilog="Example: prefix-rl preview recipes/lab/prefix_rft.yaml --rows 3 --step 100")
+def preview(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 3,
+    step: Annotated[int, typer.Option(min=0, help="Optimizer step whose prefixes are shown.")] = 0,
+    characters: Annotated[int, typer.Option(min=0, help="Of each part of a text; 0: all of it.")] = 600,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show prompts as the policy sees them, with prefixes, the guard's place, gold answers, verdicts and tokens."""
+    from . import preflight
+    from . import preview as previews
+
+    preflight.quiet()
+    found = previews.preview(recipe, overrides or [], rows, step)
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(json.dumps(previews.as_json(found), indent=2) if as_json else previews.report(found, characters, color))
+    for note in found.notes:
+        say(f"note: {note}")
 
 
 @app.command(epilog="Example: prefix-rl schema > recipe.schema.json")

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "prefix_rl"
-CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
+CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs", "memory"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
@@ -44,6 +44,8 @@ LAYERS = [
     {
         "cli",
         "check",
+        "plan",
+        "preview",
         "__main__",
         "reference",
         "schema",
