@@ -454,9 +454,25 @@ def preview(
         say(f"note: {note}")
 
 
+@app.command(epilog="Example: prefix-rl keys training.beta")
+def keys(
+    block: Annotated[
+        str | None, typer.Argument(metavar="[BLOCK | METHOD | BLOCK.KEY]", help="data, prefix_rft, training.beta, ...")
+    ] = None,
+    as_schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema of recipes, for editors.")] = False,
+) -> None:
+    """List the keys of a recipe: what each takes, its default, what it means."""
+    if as_schema:
+        return schema()
+    from .keys import keys as rows
+    from .reports.tables import text_table
+
+    print(text_table(rows(block)))
+
+
 @app.command(epilog="Example: prefix-rl schema > recipe.schema.json")
 def schema() -> None:
-    """Print a JSON Schema of recipes, by which an editor completes and checks them while they are written."""
+    """Print a JSON Schema of recipes, by which an editor completes and checks them; also `keys --schema`."""
     from .schema import schema as made
 
     print(json.dumps(made(), indent=2, ensure_ascii=False))

@@ -98,7 +98,8 @@ class Setting:
 
 
 def tokens(run: Setting) -> int:
-    """Tokens ``T`` of a micro-batch of ``B`` rows: ``B (P + C)``; packed, a prompt counts once: ``B C + ceil(B / G) P``.
+    """Tokens ``T`` of a micro-batch of ``B`` rows: ``B (P + C)``; packed, each prompt counts once,
+    ``B C + ceil(B / G) P``.
 
     Prefixes that rows share are not taken off: it is the most that there may be.
 
@@ -221,8 +222,8 @@ def casts(shape: Shape, run: Setting) -> float:
 
 
 def head(shape: Shape, run: Setting) -> float:
-    """Work space of TRL's head, which scores tokens in tiles: ``b min(B C, 4096) 32768`` for the logits, ``4 B C D`` for
-    the gradient of the hidden states, and ``4 V D`` for that of the head's own weights if they are trained.
+    """Work space of TRL's head, which scores tokens in tiles: ``b min(B C, 4096) 32768`` for the logits, ``4 B C D``
+    for the gradient of the hidden states, and ``4 V D`` for that of the head's own weights if they are trained.
 
     >>> shape = Shape(4, 128, 512, 4, 2, 32, 259, parameters=0, trained=0)
     >>> head(shape, Setting(rows=8, group=8, prompt=60, completion=128))  # 1024 * (4 * 32768 + 4 * 128) + 4 * 259 * 128

@@ -252,8 +252,8 @@ def config_of(recipe: Recipe) -> PretrainedConfig:
         if isinstance(found, UnreachableError):
             found = UnreachableError(
                 f"the configuration of {place.base} is not on this machine, and the hub does not answer. A plan needs "
-                "nothing but that file: fetch it where there is a network (`hf download NAME config.json`), and give its "
-                "folder as model.name_or_path=FOLDER"
+                "nothing but that file: fetch it where there is a network (`hf download NAME config.json`), and give "
+                "its folder as model.name_or_path=FOLDER"
             )
         raise found from error
 
@@ -352,8 +352,8 @@ def read_launch(file: str) -> Launch:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"--accelerate {file} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if kind == "FSDP" or stage > 3 or processes < 1:
-        raise UserError(f"--accelerate {file}: {kind}, stage {stage}, {processes} processes cannot be estimated; a plan "
-                        "knows one process, DDP (MULTI_GPU) and DeepSpeed's ZeRO stages")  # fmt: skip
+        raise UserError(f"--accelerate {file}: {kind}, stage {stage}, {processes} processes cannot be estimated; a "
+                        "plan knows one process, DDP (MULTI_GPU) and DeepSpeed's ZeRO stages")  # fmt: skip
     deepspeed = kind == "DEEPSPEED"
     return Launch(file, processes, stage if deepspeed else 0, deepspeed, offloads["optimizer"], offloads["param"])
 

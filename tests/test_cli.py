@@ -27,6 +27,9 @@ COMMANDS = [
     "ladder",
     "grade",
     "schema",
+    "plan",
+    "preview",
+    "keys",
 ]
 
 

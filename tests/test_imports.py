@@ -46,6 +46,7 @@ LAYERS = [
         "check",
         "plan",
         "preview",
+        "keys",
         "__main__",
         "reference",
         "schema",

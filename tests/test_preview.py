@@ -34,6 +34,7 @@ def recipe(tiny, tmp_path, monkeypatch):
             "output": {"dir": str(tmp_path / "run")},
         }  # fmt: skip
         given = {name: given.get(name, {}) | blocks.get(name, {}) for name in given | blocks}
+        given["method"] = blocks.get("method", given["method"])
         (tmp_path / "recipe.yaml").write_text(json.dumps(given))
         return tmp_path / "recipe.yaml"
 
@@ -68,7 +69,7 @@ def test_prompt_prefix_guard_gold_and_verdicts(recipe):
     assert prefixed.text + prefixed.rest + prefixed.beyond == right.text
     text = previews.report(found)
     assert "prefix of 14 of 29 tokens, room for 26 tokens" in text
-    assert "[prefix|Two and three ]make \\boxed{[guard|5}.]" in text
+    assert "[prefix|Two and three ]make [guard|\\boxed{5}.]" in text
     assert "demonstration 2: wrong, not used" in text
     assert any("left out when training begins" in note for note in found.notes)
 
@@ -86,7 +87,7 @@ def test_the_text_of_data_does_not_reach_the_terminal_as_control(recipe):
     for method in ({"name": "prefix_rft"}, {"name": "sft"}, {"name": "luffy"}):
         path = recipe([row], method=method, training={"max_completion_length": 200})
         text = previews.report(previews.preview(path))
-        assert not set(text) & set(evil)
+        assert not set(text) & set("\x1b\x07\x9b\u202e\u2028\x08\r")
         assert "\\x1b]0;owned\\x07" in text
     assert json.loads(json.dumps(previews.as_json(previews.preview(path))))["views"][0]["id"].startswith("x\x1b")
 
