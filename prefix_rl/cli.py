@@ -23,7 +23,7 @@ app = typer.Typer(
     name="prefix-rl",
     help="Post-train a language model with reinforcement learning and demonstrations.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -203,7 +203,7 @@ def setting_of(
         states += 4  # its float32 copy of the weights
     packed = recipe.speed.shared_prefix and not shape.dropout
     if recipe.speed.shared_prefix and shape.dropout:
-        notes.append("adapters with dropout take the plain path: model.lora_dropout=0 would pack the rows")
+        notes.append("adapters with dropout take the plain path: model.lora_dropout=0.0 would pack the rows")
     accumulation = value("gradient_accumulation_steps")
     own_rollouts = value("per_device_train_batch_size") * (
         value("steps_per_generation")
@@ -442,8 +442,11 @@ def report(found: Plan, table: Callable[[Sequence[Sequence[str]]], str]) -> str:
         "",
     ]
     names = ("parameters", "gradients", "optimizer", "activations", "layer", "work", "casts", "head", "generation")
-    words = {"layer": "one layer, computed again", "work": "gradients inside a layer", "casts": "weights cast by autocast", "head": "head (tiles of logits)",
-             "optimizer": "optimizer states", "generation": "generation: keys, values, logits"}  # fmt: skip
+    words = {
+        "layer": "one layer, computed again", "work": "gradients inside a layer", "casts": "weights cast by autocast",
+        "head": "head (tiles of logits)", "optimizer": "optimizer states",
+        "generation": "generation: keys, values, logits",
+    }  # fmt: skip
     rows = [("on each device", *found.stages)]
     rows += [
         (words.get(name, name), *(_gib(size) if (size := getattr(e, name)) else "" for e in found.stages.values()))
@@ -461,8 +464,8 @@ def report(found: Plan, table: Callable[[Sequence[Sequence[str]]], str]) -> str:
     hours = f"{found.seconds * found.steps / 3600:,.1f} hours for {found.steps:,} steps" if found.steps else (
         "the number of steps depends on the data")  # fmt: skip
     lines.append(
-        f"at {machine.mfu:.0%} of {machine.tflops:g} TFLOPS in training and {machine.generation_mfu:.0%} in generation: "
-        f"{found.seconds:,.1f} s a step, {hours}"
+        f"at {machine.mfu:.0%} of {machine.tflops:g} TFLOPS in training and {machine.generation_mfu:.0%} in "
+        f"generation: {found.seconds:,.1f} s a step, {hours}"
     )
     if found.advice:
         lines += ["", "what to change:", *(f"  {_gib(size):>10}  {change}" for change, size in found.advice)]
