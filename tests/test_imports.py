@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "prefix_rl"
-CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs"}
+CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs", "memory"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
@@ -33,7 +33,7 @@ LAYERS = [
     {"seam.helping"},
     {"seam", "supervised"},
     {"train", "evaluation", "merge", "collecting"},
-    {"cli", "check", "__main__", "reference", "schema", "collect", "evaluate", "grade", "launch", "ladders",
+    {"cli", "check", "plan", "preview", "keys", "__main__", "reference", "schema", "collect", "evaluate", "grade", "launch", "ladders",
      "lab.quickstart", "reports.schedule", "reports.report", "reports.watch"},
 ]  # fmt: skip
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
