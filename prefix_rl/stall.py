@@ -1,7 +1,7 @@
 """A watch of progress: a step that takes far too long leaves the stacks of all processes, and ends at last.
 
-Every process has a thread that watches its own steps. One that hears nothing for too long writes what each thread does
-to ``stacks/rank-N.txt`` in the run's folder; all processes wait for one that does not come, so all of them write, and
+Every process has a thread that watches its own steps. One that hears nothing for too long writes what its threads do to
+``stacks/rank-N.txt`` in the run's folder; all processes wait for one that does not come, so all of them write, and
 the first says what each waits for. If nothing moves after that for long, the process ends with a message, and the launcher
 ends the others: a run that stands still holds no GPUs for the half hour of a collective's timeout, or for ever.
 """
@@ -30,7 +30,7 @@ STALLED = 70
 """Exit status of a run that stood still for too long."""
 _OTHERS = "waits for the other processes"
 _WAITS = {
-    "distributed_c10d.py": _OTHERS, "operations.py": _OTHERS, "autograd": "computes a gradient, with the other processes",
+    "distributed_c10d.py": _OTHERS, "operations.py": _OTHERS, "autograd": "computes a gradient with the others",
     "workers.py": "waits for the grader", "functions.py": "waits for a reward function",
     "vllm": "waits for vLLM", "server.py": "waits for a server",
 }  # fmt: skip

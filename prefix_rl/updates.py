@@ -157,7 +157,7 @@ class FiniteUpdates:
         tried = f", after {skipped} updates in a row that were left out" if skipped > 0 else ""
         raise NotFiniteError(
             f"{self._finite.at(self.state.global_step + 1)}: NaN or infinity in {', '.join(found)}{tried}. The update "
-            f"was not made, and no checkpoint was written over. Go on from a checkpoint before, or start anew: {_REMEDY}"
+            f"was not made, and no checkpoint was written over. Go on from an earlier one, or start anew: {_REMEDY}"
         ) from cause
 
     def save_model(self, *args, **kwargs):
