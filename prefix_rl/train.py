@@ -145,8 +145,10 @@ def _imitate(
         _record(run, policy.recipe, facts)
     stage, spent = _start(policy, problems, facts)
     if is_main():
-        shutil.copytree(stage, run / FINAL, dirs_exist_ok=True)
+        shutil.rmtree(run / _PARTIAL, ignore_errors=True)
+        shutil.copytree(stage, run / _PARTIAL)
         _record_cost(run, spent)
+        _put_in_place(run)
         say(f"the policy is in {run / FINAL}")
     return run
 
