@@ -161,8 +161,10 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
+    from .model_card import OwnCard, card
     from .reports.health import schedule_end
     from .reports.terminal import show_lines
+    from .reports.trackers import Trackers
     from .seam.trainer import PrefixTrainer
 
     recipe = policy.recipe
@@ -179,7 +181,12 @@ def build(
         model = policy.load(trainable=True)
     else:
         model = start
-    trainer = PrefixTrainer(
+
+    class Run(OwnCard, PrefixTrainer):
+        """The trainer, whose policies say how they were trained."""
+
+    trainer = Run(
+        card=card(recipe),
         model=model,
         reward_funcs=list(reward.functions),
         args=arguments(recipe, policy.loading_to_train),
@@ -197,6 +204,8 @@ def build(
         safety=recipe.safety,
         **adapters,
     )
+    if trainer.args.report_to:
+        trainer.add_callback(Trackers(trainer, recipe.resolved(), Path(recipe.output.dir)))
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
     if policy.date:
         trainer.chat_template = policy.template  # with the date fixed; what is saved with the policy stays as it was

@@ -32,7 +32,7 @@ LAYERS = [
         "evaluation.sampling",
         "lab",
     },
-    {"policy", "engines.choice"},
+    {"policy", "engines.choice", "model_card"},
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},
     {"seam.batch"},
@@ -60,7 +60,8 @@ LAYERS = [
 ]
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal", "updates", "stall", "stopping", "watched"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal", "reports.trackers",
+                            "updates", "stall", "stopping", "watched"}  # fmt: skip
 
 
 @cache
