@@ -7,7 +7,9 @@ import pytest
 import torch
 from small import dataset, lora, trains_adapters_alone
 from test_oracle import TOKENIZER, Run, agrees, some_end
-from test_trainer import parameters, trainer
+from test_seam_vllm import Colocated
+from test_trainer import generation, parameters, trainer
+from trl.trainer import grpo_trainer
 
 from prefix_rl.errors import RecipeError
 from prefix_rl.methods.base import Earlier, Method, Needs
@@ -137,6 +139,44 @@ def prompts(records):
     import json
 
     return [json.loads(g[0]["prompt"]) for g in groups(records)]
+
+
+def test_vllm_is_asked_for_the_new_rows_alone_and_what_it_told_of_the_others_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Colocated)
+    made = trainer(tmp_path, Alone(), use_vllm=True, vllm_mode="colocate")
+    batch = generation(made)
+    calls = made.vllm_generation.llm.asked
+    assert [[limit for _, limit, _ in call] for call in calls] == [[24] * 8, [24 - 3], [24 - 5]]
+    assert len({seed for call in calls for *_, seed in call}) == 10
+    told = batch["sampling_per_token_logps"]
+    assert told.shape == (8, 24)
+    assert told.isnan().sum(dim=1).tolist() == [0] * 6 + [5, 0]  # nobody sampled the prefix of row 6
+    assert told[6, :5].isnan().all()
+    assert (told[~told.isnan()] == -1.5).all()
+
+
+def test_the_tables_of_trl_hold_what_stands_at_last(tmp_path):
+    def first(completions, completion_ids, log_extra, **columns):
+        log_extra("odd", [sum(ids) % 2 for ids in completion_ids])
+        return [float(len(ids)) for ids in completion_ids]
+
+    def second(completions, completion_ids, log_metric, **columns):
+        log_metric("rows", float(len(completion_ids)))
+        return [None if i % 2 else even(ids) for i, ids in enumerate(completion_ids)]
+
+    made = trainer(tmp_path, Alone(), reward=[first, second], max_steps=1, options={"rollouts_every": 1})
+    made.train()
+    records, logs = read_rollouts(tmp_path, 0), made._logs
+    ids = [r["completion_ids"] for r in records]
+    assert list(logs["completion"]) == [TOKENIZER.decode(row, skip_special_tokens=True) for row in ids]
+    assert list(logs["extra"]["odd"]) == [sum(row) % 2 for row in ids]
+    assert list(logs["rewards"]["first"]) == [float(len(row)) for row in ids]
+    # graded alone in its round, row 6 is the first of its call and has a reward; so it had among the others
+    expected = [even(row) if i % 2 == 0 else None for i, row in enumerate(ids)]
+    assert [None if r != r else r for r in logs["rewards"]["second"]] == expected
+    assert [r["rewards"]["first"] for r in records] == [float(len(row)) for row in ids]
+    # calls of 8, 1 and 1 rows, each counted by its rows: (8 * 8 + 1 + 1) / 10
+    assert [log["rows"] for log in made.state.log_history if "rows" in log] == [pytest.approx(6.6)]
 
 
 # --- groups without signal --------------------------------------------------------------------------------------------

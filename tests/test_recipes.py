@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefix_rl import includes
 from prefix_rl.lab.world import World
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.tempo import TEMPO
-from prefix_rl.recipe import batches, load_recipe
+from prefix_rl.recipe import BLOCKS, batches, load_recipe, read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
@@ -38,6 +39,36 @@ def test_it_loads(path):
     recipe = load_recipe(path)
     assert recipe.method_name == {"chord": "sft_loss"}.get(path.stem, path.stem)
     assert recipe.output.dir == f"runs/{path.parent.name}/{path.stem}"
+
+
+ARMS_OF_MODELS = [p for p in ALL if p.parent.name not in ("parities", "smoke")]
+
+
+def own_values(path):
+    """Each value that stands in the file itself, by its full name."""
+
+    def leaves(block, at):
+        for key, value in block.items():
+            yield from leaves(value, f"{at}{key}.") if isinstance(value, dict) else [(f"{at}{key}", value)]
+
+    return {key: value for key, value in leaves(read_yaml(path), "") if key != includes.INCLUDE}
+
+
+@pytest.mark.parametrize("path", [p for p in ARMS_OF_MODELS if includes.INCLUDE in read_yaml(p)], ids=name)
+def test_a_recipe_that_includes_another_says_only_what_differs(path):
+    included = own_values(path.parent / read_yaml(path)[includes.INCLUDE])
+    own = own_values(path)
+    assert [key for key, value in own.items() if included.get(key, ...) == value] == []
+
+
+def test_the_recipes_of_a_model_share_what_they_share():
+    alone = [p for p in ARMS_OF_MODELS if includes.INCLUDE not in read_yaml(p)]
+    assert {p.stem for p in alone} == {"dr_grpo", "sft", "rft"}
+    assert len(alone) == 3 * 3 + 2 + 1  # the papers' models; SmolLM2, whose rft is its sft's; the lab, all as dr_grpo
+    written = sum(len(own_values(p)) for p in ARMS_OF_MODELS)
+    said = sum(len(includes.read(p, BLOCKS).files.keys() - BLOCKS.keys()) for p in ARMS_OF_MODELS)
+    assert len(ARMS_OF_MODELS) == 82
+    assert written < said / 2  # more than half of the values stand once
 
 
 @pytest.mark.parametrize("path", ALL, ids=name)

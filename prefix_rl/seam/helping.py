@@ -71,6 +71,7 @@ class Rounds:
         self._tokens: list[tuple[int, int, int]] = []  # of all that was generated
         self._helped_groups: list[tuple[float, float, float]] = []  # reward before, reward after, signal after
         self._help_rounds = 0
+        self._told: dict[str, list[float]] = {}  # metrics that reward functions logged, once for each row
 
     def settled(self) -> GenerationBatch:
         """The batch with the rollouts that stand at last."""
@@ -96,6 +97,7 @@ class Rounds:
             extra={
                 name: [row.get(name) for row in told] for name in dict.fromkeys(name for row in told for name in row)
             },
+            told=self._told,
             earlier=state.rollouts.earlier,
             own=first.rollouts if rounds else None,
             cost=cost,
@@ -112,6 +114,8 @@ class Rounds:
         # every rank grades as many, since rewards are gathered; a row too many is graded in vain
         graded = [*rows, *[0] * (ranks.largest(len(rows)) - len(rows))]
         found = self._sample([made.given for made in now], begun, [made.prefix for made in now], graded)
+        for name, values in found.told.items():
+            self._told.setdefault(name, []).extend(value for value in values for _ in rows)
         for k, i in enumerate(rows):
             told = {name: values[k] for name, values in found.extra.items() if len(values) == len(graded)}
             logps = None if found.logps is None else found.logps[i]

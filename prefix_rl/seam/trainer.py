@@ -35,6 +35,7 @@ from ..rollouts import Step
 from ..speed.forward import Encoder, transformers_model
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
+from ..updates import FiniteUpdates
 from . import checks, credit, ledger, planning, resume, scores, vllm
 from .batch import COPY, ROW, Forward, GenerationBatch, Sampled, Slot
 from .deciding import Deciding
@@ -44,12 +45,13 @@ from .signal import SCALE
 from .turn import turn_behind
 
 
-class PrefixTrainer(GRPOTrainer):
+class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     """GRPO in which rollouts may start from a prefix of a demonstration.
 
     Args:
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``, but
-            ``scale_rewards="none"``, for Dr.GRPO ``loss_type="dr_grpo"``, and rows may have ``demonstrations``, texts.
+            ``scale_rewards="none"``, for Dr.GRPO ``loss_type="dr_grpo"``, and rows may have ``demonstrations``, texts;
+            ``safety`` are the settings of :class:`~prefix_rl.updates.FiniteUpdates`.
         method: answers the questions.
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.rewards.guard.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
@@ -78,10 +80,7 @@ class PrefixTrainer(GRPOTrainer):
         self.rollouts_every, self.facts = rollouts_every, facts or {}
         self._open, self._saved, self._grading = Slot(), resume.Saved(method, spent or Cost()), ledger.Clock()
         self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._ranks.largest(flag)))
-        super().__init__(
-            model, reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
-            processing_class=processing_class, **kwargs,
-        )  # fmt: skip
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_trainable(self.model)
         checks.check_text_only(method, self._is_vlm)
         prompts = train_dataset[:1]["prompt"]
@@ -154,8 +153,7 @@ class PrefixTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         batch = self._open.get(GenerationBatch)
         if batch and batch.settled:
-            rewards_per_func = batch.settled.rewards
-            self._pending_extra_logs.update(batch.settled.extra)
+            rewards_per_func = batch.settled.logged(self._pending_extra_logs, self._pending_metrics)
         else:
             if batch:
                 inputs = self._planner.for_grading(batch.plan, inputs, completions, completion_ids_list)
@@ -182,8 +180,9 @@ class PrefixTrainer(GRPOTrainer):
             of_graded = ([of[row] for row in graded] for of in (told, prompts, completions, ids))
             with self._grading.running(), self._ranks.agreed(self.reward_funcs):
                 rewards = super()._calculate_rewards(*of_graded)
-            extra = {name: list(values) for name, values in self._pending_extra_logs.items()}
-        return Sampled([len(row) for row in prompt_ids], ids, logps, rewards, extra)
+            logged = self._pending_extra_logs, self._pending_metrics
+            extra, told = ({name: list(values) for name, values in of.items()} for of in logged)
+        return Sampled([len(row) for row in prompt_ids], ids, logps, rewards, extra, told)
 
     # --- 4 credited ---------------------------------------------------------------------------------------------------
     def _credited(self, output: dict) -> dict:
@@ -218,6 +217,7 @@ class PrefixTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
         logps, entropies, aux_loss = self._encoder(score, model, self._inner_of(model), *args, **kwargs)
+        self.seen("the log-probabilities", logps)
         if forward := self._open.get(Forward):
             self._open.fill(found=(logps, entropies))
             if self._entropy_bonus_enabled:
