@@ -11,10 +11,26 @@ import browser
 import costs
 import pytest
 import real
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-CHECKED = ["schedules", "prefixes", "cuts", "masks", "advantages", "losses", "rollouts", "methods", "lab.world", "lab.base"]
+CHECKED = [
+    "schedules",
+    "prefixes",
+    "cuts",
+    "masks",
+    "advantages",
+    "losses",
+    "rollouts",
+    "methods",
+    "lab.world",
+    "lab.base",
+]
 install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "shapes.check")
+
+# Hypothesis would fail an example that takes 200 ms, and one that is slow to draw: on a busy machine any is
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -37,15 +53,16 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The files with long tests come first: what begins last should not be what takes longest."""
+    """The files with long tests come first, the dearest before the others: what begins last should not take longest."""
+    dear = costs.listed()
     if config.getoption("fast"):
-        dear = costs.listed()
         marked = {item for item in items if any(map(item.get_closest_marker, costs.LEFT_OUT))}
-        out = [item for item in items if item in marked or costs.function_of(item.nodeid) in dear]
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in set(out)]
+        out = {item for item in items if item in marked or costs.function_of(item.nodeid) in dear}
+        config.hook.pytest_deselected(items=list(out))
+        items[:] = [item for item in items if item not in out]
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("multirank")}
-    items.sort(key=lambda item: item.path not in long)
+    of_files = costs.of_files(dear)
+    items.sort(key=lambda item: (item.path not in long, -of_files[item.nodeid.partition("::")[0]]))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -66,10 +66,23 @@ def over_budget(costs: dict[str, float], budget: float = BUDGET) -> dict[str, fl
     return {test: seconds for test, seconds in sums.most_common() if seconds > budget}
 
 
-def listed() -> set[str]:
-    """The tests of tests/costs.txt."""
+def listed() -> dict[str, float]:
+    """CPU seconds of the tests of tests/costs.txt."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
-    return {line.split()[1] for line in lines if line and not line.startswith("#")}
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    return {test: float(seconds) for seconds, test in rows}
+
+
+def of_files(costs: dict[str, float]) -> Counter[str]:
+    """CPU seconds of each file.
+
+    >>> of_files({"t/a.py::x": 1.0, "t/a.py::y": 2.5})
+    Counter({'t/a.py': 3.5})
+    """
+    sums: Counter[str] = Counter()
+    for test, seconds in costs.items():
+        sums[test.partition("::")[0]] += seconds
+    return sums
 
 
 def main(arguments: list[str]) -> None:

@@ -49,21 +49,23 @@ OTHERS = {
     "tests.skewed_credit, cuts: 1, plain: 0, supervised: {epochs: 0}}}}",
 }
 PARTIAL = ("uft", "adaptive")  # the others inject whole demonstrations
-FURTHER = {  # methods that change what comes next
-    "pppo": "method={name: tests.skewed_beginnings, progressive: false, share: 0.4, continuations: 2}",
-    "relift": "method={name: relift}",
-    "help": "method={name: tests.skewed_help}",
+FURTHER = {  # methods that change what comes next: how their two processes are parallel, and what they are told
+    "pppo": ("zero3", ["method={name: tests.skewed_beginnings, progressive: false, share: 0.4, continuations: 2}"]),
+    "relift": ("zero3", ["method={name: relift}"]),
+    # a problem that teaches nothing gives way to another one, once
+    "help": (
+        "zero2",
+        ["method={name: tests.skewed_help}", "training.groups_without_signal=resample", "training.resample_rounds=1"],
+    ),
 }
-# A problem that teaches nothing gives way to another one, once
-BESIDE = {"help": ["training.groups_without_signal=resample", "training.resample_rounds=1"]}
 
 
 def settings(name, rows, at_once):
     """Overrides of one of the methods; ``at_once`` is the number of demonstrations of a supervised micro-batch."""
-    method = {**OTHERS, **FURTHER}[name]
-    steps = [] if name in FURTHER else ["training.max_steps=3"]
-    return [*GREEDY, f"data.train={rows}", "data.demonstration_share=1", "data.answer_guard=none",
-            method % at_once if "%d" in method else method, *steps, "training.warmup_steps=0", *BESIDE.get(name, [])]  # fmt: skip
+    own = FURTHER[name][1] if name in FURTHER else [OTHERS[name], "training.max_steps=3"]
+    own = [value % at_once if "%d" in value else value for value in own]
+    return [*GREEDY, f"data.train={rows}", "data.demonstration_share=1", "data.answer_guard=none", *own,
+            "training.warmup_steps=0"]  # fmt: skip
 
 
 def on_one(rows):
@@ -75,13 +77,12 @@ def on_one(rows):
 def on_two(parallel, rows):
     """What is trained on two processes of this kind."""
     greedy = [*GREEDY, "training.per_device_train_batch_size=12"]
-    methods = {name: [*settings(name, rows, at_once=1), *CUT] for name in OTHERS}
+    further = [name for name, (kind, _) in FURTHER.items() if kind == parallel]
+    methods = {name: [*settings(name, rows, at_once=1), *CUT] for name in (*OTHERS, *further)}
     if parallel == "cpu":
         return {"greedy": greedy, "skewed": methods["skewed"]}
     fast = [*GREEDY, *CUT, "speed.verify=always", "training.gradient_checkpointing=true"]
-    if parallel == "zero2":
-        return {"greedy": greedy, "fast": fast, **methods, "whole": RESUMED}
-    return {"greedy": greedy, "fast": fast, **methods, **{name: [*settings(name, rows, 1), *CUT] for name in FURTHER}}
+    return {"greedy": greedy, "fast": fast, **methods, **({"whole": RESUMED} if parallel == "zero2" else {})}
 
 
 def launcher(parallel, processes=2, precision="no"):
@@ -271,7 +272,7 @@ def test_two_processes_train_the_other_methods_as_one(one, two, name, parallel):
 
 @pytest.mark.parametrize("name", FURTHER)
 def test_two_processes_continue_and_supervise_as_one(one, two, name):
-    one, two = one.folder(name), two("zero3").folder(name)
+    one, two = one.folder(name), two(FURTHER[name][0]).folder(name)
     shown = [read_rollouts(one, step) for step in range(4)]
     for step, together in enumerate(shown):
         for left, right in zip(together, read_rollouts(two, step), strict=True):

@@ -490,7 +490,8 @@ def test_a_page_whose_data_is_cut_off_says_so(page, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_four_large_runs_are_quick_and_small(page, tmp_path):
-    """4 runs x 50 generations x 64 rollouts of 6,000 words."""
+    """4 runs x 50 generations x 64 rollouts of 6,000 words: what is read at once, and not when it is asked for, is quick in a
+    page of a few megabytes."""
     draw, folders = random.Random(0), []
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(5000)]
     for number in range(4):

@@ -20,6 +20,7 @@ PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 from prefix_rl import status
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background, as CI may be, ignores it
 status.BEAT_SECONDS = 0.1
 with status.recorded(Path(sys.argv[1]), "training"):
     for step in range(1, 4):

@@ -215,10 +215,18 @@ def test_many_that_ask_at_once_are_all_answered(served, tmp_path):
     assert found == [200] * 12
 
 
+# SIGINT as in a terminal: a job in the background, as CI may be, ignores it, and its children inherit that
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from prefix_rl.cli import main; main()
+"""
+
+
 def test_the_command_prints_its_address_and_stops_with_ctrl_c(tmp_path):
     run = made_run(tmp_path / "run")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from prefix_rl.cli import main; main()", "watch", str(run), "--port", "0"],
+        [sys.executable, "-c", PROGRAM, "watch", str(run), "--port", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     address = process.stdout.readline().strip()

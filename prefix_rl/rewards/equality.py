@@ -21,7 +21,7 @@ from annotated_types import Ge
 from . import expressions
 from .notation import Number, clean, cleaned, number, words
 from .structure import Chain, Group, chain, parse, split
-from .wording import UNITS, conflict, one_unit, spoken, untexted
+from .wording import UNITS, conflict, one_unit, singular, spoken, untexted
 
 MAX_ANSWER_CHARACTERS = 1_000
 """A longer answer is wrong unless it is the gold answer to the letter: no answer of a benchmark comes near, and
@@ -304,7 +304,7 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
         return other is not None and other.value == int(digits)
     v, w = words(a), words(g)
     if (v and max(map(len, v.split())) > 2) or (w and max(map(len, w.split())) > 2):
-        return v == w if v and w else _same_phrase(a, g)
+        return [*map(singular, v.split())] == [*map(singular, w.split())] if v and w else _same_phrase(a, g)
     if v and w and (v == w or len(v) == len(w) == 1):
         return v == w  # x and X are two, or two choices
     one, other = chain(a), chain(g)
