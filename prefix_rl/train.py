@@ -148,8 +148,10 @@ def _imitate(
         _record(run, policy.recipe, facts)
     stage, spent = _start(policy, problems, facts)
     if is_main():
-        shutil.copytree(stage, run / FINAL, dirs_exist_ok=True)
+        shutil.rmtree(run / _PARTIAL, ignore_errors=True)
+        shutil.copytree(stage, run / _PARTIAL)
         _record_cost(run, spent)
+        _put_in_place(run)
         say(f"the policy is in {run / FINAL}")
     return run
 
@@ -162,8 +164,10 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
+    from .model_card import OwnCard, card
     from .reports.health import schedule_end
     from .reports.terminal import show_lines
+    from .reports.trackers import Trackers
     from .seam.trainer import PrefixTrainer
 
     recipe = policy.recipe
@@ -180,7 +184,12 @@ def build(
         model = policy.load(trainable=True)
     else:
         model = start
-    trainer = PrefixTrainer(
+
+    class Run(OwnCard, PrefixTrainer):
+        """The trainer, whose policies say how they were trained."""
+
+    trainer = Run(
+        card=card(recipe),
         model=model,
         reward_funcs=list(reward.functions),
         args=arguments(recipe, policy.loading_to_train),
@@ -198,6 +207,8 @@ def build(
         safety=recipe.safety,
         **adapters,
     )
+    if trainer.args.report_to:
+        trainer.add_callback(Trackers(trainer, recipe.resolved(), Path(recipe.output.dir)))
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
     if policy.date:
         trainer.chat_template = policy.template  # with the date fixed; what is saved with the policy stays as it was

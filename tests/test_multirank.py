@@ -53,11 +53,9 @@ FURTHER = {  # methods that change what comes next: how their two processes are 
     "pppo": ("zero3", ["method={name: tests.skewed_beginnings, progressive: false, share: 0.4, continuations: 2}"]),
     "relift": ("zero3", ["method={name: relift}"]),
     # a problem that teaches nothing gives way to another one, once
-    "help": (
-        "zero2",
-        ["method={name: tests.skewed_help}", "training.groups_without_signal=resample", "training.resample_rounds=1"],
-    ),
-}
+    "help": ("zero3", ["method={name: tests.skewed_help}", "training.groups_without_signal=resample",
+                       "training.resample_rounds=1"]),
+}  # fmt: skip
 
 
 def settings(name, rows, at_once):

@@ -102,6 +102,11 @@ class Adaptive(Combined):
         faults = super().faults(training)
         if self.least > self.most:
             faults.append(f"method.least = {self.least} is above method.most = {self.most}")
+        if self.of.needs.wrong:
+            faults.append(
+                "method.of.traces = wrong: the rules hold that a longer prefix makes a problem easier, and behind a "
+                "failure it is harder; take prefix_rl by itself, with low and high"
+            )
         names = {name for cls in type(self.of).__mro__ for name in _LENGTHS.get(cls.__module__.rpartition(".")[2], ())}
         for key in fields(self.of):
             value = getattr(self.of, key.name)
