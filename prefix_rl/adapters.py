@@ -104,6 +104,9 @@ def new(model: Model) -> dict[str, Any]:
         raise RecipeError(f"peft does not accept the model block: {error}") from error
     if config is None:
         return {}
+    targets = model.peft.get("lora_target_modules")
+    if isinstance(targets, list) and targets not in ([], ["all-linear"]):
+        config.target_modules = set(targets)  # TRL makes a text of a list of one, which peft takes for a pattern
     config.revision = model.revision
     return {"peft_config": config}
 

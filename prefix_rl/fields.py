@@ -147,7 +147,7 @@ def check(
     return values, faults
 
 
-_DEEPEST = 20
+_DEEPEST, _LARGEST = 20, 3.4e38
 
 
 def unfit(value: object, depth: int = 0) -> str | None:
@@ -162,6 +162,8 @@ def unfit(value: object, depth: int = 0) -> str | None:
         return f"nested in more than {_DEEPEST} levels"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{'NaN' if math.isnan(value) else 'infinity'} is no value of a setting"
+    if isinstance(value, float) and abs(value) > _LARGEST:
+        return "beyond the numbers of float32"
     if isinstance(value, int) and abs(value) >= 2**63:
         return "beyond the integers of 64 bits"
     if isinstance(value, str):

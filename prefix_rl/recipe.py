@@ -158,7 +158,7 @@ class Recipe:
     @property
     def uses_demonstrations(self) -> bool:
         """True if the method can do nothing of its own without demonstrations."""
-        return self.method.needs.prefixes or self.uses_supervision
+        return self.method.needs.prefixes or self.method.needs.hint is not None or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:
@@ -213,6 +213,11 @@ class Recipe:
     def whole_training(self) -> dict[str, Any]:
         """The ``training`` block with TRL's defaults."""
         return {name: field.default for name, field in training_fields().items()} | dict(self.training)
+
+    @property
+    def beside_trls(self) -> dict[str, Any]:
+        """The values of the ``training`` block that are not TRL's."""
+        return {name: self.training_value(name) for name in _BESIDE_TRLS}
 
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
@@ -323,9 +328,15 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
-_BESIDE_TRLS = {"kl_on": Field(Literal["moving", "all"], "moving")}
+_BESIDE_TRLS = {
+    "kl_on": Field(Literal["moving", "all"], "moving"),
+    "groups_without_signal": Field(Literal["keep", "skip", "resample"], "keep"),
+    "resample_rounds": Field(Annotated[int, Ge(1)], 3),
+}
 """Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
-move or all of a completion."""
+move or all of a completion. ``groups_without_signal``: groups from which nothing is learned stay in the batch (keep),
+are left out of the loss and its normalizer (skip), or other problems take their place, at most ``resample_rounds``
+times, and what is left is skipped (resample)."""
 
 
 def read_yaml(path: str | os.PathLike) -> dict:

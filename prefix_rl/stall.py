@@ -1,9 +1,9 @@
 """A watch of progress: a step that takes far too long leaves the stacks of all processes, and ends at last.
 
-Every process has a thread that watches its own steps. One that hears nothing for too long writes what each thread does
-to ``stacks/rank-N.txt`` in the run's folder; all processes wait for one that does not come, so all of them write, and
-the first says what each waits for. If nothing moves after that for long, the process ends with a message, and the launcher
-ends the others: a run that stands still holds no GPUs for the half hour of a collective's timeout, or for ever.
+Every process has a thread that watches its own steps. One that hears nothing for too long writes what its threads do to
+``stacks/rank-N.txt`` in the run's folder; all processes wait for one that does not come, so all of them write, and
+the first says what each waits for. If nothing moves for long after that, the process ends with a message, and the
+launcher ends the others: a run that stands still holds no GPUs for the half hour of a collective's timeout.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STALLED = 70
 """Exit status of a run that stood still for too long."""
 _OTHERS = "waits for the other processes"
 _WAITS = {
-    "distributed_c10d.py": _OTHERS, "operations.py": _OTHERS, "autograd": "computes a gradient, with the other processes",
+    "distributed_c10d.py": _OTHERS, "operations.py": _OTHERS, "autograd": "computes a gradient with the others",
     "workers.py": "waits for the grader", "functions.py": "waits for a reward function",
     "vllm": "waits for vLLM", "server.py": "waits for a server",
 }  # fmt: skip
@@ -154,12 +154,9 @@ def doing(places: list[str]) -> str:
     """What a thread does that stands at these places, innermost first, in words.
 
     >>> doing(["distributed/distributed_c10d.py:10 all_reduce", "utils/operations.py:3 gather"])
-    'waits for the other processes (distributed/distributed_c10d.py:10 all_reduce)'
+    'waits for the other processes (distributed/distributed_c10d.py:10 all_reduce < utils/operations.py:3 gather)'
     >>> doing(["mine/rewards.py:7 reward"])
-    'is in mine/rewards.py:7 reward'
+    'computes (mine/rewards.py:7 reward)'
     """
-    for place in places:
-        for part, what in _WAITS.items():
-            if part in place:
-                return f"{what} ({place})"
-    return f"is in {places[0]}" if places else "is somewhere unknown"
+    found = [what for place in places for part, what in _WAITS.items() if part in place]
+    return f"{found[0] if found else 'computes'} ({' < '.join(places)})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,12 @@ def _optimizer(args: TrainingArguments):
 def _schedule(args: TrainingArguments) -> None:
     import torch
     from transformers import get_scheduler
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
+    known = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]).parameters
+    for name in dict(args.lr_scheduler_kwargs or {}):
+        if name not in known or name in ("optimizer", "num_warmup_steps", "num_training_steps"):
+            raise ValueError(f"this schedule has no setting {name}{nearest(name, known)}")
     steps = args.max_steps if args.max_steps > 0 else 1000
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     get_scheduler(
@@ -146,7 +152,7 @@ def _checkpointing(args: TrainingArguments) -> None:
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    if args.activation_checkpointing and args.activation_checkpointing_kwargs:
+    if args.activation_checkpointing_kwargs:
         options = {"use_reentrant": False, **args.activation_checkpointing_kwargs}
         checkpoint(torch.square, torch.ones(1, requires_grad=True), **options).backward()
 
@@ -181,6 +187,8 @@ _OWN = {
     "return_dict_in_generate": "the trainer takes the ids",
 }
 """Keys of ``generation_kwargs`` that are the trainer's own."""
+_OTHER_WAYS = ("assistant_", "num_assistant_", "prompt_lookup_", "output_", "stop_strings")
+"""Beginnings of keys that generate in another way, or return something else, than the trainer reads."""
 
 
 def _generation(args: TrainingArguments, tokens: int) -> None:
@@ -193,6 +201,8 @@ def _generation(args: TrainingArguments, tokens: int) -> None:
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"there is no setting {name} of generation{nearest(name, known)}")
+        if name.startswith(_OTHER_WAYS):
+            raise ValueError(f"{name}: rollouts are not generated so; leave it out")
         if name in _OWN and value not in (None, 1, False):
             raise ValueError(f"{name} = {value}: {_OWN[name]}; leave it out")
     settings = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
@@ -229,7 +239,17 @@ def _on_meta(config: PretrainedConfig, attention: str | None):
 
 def _adapters(recipe: Recipe, model) -> None:
     from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     from .adapters import new
 
-    get_peft_model(model, new(recipe.model)["peft_config"])
+    names = [name for name, _ in model.named_modules()]
+    for given in recipe.model.peft.get("lora_modules_to_save") or ():
+        if not any(name == given or name.endswith(f".{given}") for name in names):
+            there = {name.rpartition(".")[2] for name in names}
+            raise ValueError(f"lora_modules_to_save: the model has no module {given}{nearest(given, there)}")
+    adapted = get_peft_model(model, new(recipe.model)["peft_config"])
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "TRL computes log-probabilities from the weights of lm_head alone; leave it out of the targets"
+        )

@@ -116,8 +116,6 @@ class StopWhenAsked(TrainerCallback):
         if self.stopped:
             by = _asked[-1].by if _asked and _asked[-1].by else "another process"
             if self.accelerator.is_main_process:
-                say(
-                    f"asked to stop ({by}): saved checkpoint-{step}; the same command goes on from there (status {STOPPED})"
-                )
+                say(f"asked to stop ({by}): saved checkpoint-{step}; the same command goes on from there")
             self.accelerator.wait_for_everyone()
             raise Stopped

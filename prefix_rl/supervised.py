@@ -142,6 +142,7 @@ def _trainer(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from .model_card import OwnCard, card
     from .reports.terminal import show_lines
     from .seam.resume import MetricsFile
     from .updates import FiniteUpdates
@@ -170,7 +171,7 @@ def _trainer(
         model_init_kwargs=policy.loading_to_train or None,
     )
 
-    class Stage(FiniteUpdates, SFTTrainer):
+    class Stage(OwnCard, FiniteUpdates, SFTTrainer):
         """TRL's trainer, which lets nothing into the weights that is not finite."""
 
     class MarkWhole(TrainerCallback):
@@ -186,6 +187,7 @@ def _trainer(
         processing_class=policy.tokenizer,
         callbacks=[MarkWhole(), MetricsFile(folder)],
         safety=recipe.safety,
+        card=card(recipe),
         stage="supervised stage, ",
         **to_train(policy),
     )

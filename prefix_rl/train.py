@@ -68,7 +68,9 @@ def _trained(
     """The run in its folder, which can be written; ``path`` is where the recipe was read."""
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
-    policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
+    # a hint makes a prompt longer
+    room = recipe.training_value("max_completion_length") + (hint.longest if (hint := recipe.method.needs.hint) else 0)
+    policy.check_problems(problems, room, "training.max_completion_length")
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = recipe.rewards()
     # Joins the processes, and says what TRL does not accept before anything is graded or trained
@@ -146,8 +148,10 @@ def _imitate(
         _record(run, policy.recipe, facts)
     stage, spent = _start(policy, problems, facts)
     if is_main():
-        shutil.copytree(stage, run / FINAL, dirs_exist_ok=True)
+        shutil.rmtree(run / _PARTIAL, ignore_errors=True)
+        shutil.copytree(stage, run / _PARTIAL)
         _record_cost(run, spent)
+        _put_in_place(run)
         say(f"the policy is in {run / FINAL}")
     return run
 
@@ -160,8 +164,10 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
+    from .model_card import OwnCard, card
     from .reports.health import schedule_end
     from .reports.terminal import show_lines
+    from .reports.trackers import Trackers
     from .seam.trainer import PrefixTrainer
 
     recipe = policy.recipe
@@ -178,7 +184,12 @@ def build(
         model = policy.load(trainable=True)
     else:
         model = start
-    trainer = PrefixTrainer(
+
+    class Run(OwnCard, PrefixTrainer):
+        """The trainer, whose policies say how they were trained."""
+
+    trainer = Run(
+        card=card(recipe),
         model=model,
         reward_funcs=list(reward.functions),
         args=arguments(recipe, policy.loading_to_train),
@@ -192,10 +203,12 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
-        kl_on=recipe.training_value("kl_on"),
+        **recipe.beside_trls,
         safety=recipe.safety,
         **adapters,
     )
+    if trainer.args.report_to:
+        trainer.add_callback(Trackers(trainer, recipe.resolved(), Path(recipe.output.dir)))
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
     if policy.date:
         trainer.chat_template = policy.template  # with the date fixed; what is saved with the policy stays as it was

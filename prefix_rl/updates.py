@@ -8,11 +8,14 @@ Looking costs one number from the device for each update, and one reading of the
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from .errors import DataError
 from .finite import NotFiniteError, first_not_finite, weights_fault
@@ -37,6 +40,8 @@ class _Seen:
     def __init__(self, safety: Safety, stage: str):
         self.safety, self.stage = safety, stage
         self.in_a_row = self.skipped = 0
+        self.loss: Tensor | float = 0.0
+        self.pending: Tensor | float = 0.0
         self._flags: dict[str, Tensor] = {}
 
     def note(self, what: str, values: Tensor) -> None:
@@ -57,14 +62,44 @@ class _Seen:
         return f"{self.stage}step {step}"
 
 
-class _Begin(TrainerCallback):
-    """Looks at the weights that training starts from, or goes on from."""
+class RunTotals(TrainerCallback, ExportableState):
+    """Looks at the weights that training starts from; keeps the loss and the seconds of the run for its last log.
+
+    They are saved with every checkpoint: transformers' own totals are of the last part of a resumed run.
+    """
 
     def __init__(self, trainer: FiniteUpdates):
-        self.trainer = trainer
+        self.trainer, self.began = trainer, time.monotonic()
+        self.loss, self.seconds = 0.0, 0.0
+
+    def state(self) -> dict:
+        seconds = self.seconds + time.monotonic() - self.began
+        return {"args": {}, "attributes": {"loss": self.loss, "seconds": seconds}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.begin_finite()
+        before = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+        self.loss, self.seconds = (before.get(key, 0.0) * bool(state.global_step) for key in ("loss", "seconds"))
+        self.began = time.monotonic()
+
+    def gather(self) -> None:
+        """Takes the losses of all ranks since the last time to the sum."""
+        self.loss += self.trainer.taken_loss()
+
+    def of_the_run(self, logs: Mapping[str, float], step: int) -> dict[str, float]:
+        """The summary that is logged at the end, of this part of the run, as that of the run.
+
+        Args:
+            logs: transformers' summary.
+            step: optimizer steps of the run.
+        """
+        self.gather()
+        seconds, part = self.seconds + logs["train_runtime"], logs["train_steps_per_second"] * logs["train_runtime"]
+        samples = logs["train_samples_per_second"] * logs["train_runtime"] / max(part, 1e-9) * step
+        return {
+            **logs, "train_runtime": round(seconds, 4), "train_steps_per_second": round(step / max(seconds, 1e-9), 3),
+            "train_samples_per_second": round(samples / max(seconds, 1e-9), 3), "train_loss": self.loss / max(step, 1),
+        }  # fmt: skip
 
 
 class FiniteUpdates:
@@ -82,7 +117,8 @@ class FiniteUpdates:
     def __init__(self, *args: Any, safety: Safety | None = None, stage: str = "", **kwargs: Any):
         self._finite = _Seen(safety or Safety(), stage)
         super().__init__(*args, **kwargs)
-        self.add_callback(_Begin(self))
+        self._totals = RunTotals(self)
+        self.add_callback(self._totals)
 
     def seen(self, what: str, values: Tensor) -> None:
         """Looks at values that belong to the next update. They are judged with its gradient."""
@@ -119,6 +155,7 @@ class FiniteUpdates:
                 self._stop(found, error)
             raise
         self.seen("the loss", loss)
+        self._finite.pending = self._finite.pending + loss
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -133,8 +170,9 @@ class FiniteUpdates:
         from accelerate.utils import gather_object
 
         here, seen = torch.tensor([len(found)], device=self.args.device), self._finite
+        loss, seen.pending = seen.pending, 0.0
         if not int(self.accelerator.gather(here).sum()):
-            seen.in_a_row = 0
+            seen.in_a_row, seen.loss = 0, seen.loss + loss
             return
         everywhere = list(dict.fromkeys(gather_object(found)))
         scaling = self.args.fp16 and everywhere == ["the gradient's norm"]
@@ -157,7 +195,7 @@ class FiniteUpdates:
         tried = f", after {skipped} updates in a row that were left out" if skipped > 0 else ""
         raise NotFiniteError(
             f"{self._finite.at(self.state.global_step + 1)}: NaN or infinity in {', '.join(found)}{tried}. The update "
-            f"was not made, and no checkpoint was written over. Go on from a checkpoint before, or start anew: {_REMEDY}"
+            f"was not made, and no checkpoint was written over. Go on from an earlier one, or start anew: {_REMEDY}"
         ) from cause
 
     def save_model(self, *args, **kwargs):
@@ -166,9 +204,17 @@ class FiniteUpdates:
                 f"{self._finite.at(self.state.global_step)}: NaN or infinity in the parameter {name}; it was not "
                 f"saved, and no checkpoint was written over. Go on from a checkpoint before, or start anew: {_REMEDY}"
             )
+        self._totals.gather()
         super().save_model(*args, **kwargs)
 
+    def taken_loss(self) -> float:
+        """The sum of the losses since it was last taken, in the mean over the ranks."""
+        own, self._finite.loss = torch.as_tensor(self._finite.loss, device=self.args.device), 0.0
+        return float(self.accelerator.gather(own.reshape(1).float()).mean())
+
     def log(self, logs, *args, **kwargs):
+        if "train_runtime" in logs and "train_loss" in logs:
+            logs = self._totals.of_the_run(logs, self.state.global_step)
         if self._finite.skipped:
             logs = {**logs, SKIPPED: self._finite.skipped}
         super().log(logs, *args, **kwargs)

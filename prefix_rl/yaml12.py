@@ -126,7 +126,7 @@ for _tag, _pattern in _CORE.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), [*_STARTS[_tag]])
 
 
-def _load(text: str) -> Any:
+def load(text: str) -> Any:
     """What a YAML text holds.
 
     Raises:
@@ -171,7 +171,7 @@ def read(path: str | os.PathLike, blocks: Collection[str]) -> dict:
     """
     text = text_of(path, "the recipe")
     try:
-        content = _load(text)
+        content = load(text)
     except yaml.YAMLError as error:
         tab = next((n for n, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)), None)
         hint = f"\n  Line {tab} is indented with a tab; YAML wants blanks." if tab else ""
@@ -226,7 +226,7 @@ def apply(overrides: Sequence[str], recipe: dict, blocks: Collection[str]) -> li
             faults.append(f"{_cut(override)!r}: no key of a recipe stands so deep")
             continue
         try:
-            value = _load(text)
+            value = load(text)
         except yaml.YAMLError as error:
             faults.append(f"{_cut(override)!r}: the value is not YAML ({_first_line(error)})")
             continue

@@ -201,3 +201,119 @@ def yaml_bombs():
         "colons": ":" * 200_000,
         "anchors alone": "&" * 100_000,
     }
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+GOOD_ROWS = [
+    {"id": f"p{i}", "problem": f"{i} + {i} = ?", "answer": str(2 * i),
+     "demonstrations": [f"{i} twice is {2 * i}, so \\boxed{{{2 * i}}}"]} for i in range(1, 9)
+]  # fmt: skip
+
+
+COMPLETED_ROWS = [
+    {"problem": r["problem"], "answer": r["answer"], "completion": r["demonstrations"][0]} for r in GOOD_ROWS
+]
+
+
+class Raw(str):
+    """JSON as it is written, where Python has no value for it."""
+
+
+JSON_VALUES = [
+    None, True, 0, -1, 2**31, 2**63, 10**30, 1.5, -0.0, 1e308, Raw("1e400"), Raw("NaN"), Raw("-Infinity"), Raw("9" * 5000), "",
+    " ", "x", "\ud800", "a\0b", "\x1b[31m", "\u202eabc", "数学🙂", "x" * 2000, [], {}, [[]], [None], [1], ["a", 1], {"a": 1},
+    {"text": None}, {"text": "a", "ids": [1, 2]}, [{"text": "a"}], [{"role": "user", "content": "a"}], [{"role": "user"}],
+    [{"role": 3, "content": "a"}], [{"role": "tool", "content": "a"}], [{"from": "human", "value": "a"}, None],
+    Raw("[" * 900 + "]" * 900), Raw('{"a":' * 900 + "1" + "}" * 900), Raw("[" * 100_000 + "]" * 100_000),
+    "\\boxed{" * 300, "$" * 999, "\\text{" * 500, "9" * 3000, "####" * 500, "<<" * 999, "\\frac{1}{" * 200, "1e999999999",
+    "10^10^10^10", "9!!!!!!", "\\begin{pmatrix}" * 100, {"role": "user", "content": "a"}, {"role": "assistant", "content": {}},
+]  # fmt: skip
+COLUMNS = [
+    "id", "problem", "answer", "demonstrations", "solution", "completion", "prompt", "messages", "conversations", "question",
+    "generations", "is_reasoning_complete", "target", "reward_model", "extra_info", "deepseek_reasoning", "deepseek_solution",
+    "ground_truth_solution", "pass_rate", "uuid", "final_answer", "turns", "faults", "last", "named", "system", "place",
+    "columns", "source", "further", "response", "gold", "completion_ids",
+]  # fmt: skip
+BESIDE_TEXTS = ["ids", "readable", "readable_from", "ended", "complete", "unread", "text", "content", "thought"]
+BESIDE_VALUES = [
+    None, True, "x", -1, 0, 3, 10**6, 2**31, 2**63, 10**30, 1.5, Raw("NaN"), Raw("9" * 5000), [], [1], [-1], [1.5], ["a"], [None],
+    [10**6], [2**31], [2**63], [[1]], [True], {}, {"mention": -1}, {"mention": "x"}, {"mention": 2**70}, {"mention": None},
+    {"nope": 3}, {"mention": [1]}, {"mention": 1.5}, {"statement": 10**9},
+]  # fmt: skip
+
+
+def as_json(value):
+    if isinstance(value, Raw):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)}: {as_json(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_json, value)) + "]"
+    return json.dumps(value)
+
+
+def hostile_row(rng, good):
+    row = dict(rng.choice(good))
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        kind = rng.randrange(4)
+        if kind == 0:
+            row.pop(rng.choice(list(row)), None)
+        elif kind == 1 and "demonstrations" in row:
+            given = {"text": "1 + 1 is 2, so \\boxed{2}", rng.choice(BESIDE_TEXTS): rng.choice(BESIDE_VALUES)}
+            row["demonstrations"] = [given, *GOOD_ROWS[0]["demonstrations"]][: rng.randrange(1, 3)]
+        else:
+            row[rng.choice(COLUMNS)] = rng.choice(JSON_VALUES)
+        row = row or {"id": 1}
+    return row
+
+
+def data_file(rng, folder, good=GOOD_ROWS):
+    """A file of rows, one of them hostile or the file itself damaged."""
+    rows = [*good[: rng.randrange(1, 8)]]
+    rows.insert(rng.randrange(len(rows) + 1), hostile_row(rng, good))
+    raw = "".join(as_json(row) + "\n" for row in rows).encode("utf-8", "surrogatepass")
+    kind = rng.randrange(8)
+    if kind < 4:
+        return _written(folder / "rows.jsonl", raw)
+    if kind == 4:
+        return _written(folder / "rows.jsonl", damaged(raw, rng))
+    if kind == 5:
+        return _written(folder / "rows.jsonl.gz", damaged(gzip.compress(raw, mtime=0), rng))
+    if kind == 6:
+        return _written(folder / "rows.parquet", damaged(_parquet(folder), rng))
+    name = rng.choice(["rows.jsonl", "rows.jsonl.gz", "rows.parquet", "rows.csv", "rows.json", "rows.txt", "rows"])
+    return _written(folder / name, rng.choice([b"", b"\n", b"\0" * 99, b"\xff\xfe{}", raw, raw[: len(raw) // 2], b"PAR1",
+                                               b"\x1f\x8b", b"[" + raw + b"]", b"\xef\xbb\xbf" + raw]))  # fmt: skip
+
+
+def damaged(raw, rng):
+    """Bytes of which a few are flipped, cut off, repeated or put in."""
+    made = bytearray(raw)
+    for _ in range(rng.randrange(1, 4)):
+        at = rng.randrange(len(made) or 1)
+        kind = rng.randrange(5)
+        if kind < 2 and made:
+            made[at] ^= 1 << rng.randrange(8)
+        elif kind == 2:
+            del made[at:]
+        elif kind == 3:
+            made[at:at] = made[: rng.randrange(100)]
+        else:
+            made[at:at] = rng.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"\n", b"{", b'"', b"\\u", b"\\ud83d"])
+    return bytes(made)
+
+
+def _parquet(folder):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = folder / "good.parquet"
+    if not path.exists():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(GOOD_ROWS * 20), path)
+    return path.read_bytes()
+
+
+def _written(path, raw):
+    path.write_bytes(raw)
+    return str(path)

@@ -28,6 +28,9 @@ COMMANDS = [
     "ladder",
     "grade",
     "schema",
+    "plan",
+    "preview",
+    "keys",
 ]
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "prefix_rl"
-CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs"}
+CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs", "memory"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
@@ -22,7 +22,7 @@ LAYERS = [
     {"data", "lab.world", "lab.parities", "engines", "processes", "updates", "stall", "stopping", "watched"},
     {"recipe", "adapters", "arguments", "batches", "contradictions", "preflight", "reports", "stand_ins",
      "evaluation.settings", "evaluation.metrics", "evaluation.sampling", "lab"},
-    {"policy", "engines.choice"},
+    {"policy", "engines.choice", "model_card"},
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},
     {"seam.batch"},
@@ -33,13 +33,13 @@ LAYERS = [
     {"seam.helping"},
     {"seam", "supervised"},
     {"train", "evaluation", "merge", "collecting"},
-    {"cli", "check", "__main__", "reference", "schema", "collect", "evaluate", "grade", "launch", "ladders",
-     "lab.quickstart", "reports.schedule", "reports.report", "reports.watch"},
+    {"cli", "check", "plan", "preview", "keys", "__main__", "reference", "schema", "collect", "evaluate", "grade", "launch",
+     "ladders", "lab.quickstart", "reports.schedule", "reports.report", "reports.watch"},
 ]  # fmt: skip
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "seam.scores", "speed.generation", "reports.terminal", "updates",
-                            "stall", "stopping", "watched"}  # fmt: skip
+MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "seam.scores", "speed.generation", "reports.terminal",
+                            "reports.trackers", "updates", "stall", "stopping", "watched"}  # fmt: skip
 
 
 @cache

@@ -44,7 +44,7 @@ OTHERS = {
     "sft_loss": "method={name: sft_loss, weight: 0.5, tokens: uncertain}",
     "skewed": "method={name: tests.skewed_credit, supervised: {epochs: 3, batch_size: 4, per_device_batch_size: %d, "
     "learning_rate: 1e-3, warmup: 0}}",
-    "uft": "method={name: uft, weight: 0.5, start: 0.6, end: 0.6, horizon: 100}",
+    "uft": "method={name: uft, cut: surprisal, weight: 0.5, start: 0.6, end: 0.6, horizon: 100}",
     "adaptive": "method={name: tempo, normalize: false, of: {name: adaptive, rule: setpoint, anneal: 0, of: {name: "
     "tests.skewed_credit, cuts: 1, plain: 0, supervised: {epochs: 0}}}}",
 }
@@ -52,7 +52,10 @@ PARTIAL = ("uft", "adaptive")  # the others inject whole demonstrations
 FURTHER = {  # methods that change what comes next: how their two processes are parallel, and what they are told
     "pppo": ("zero3", ["method={name: tests.skewed_beginnings, progressive: false, share: 0.4, continuations: 2}"]),
     "relift": ("zero3", ["method={name: relift}"]),
-}
+    # a problem that teaches nothing gives way to another one, once
+    "help": ("zero3", ["method={name: tests.skewed_help}", "training.groups_without_signal=resample",
+                       "training.resample_rounds=1"]),
+}  # fmt: skip
 
 
 def settings(name, rows, at_once):
@@ -277,6 +280,13 @@ def test_two_processes_continue_and_supervise_as_one(one, two, name):
     supervised = [all(r["prefix_tokens"] for r in together) for together in shown]
     assert any(supervised) == (name == "relift")
     assert not all(supervised)
+    if name == "help":
+        prefixed = [[i for i, r in enumerate(together) if r["prefix_tokens"]] for together in shown]
+        assert all(set(rows) <= {3, 4, *range(6, 24, 3)} for rows in prefixed)  # row 0 was put back
+        assert any(4 in rows for rows in prefixed)
+        assert any(max(rows) >= 12 for rows in prefixed)  # of the second process too
+        assert [line["help/rounds"] for line in metrics(two)] == [2.0] * 4
+        assert any(line["signal/exchanged_share"] > 0 for line in metrics(two))
     assert json.loads((one / "cost.json").read_text()) == json.loads((two / "cost.json").read_text())
     same_parameters(one / "final", two / "final", 5e-4)
 

@@ -64,6 +64,13 @@ def test_the_page_holds_every_saved_generation_and_every_metric(tmp_path):
     assert index["runs"][1]["generations"][0]["outcomes"] == ["right", "wrong", "wrong", "wrong"]
 
 
+def test_the_values_of_several_reward_functions_stand_apart(tmp_path):
+    run, apart = made_run(tmp_path / "a"), {"math_reward": 1.0, "my.brief": None}
+    write_rollouts(run / "rollouts" / "step_000010.parquet", [rollout(0, rewards=apart), rollout(1, rewards=apart)])
+    (group,) = chunks(page_of(run))["0-10"]
+    assert [r["rewards"] for r in group["rollouts"]] == [apart, apart]
+
+
 def test_metrics_without_a_number_are_told_as_none(tmp_path):
     run = made_run(tmp_path / "a")
     (run / "metrics.jsonl").write_text(

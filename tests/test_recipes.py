@@ -19,8 +19,9 @@ SMALL = [p for p in ALL if p.parent.name == "smollm2-135m"]
 PAPERS = [p for p in ALL if p.parent.name not in ("lab", "parities", "smoke", "smollm2-135m")]
 ARMS = {
     "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
-    "uft", "adaptive", "upft", "rft",
+    "uft", "adaptive", "bread", "upft", "rft",
 }  # fmt: skip
+NEW = {"arg", "questa"}  # in the lab alone, so far
 OWN = {"upft", "rft"}  # learn from traces of the policy's own
 
 
@@ -122,6 +123,7 @@ METHODS = {
     "tempo": {"of": DrGRPO(), "weight": 1, "normalize": True},
     "uft": {"count": 5, "pieces": "binomial", "start": 0.95, "end": 0.05, "horizon": 300, "weight": 0.001},
     "adaptive": {"of": PrefixRL(cuts=1, plain=0), "rule": "interval", "target": 0.5},
+    "bread": {"episodes": 10, "cut": "sentences"},
     "upft": {"full_share": 0.1, "label_filter": False},
     "rft": {"per_problem": None},
 }  # fmt: skip
@@ -199,7 +201,7 @@ def test_the_small_models_methods_are_those_of_the_papers_but_for_their_length(p
 
 
 def test_the_lab_has_all_methods():
-    assert {p.stem for p in LAB} == ARMS
+    assert {p.stem for p in LAB} == ARMS | NEW
 
 
 @pytest.mark.parametrize("path", LAB, ids=name)
@@ -227,7 +229,7 @@ def test_the_labs_methods():
     chord = method["chord"]
     assert (chord.schedule, chord.weight, chord.end, chord.horizon) == ("chord", 0.9, 0.05, 100)
     assert method["tempo"] == TEMPO(PrefixRL())
-    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift", "uft", "adaptive"):
+    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift", "uft", "adaptive", "arg"):
         assert method[arm] == type(method[arm])()  # the papers' settings are the defaults
 
 

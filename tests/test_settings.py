@@ -230,6 +230,7 @@ def test_schema_prints_json():
     result = CliRunner().invoke(app, ["schema"])
     assert json.loads(result.output)["properties"].keys() == {
         "model", "data", "method", "reward", "training", "safety", "budget", "speed", "engine", "evaluation", "output",
+        "include",
     }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Runs that are asked to stop, that meet another in their folder, or whose process dies or stands still."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from prefix_rl.parts import Lock
 from prefix_rl.processes import alone_in
 from prefix_rl.stall import STALLED
 from prefix_rl.stopping import STOPPED
+from prefix_rl.train import main
 
 ROOT = Path(__file__).parents[1]
 REWARD = "reward.functions=[math, tests.asking.asking]"
@@ -73,10 +76,9 @@ def test_a_generation_batch_is_used_up_before_it_stops(tmp_path):
 
 
 @pytest.mark.multirank
-@pytest.mark.parametrize("ask", ["2 1 SIGUSR1-self", "2 1 SIGTERM-parent"], ids=["one of them", "the launcher alone"])
-def test_two_processes_stop_together_and_go_on_exactly(tmp_path, ask):
+def test_two_processes_stop_together_if_one_is_asked_and_go_on_exactly(tmp_path):
     settings = ("training.save_strategy=no", "training.max_steps=4")
-    first = two(tmp_path / "run", *settings, ask=ask)
+    first = two(tmp_path / "run", *settings, ask="2 1 SIGUSR1-self")
     assert first.returncode == STOPPED, first.stderr[-3000:]
     assert "saved checkpoint-3" in first.stderr
     assert "Traceback" not in first.stderr
@@ -86,6 +88,14 @@ def test_two_processes_stop_together_and_go_on_exactly(tmp_path, ask):
     assert second.returncode == 0, second.stderr[-3000:]
     assert two(tmp_path / "whole", *settings).returncode == 0
     same_run(tmp_path / "whole", tmp_path / "run", steps=4)
+
+
+@pytest.mark.multirank
+def test_two_processes_stop_together_if_the_launcher_alone_is_asked(tmp_path):
+    done = two(tmp_path / "run", "training.save_strategy=no", ask="2 1 SIGTERM-parent")
+    assert done.returncode == STOPPED, done.stderr[-3000:]
+    assert "asked to stop (SIGTERM): saved checkpoint-" in done.stderr
+    assert checkpoints.last_whole(tmp_path / "run") is not None
 
 
 @pytest.mark.multirank
@@ -105,10 +115,49 @@ def test_a_process_that_stands_still_ends_both_and_says_what_waits_for_what(tmp_
     done = two(tmp_path / "run", "training.save_strategy=no", patient, ask="2 1 stall")
     assert done.returncode == STALLED, done.stderr[-3000:]
     assert "slow: step 3 has given no sign for" in done.stderr
-    assert "rank 1 is in tests/asking.py" in done.stderr
+    assert "rank 0 waits for the other processes (" in done.stderr
+    assert re.search(r"rank 1 waits for a reward function \([^)]* tests/asking\.py:\d+ asking < ", done.stderr)
     assert "asking" in (tmp_path / "run" / "stacks" / "rank-1.txt").read_text()
     assert (tmp_path / "run" / "stacks" / "rank-0.txt").exists()
     assert "longer than safety.end_after allows" in done.stderr
+
+
+# --- a full disk --------------------------------------------------------------------------------------------------------
+
+
+def full(monkeypatch, name):
+    """The disk is full for files of this name."""
+    fsync, opened = os.fsync, Path.open
+
+    def of_whole_files(handle):
+        if Path(f"/proc/self/fd/{handle}").readlink().name.startswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    def of_lines(path, mode="r", *args, **kwargs):
+        if path.name.startswith(name) and mode == "a" and path.exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", of_whole_files)
+    monkeypatch.setattr(Path, "open", of_lines)
+
+
+@pytest.mark.parametrize("name", ["step_000003.parquet", "metrics.jsonl", "prefix_rl.json"])
+def test_a_full_disk_is_said_and_the_same_command_goes_on(whole, tmp_path, monkeypatch, capsys, name):
+    folder = tmp_path / "run"
+    given = ["--config", PREFIX_RFT, *SMALL, REWARD, f"output.dir={folder}", "training.save_steps=2"]
+    with monkeypatch.context() as patched:
+        full(patched, name)
+        assert main(given) == 2
+    said = capsys.readouterr().err
+    assert f"{name}" in said
+    assert "could not be written: " in said
+    assert "No space left on device" in said
+    assert "the same command goes on" in said
+    assert all(checkpoints.facts_of(p) for p in checkpoints.checkpoints(folder) if p.name != "checkpoint-2")
+    assert main(given) == 0
+    same_run(whole, folder)
 
 
 # --- two runs ---------------------------------------------------------------------------------------------------------

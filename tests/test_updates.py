@@ -106,6 +106,23 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(tmp_path, capsys, 
     again = trainer(tmp_path, Bad(value=value), Safety(not_finite="skip"), logging_nan_inf_filter=True, **SAVING)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert lines(tmp_path)[-2]["skipped_updates"] == 1  # of the run, not of its second part
+    assert math.isfinite(lines(tmp_path)[-1]["train_loss"])
+
+
+def test_the_last_log_of_a_resumed_run_is_of_the_run(tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
+    moving = Bad(steps=(0, 1, 2, 3), value=1e-3)
+    trainer(tmp_path, moving, **settings).train()
+    of_all = lines(tmp_path)[-1]
+    again = trainer(tmp_path, moving, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    logs = lines(tmp_path)
+    assert [("train_loss" in line) for line in logs] == [False] * (len(logs) - 1) + [True]  # one summary
+    assert logs[-1]["train_loss"] == pytest.approx(of_all["train_loss"], abs=1e-7)
+    assert abs(of_all["train_loss"]) > 1e-3
+    part = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["stateful_callbacks"]["RunTotals"]
+    assert 0 < part["attributes"]["seconds"] < logs[-1]["train_runtime"]
+    assert logs[-1]["train_steps_per_second"] == pytest.approx(4 / logs[-1]["train_runtime"], abs=1e-3)
 
 
 def test_so_many_in_a_row_end_the_run_all_the_same(tmp_path):

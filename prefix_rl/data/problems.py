@@ -56,7 +56,8 @@ def load(
 
     A row holds ``problem`` (a text or messages), ``answer`` and, where there are any, ``demonstrations`` (texts, or
     objects with a ``text``) or one ``solution``; or chat messages, or TRL's ``prompt`` and ``completion``
-    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing, null or empty. With ``columns`` the further ones of each row are kept.
+    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing, null or empty. With
+    ``columns`` the further ones of each row are kept.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..advantages import group_centered, to_tokens
 from ..prefixes import Prefix
 from ..rollouts import Memory, MicroBatch, Rollouts, Row, Step
-from .needs import Earlier, Further, Needs  # noqa: F401  callers have Further from here
+from .needs import Earlier, Further, Hint, Needs  # noqa: F401  callers have Further from here
 from .stage import Stages
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]

@@ -33,6 +33,16 @@ class Earlier:
 
 
 @dataclass(frozen=True)
+class Hint:
+    """What :meth:`~prefix_rl.methods.base.Method.prefix` answers with stands in the prompt, as text, at its end."""
+
+    text: str
+    """Text at the end of the prompt, with ``{}`` in the place of the hint."""
+    longest: int
+    """Tokens of a hint, at most: so many the prompt may grow."""
+
+
+@dataclass(frozen=True)
 class Needs:
     """Things that a run computes only for methods that need them."""
 
@@ -50,6 +60,8 @@ class Needs:
     from: it reads every demonstration once before the first step."""
     help_rounds: int = 0
     """Times that :meth:`~prefix_rl.methods.base.Method.help` is asked within a step, at most; 0: never."""
+    hint: Hint | None = None
+    """Prefixes are no beginnings of rollouts but hints in their prompts; None: they are beginnings."""
     wrong: bool = False
     """Demonstrations are failures: traces of a store (``data.traces``) that were graded wrong."""
 

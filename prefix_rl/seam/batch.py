@@ -60,6 +60,7 @@ class Sampled:
     logps: Sequence[Sequence[float | None]] | None  # the sampler's, if it tells; None where nobody sampled
     rewards: torch.Tensor  # (G, F), of the graded rows of all ranks
     extra: Mapping[str, Sequence]  # what reward functions logged of each graded row of this rank
+    told: Mapping[str, Sequence[float]]  # the metrics that they logged
 
 
 Sample = Callable[[Sequence[Mapping[str, Any]], Sequence[Prefix], Sequence[Prefix], Sequence[int]], Sampled]
@@ -74,11 +75,18 @@ class Settled:
     ids: Sequence[Sequence[int]]
     logps: Sequence[Sequence[float | None]] | None
     rewards: torch.Tensor  # (B, F), of all ranks
-    extra: Mapping[str, Sequence]
+    extra: Mapping[str, Sequence]  # what reward functions logged of each
+    told: Mapping[str, Sequence[float]]  # the metrics that they logged, once for each row graded in any round
     earlier: Sequence[Rollouts]  # see Rollouts.earlier
     own: Rollouts | None  # those of the batch's own problems, if others have taken the place of some
     cost: Cost  # of the rollouts that were discarded
     metrics: Mapping[str, float]
+
+    def logged(self, extra: dict[str, list], metrics: dict[str, list]) -> torch.Tensor:
+        """The rewards, after putting what the functions logged where TRL would find it."""
+        extra.update({name: list(values) for name, values in self.extra.items()})
+        metrics.update({name: list(values) for name, values in self.told.items()})
+        return self.rewards
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class GenerationBatch:
     plan: Sequence[Prefix]
     planned: Planned
     step: Step
+    hints: Planned | None = None  # of a method whose prefixes stand in the prompts
     settled: Settled | None = None  # rollouts that are there already
     begun: bool = False  # the prefixes have been injected: where TRL comes back (for tools), no more are
     completions: Sequence[Sequence[int]] | None = None  # prefix and continuation of each row of this rank

@@ -74,6 +74,7 @@ class Deciding:
             rollouts, decided, batch.planned, output, ranks, self.parameters, passes, needs.entropies, whole
         )
         metrics |= ledger.prefix_metrics(rollouts, batch.planned, decided) if needs.prefixes else {}
+        metrics |= ledger.hint_metrics(batch.hints) if batch.hints else {}
         metrics |= vllm.difference(output, prefixes, ranks)
         output |= {**decided.keys(own, prefixes.size(1)), "prefix_mask": prefixes, "rewards": batch.rewards[own]}
         output |= credit.only_moving(output, output["update_mask"], ranks)

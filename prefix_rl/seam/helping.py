@@ -23,7 +23,6 @@ from ..rollouts import Rollouts, Row
 from . import credit, signal
 from .batch import COPY, ROW, GenerationBatch, Planned, Settled
 from .deciding import Deciding
-from .planning import plan_of
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Rounds:
         self._tokens: list[tuple[int, int, int]] = []  # of all that was generated
         self._helped_groups: list[tuple[float, float, float]] = []  # reward before, reward after, signal after
         self._help_rounds = 0
+        self._told: dict[str, list[float]] = {}  # metrics that reward functions logged, once for each row
 
     def settled(self) -> GenerationBatch:
         """The batch with the rollouts that stand at last."""
@@ -97,6 +97,7 @@ class Rounds:
             extra={
                 name: [row.get(name) for row in told] for name in dict.fromkeys(name for row in told for name in row)
             },
+            told=self._told,
             earlier=state.rollouts.earlier,
             own=first.rollouts if rounds else None,
             cost=cost,
@@ -113,6 +114,8 @@ class Rounds:
         # every rank grades as many, since rewards are gathered; a row too many is graded in vain
         graded = [*rows, *[0] * (ranks.largest(len(rows)) - len(rows))]
         found = self._sample([made.given for made in now], begun, [made.prefix for made in now], graded)
+        for name, values in found.told.items():
+            self._told.setdefault(name, []).extend(value for value in values for _ in rows)
         for k, i in enumerate(rows):
             told = {name: values[k] for name, values in found.extra.items() if len(values) == len(graded)}
             logps = None if found.logps is None else found.logps[i]
@@ -206,7 +209,7 @@ class Rounds:
             if index // self._size in places:
                 given = self._planner.dataset[places[index // self._size]]
                 row = Row(index, self._size, given[ROW], self._planner.demonstrations[given[ROW]], given[COPY])
-                starts[i] = Made(given, row, plan_of(self._method, [row], step)[0][0])
+                starts[i] = Made(*self._planner.planned_row(given, row, step))
         return starts, torch.tensor([group in places for group in range(len(dropped))])
 
     # --- what it cost, and what came of it ----------------------------------------------------------------------------

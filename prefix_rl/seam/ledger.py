@@ -119,6 +119,16 @@ def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict
     return {name: float(value) for name, value in found.items()}
 
 
+def hint_metrics(hints: Planned) -> dict[str, float]:
+    """Number of rollouts whose prompt has a hint, and the hints' length and share of their demonstrations."""
+    here = hints.prefixed
+    found = {"hint/rollouts": float(here.sum())}
+    if here.any():
+        found |= {"hint/length": float(hints.lengths[here].float().mean()),
+                  "hint/fraction": float(hints.fractions[here].mean())}  # fmt: skip
+    return found
+
+
 def entropy_metrics(
     entropies: torch.Tensor, mask: torch.Tensor, prefix_mask: torch.Tensor, ranks: Ranks
 ) -> dict[str, float]:

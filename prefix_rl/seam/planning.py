@@ -44,7 +44,7 @@ def usable_demonstrations(
     """
     usable = partial(method.needs.usable, longest=longest)
     table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, cut=method.needs.cut, **how)
-    if not method.needs.prefixes or any(table):
+    if not (method.needs.prefixes or method.needs.hint) or any(table):
         return table
     why = (
         f"empty, or longer than max_completion_length = {longest} with its end"
@@ -117,14 +117,35 @@ class Planner:
             for i, given in enumerate(inputs)
         ]
         plan, asked = plan_of(self.method, rows, step)
-        planned = Planned.over(self.ranks, plan, asked)
-        if self.method.needs.prefixes and bool(planned.asked.any()) and not bool(planned.prefixed.any()):
+        planned, hints = Planned.over(self.ranks, plan, asked), None
+        injects = self.method.needs.prefixes or self.method.needs.hint
+        if injects and bool(planned.asked.any()) and not bool(planned.prefixed.any()):
             raise DataError(
                 f"step {step.index}: {type(self.method).__name__} injected no prefix although rows of "
                 "the batch ask for one; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
                 "max_prefix_tokens and the answer guard"
             )
-        return GenerationBatch(inputs, rows, plan, planned, step)
+        if self.method.needs.hint:
+            inputs = [self.hinted(given, prefix) for given, prefix in zip(inputs, plan, strict=True)]
+            plan, hints = [NO_PREFIX] * len(plan), planned
+            planned = Planned.over(self.ranks, plan, [False] * len(plan))
+        return GenerationBatch(inputs, rows, plan, planned, step, hints)
+
+    def planned_row(self, given: Mapping[str, Any], row: Row, step: Step) -> tuple[Mapping[str, Any], Row, Prefix]:
+        """One row by itself: as TRL gets it, and what it starts from."""
+        [prefix], _ = plan_of(self.method, [row], step)
+        return (self.hinted(given, prefix), row, NO_PREFIX) if self.method.needs.hint else (given, row, prefix)
+
+    def hinted(self, given: Mapping[str, Any], prefix: Prefix) -> Mapping[str, Any]:
+        """TRL's row with a hint at the end of its prompt: of the text, or of its last turn."""
+        if not prefix.ids:
+            return given
+        # half a character at its end is none
+        hint = self.tokenizer.decode(prefix.ids, skip_special_tokens=True).rstrip("\ufffd")
+        prompt, behind = given["prompt"], self.method.needs.hint.text.replace("{}", hint)
+        if isinstance(prompt, str):
+            return {**given, "prompt": prompt + behind}
+        return {**given, "prompt": [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + behind}]}
 
     def for_grading(
         self, plan: Sequence[Prefix], inputs: Sequence[Mapping[str, Any]], completions, completion_ids

@@ -153,8 +153,7 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         batch = self._open.get(GenerationBatch)
         if batch and batch.settled:
-            rewards_per_func = batch.settled.rewards
-            self._pending_extra_logs.update(batch.settled.extra)
+            rewards_per_func = batch.settled.logged(self._pending_extra_logs, self._pending_metrics)
         else:
             if batch:
                 inputs = self._planner.for_grading(batch.plan, inputs, completions, completion_ids_list)
@@ -181,8 +180,9 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
             of_graded = ([of[row] for row in graded] for of in (told, prompts, completions, ids))
             with self._grading.running(), self._ranks.agreed(self.reward_funcs):
                 rewards = super()._calculate_rewards(*of_graded)
-            extra = {name: list(values) for name, values in self._pending_extra_logs.items()}
-        return Sampled([len(row) for row in prompt_ids], ids, logps, rewards, extra)
+            logged = self._pending_extra_logs, self._pending_metrics
+            extra, told = ({name: list(values) for name, values in of.items()} for of in logged)
+        return Sampled([len(row) for row in prompt_ids], ids, logps, rewards, extra, told)
 
     # --- 4 credited ---------------------------------------------------------------------------------------------------
     def _credited(self, output: dict) -> dict:
