@@ -166,6 +166,9 @@ def test_demonstrations_are_graded_by_the_reward(grader):
                 Problem("d", "p", "7")]  # fmt: skip
     kept, bad_gold, counts = verify(problems, grader)
     assert [(p.id, p.demonstrations) for p in kept] == [("a", (right,)), ("b", ()), ("d", ())]
+    failures, *rest = verify(problems, grader, wanted=Outcome.WRONG)
+    assert [(p.id, p.demonstrations) for p in failures] == [("a", (wrong,)), ("b", ()), ("d", ())]
+    assert rest == [bad_gold, counts]
     assert [p.id for p in bad_gold] == ["c"]
     assert counts == {Outcome.RIGHT: 1, Outcome.WRONG: 1, Outcome.NO_ANSWER: 1}
 

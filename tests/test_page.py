@@ -152,6 +152,15 @@ def test_a_page_keeps_its_size_by_cutting_long_rollouts_in_their_middle(tmp_path
     assert int(segments[3]) == len(before) - limit
 
 
+@pytest.mark.parametrize("guess", [None, 15_000])
+def test_a_page_keeps_its_size_where_its_first_guess_was_too_long(tmp_path, monkeypatch, guess):
+    run = many(tmp_path / "a", generations=8, rollouts=32, characters=20_000)
+    monkeypatch.setattr(module, "_first_limit", lambda runs, files, room: guess)
+    text = page_of(run, megabytes=1.0)
+    assert 0.5e6 < len(text) <= 1.0e6
+    assert chunks(text)["index"]["runs"][0]["limit"] < 15_000
+
+
 def test_a_page_is_honest_where_even_the_shortest_is_too_long(tmp_path):
     run = many(tmp_path / "a", generations=3)
     text = page_of(run, megabytes=0.01)

@@ -347,7 +347,8 @@ class _Target:
         if not self.all_numbers or self.group.kind != "text":
             return
         for m in _LITERAL.finditer(text, 0, limit):
-            first, last = bisect_right(ends, m.start()), bisect_right(ends, m.end() - 1)
+            readable_end = min(m.end() - 1, m.start() + _DIGITS)  # a longer one is not read
+            first, last = bisect_right(ends, m.start()), bisect_right(ends, readable_end)
             for k in range(first, last):  # tokens that end inside this number
                 shown = _LITERAL.fullmatch(text, m.start(), ends[k])
                 if shown and (parts := self.parts_of(shown[0])) and self.counts(text, m.start(), parts):
