@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -40,8 +42,25 @@ def nearest(name: str, names: Iterable[str]) -> str:
     >>> nearest("learning_rat", ["learning_rate", "beta"])
     ' (did you mean learning_rate?)'
     """
+    if len(str(name)) > 200:  # a likeness takes the square of the length
+        return ""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""A text as a terminal may show it: control sequences, which would colour, move, rename or send something, and
+    marks that turn the direction of the text stand there as their escapes. Line ends and tabs stay.
+
+    Whatever a model, a file or another machine wrote goes through here on its way to a terminal.
+
+    >>> printable("\x1b[31mred\x1b]0;title\x07 \u202e")
+    '\\x1b[31mred\\x1b]0;title\\x07 \\u202e'
+    """
+    return _UNPRINTABLE.sub(lambda m: ascii(m[0])[1:-1], text)
 
 
 def at_most(faults: Sequence[str], shown: int = 20) -> list[str]:
@@ -50,15 +69,42 @@ def at_most(faults: Sequence[str], shown: int = 20) -> list[str]:
     return [*faults[:shown], f"... and {more} more"] if more > 0 else list(faults)
 
 
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from, and so on."""
+    chain, at = [], error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    return chain
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What to say of an error if there was no room on the disk, whichever library met that; None if it was another one.
+
+    >>> full_disk(OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))[:58]
+    'runs/a/metrics.jsonl could not be written: No space left o'
+    """
+    for met in chain_of(error):
+        words = next((words for words in _FULL_WORDS if words in str(met)), None)
+        if words or getattr(met, "errno", None) in _FULL:
+            where = getattr(met, "filename", None) or "a file"
+            return (
+                f"{where} could not be written: {words or met}. What was whole before is untouched; make room, and the "
+                "same command goes on"
+            )
+    return None
+
+
 def unavailable(what: str, error: Exception) -> DataError:
     """The error of something that could not be loaded: :class:`UnreachableError` if the hub could not be asked for it.
 
     The hub's own answer (no such name, no such revision, no access) is not that.
     """
-    chain, at = [], error
-    while at is not None and at not in chain:
-        chain.append(at)
-        at = at.__cause__ or at.__context__
+    chain = chain_of(error)
     names = {cls.__name__ for e in chain for cls in type(e).__mro__}
     answered = names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DisabledRepoError"}
     silent = names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "Timeout",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import adapters
 from .checkpoints import FINAL, checkpoints, last_whole
-from .data.problems import Problem
+from .data.problems import Problem, refuse_ids_beyond
 from .data.tokenizer import (
     Turn,
     dated,
@@ -31,6 +31,7 @@ from .data.tokenizer import (
 )
 from .data.turns import one_of_each_shape, prompt_of, refuse_unshown, trimmed
 from .errors import DataError, RecipeError, UserError, at_most, nearest, unavailable
+from .finite import check_weights
 from .lab.world import World
 from .progress import bar
 from .recipe import LAB, Recipe, read_yaml
@@ -351,9 +352,7 @@ class Policy:
                 "tokenizer do not belong together"
             )
         if not self.stops:
-            raise DataError(
-                f"the tokenizer of {self.path} has no EOS and nothing else ends a completion; set eos_token"
-            )
+            raise DataError(f"the tokenizer of {self.path} has no EOS, nothing else ends a completion; set eos_token")
         name = self.tokenizer.convert_ids_to_tokens
         if self.chat and self._end is None:
             self.notes.append(
@@ -453,6 +452,7 @@ class Policy:
         """
         for problem in one_of_each_shape(problems):
             self.prompt_ids(problem)
+        refuse_ids_beyond(len(self.tokenizer), problems, self.path)
         if self.positions is None:
             return
         room = (self.positions - length - len(self.example)) / 2
@@ -469,7 +469,7 @@ class Policy:
         otherwise. ``trainable``: on the CPU, float32 unless the recipe says otherwise, adapters apart and trainable.
 
         Raises:
-            DataError: if it cannot be loaded.
+            DataError: if it cannot be loaded, or is not finite.
         """
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
@@ -484,6 +484,7 @@ class Policy:
                 model = model if trainable else model.merge_and_unload()
         except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
             raise unavailable(f"no model could be loaded from {self.path}", error) from error
+        check_weights(model.named_parameters(), self.path)
         return model if trainable else model.to(self.device).eval()
 
 

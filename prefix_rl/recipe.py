@@ -1,7 +1,7 @@
 """Recipes: one YAML file for one run.
 
 A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``budget``, ``speed``,
-``engine``, ``evaluation`` and ``output``. The
+``engine``, ``evaluation``, ``output`` and ``safety``. The
 ``method`` block holds the fields of the method that it names; the ``training`` block holds TRL's ``GRPOConfig`` fields,
 by their own names. Whatever is wrong with a recipe is reported here, all of it at once, before a model is touched.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
-from . import adapters, contradictions, includes, methods, yaml12
+from . import adapters, contradictions, grpo_fields, includes, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.mixing import Mixture, Source, mixed
@@ -29,7 +29,7 @@ from .data.turns import prompt_of  # noqa: F401  callers have it from here
 from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .evaluation.settings import Evaluation
-from .fields import REQUIRED, Field, check, fields_from_source, fields_of
+from .fields import REQUIRED, Field, check, fields_of
 from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Method
 from .methods.combined import Combined
@@ -37,6 +37,7 @@ from .prefixes import AnswerGuard
 from .rewards import functions
 from .rewards.settings import Reward
 from .rewards.workers import Grader
+from .safety import Safety
 from .speed.settings import Speed
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
@@ -112,13 +113,14 @@ class Output:
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the last whole checkpoint of the same recipe, if there is one. never: refuse a folder that
     holds a run."""
-    rollouts_every: Annotated[int, Ge(0)] = 10
+    rollouts_every: Annotated[int, Ge(0), Le(10**9)] = 10
     """Save the rollouts of every n-th generation; 0: none."""
 
 
 BLOCKS: dict[str, type | None] = {
     "model": None, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
     "speed": Speed, "engine": EngineSettings, "evaluation": Evaluation, "output": Output,
+    "safety": Safety,
 }  # fmt: skip
 
 
@@ -137,6 +139,7 @@ class Recipe:
     engine: EngineSettings
     evaluation: Evaluation
     output: Output
+    safety: Safety
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out: a recipe again, and equal to this one when loaded."""
@@ -155,7 +158,7 @@ class Recipe:
     @property
     def uses_demonstrations(self) -> bool:
         """True if the method can do nothing of its own without demonstrations."""
-        return self.method.needs.prefixes or self.uses_supervision
+        return self.method.needs.prefixes or self.method.needs.hint is not None or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:
@@ -210,6 +213,11 @@ class Recipe:
     def whole_training(self) -> dict[str, Any]:
         """The ``training`` block with TRL's defaults."""
         return {name: field.default for name, field in training_fields().items()} | dict(self.training)
+
+    @property
+    def beside_trls(self) -> dict[str, Any]:
+        """The values of the ``training`` block that are not TRL's."""
+        return {name: self.training_value(name) for name in _BESIDE_TRLS}
 
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
@@ -321,9 +329,15 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
-_BESIDE_TRLS = {"kl_on": Field(Literal["moving", "all"], "moving")}
+_BESIDE_TRLS = {
+    "kl_on": Field(Literal["moving", "all"], "moving"),
+    "groups_without_signal": Field(Literal["keep", "skip", "resample"], "keep"),
+    "resample_rounds": Field(Annotated[int, Ge(1)], 3),
+}
 """Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
-move or all of a completion."""
+move or all of a completion. ``groups_without_signal``: groups from which nothing is learned stay in the batch (keep),
+are left out of the loss and its normalizer (skip), or other problems take their place, at most ``resample_rounds``
+times, and what is left is skipped (resample)."""
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
@@ -342,29 +356,11 @@ def model_fields(docs: bool = False) -> dict[str, Field]:
 
 
 def training_fields() -> dict[str, Field]:
-    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it,
-    and ours beside them."""
-    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig") | _BESIDE_TRLS
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig`` within their bounds, and ours
+    beside them."""
+    return grpo_fields.grpo_fields() | _BESIDE_TRLS
 
 
-_SET_ELSEWHERE = {
-    "output_dir": "set output.dir instead",
-    "resume_from_checkpoint": "set output.resume instead",
-    "model_init_kwargs": "set the keys of the model block instead",
-    "log_completions": "set output.rollouts_every instead; the rollouts are saved with prefix and continuation apart",
-    "remove_unused_columns": "is always false: the reward reads the data set's columns",
-    "deepspeed": "choose a file of recipes/accelerate with `accelerate launch --config_file` instead",
-    "use_liger_kernel": "is not supported: it replaces the forward that TRL's fused head needs",
-}
-_OLD_KEYS = {
-    "torch_dtype": "is now model.dtype",
-    "dtype": "belongs to the model block: model.dtype",
-    "max_prompt_length": "is gone: TRL cuts no prompts. Filter the data with `prefix-rl prepare --max-prompt-length`",
-    "evaluation_strategy": "is now called eval_strategy",
-    "overwrite_output_dir": "is gone: a run's folder is continued or refused, see output.resume",
-    "vllm_device": "is gone: see vllm_mode and vllm_gpu_memory_utilization",
-    "no_cuda": "is now called use_cpu",
-}
 _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
@@ -477,9 +473,9 @@ def _training(given: object) -> tuple[dict | None, dict[str, str]]:
                 f"= {theirs}: every method here is built on Dr.GRPO, which needs {key} = {ours} (no division by a "
                 "completion's length, nor by a group's standard deviation); leave the key out"
             )
-    faults |= {f"training.{key}": _SET_ELSEWHERE[key] for key in given if key in _SET_ELSEWHERE}
-    rest = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
-    values, of_keys = check("training", rest, training_fields(), _OLD_KEYS)
+    faults |= {f"training.{key}": reason for key, reason in grpo_fields.refused(given).items()}
+    rest = {key: value for key, value in given.items() if key not in grpo_fields.REFUSED}
+    values, of_keys = check("training", rest, training_fields(), grpo_fields.OLD)
     return {key: values[key] for key in rest if key in values} | _FIXED, faults | of_keys
 
 
