@@ -28,6 +28,7 @@ _SAVED = {  # the keys of a recipe, and what peft calls them in a folder of adap
     "lora_target_parameters": "target_parameters", "lora_modules_to_save": "modules_to_save",
     "use_rslora": "use_rslora", "use_dora": "use_dora",
 }  # fmt: skip
+_MOST_RANKS = 8192  # models are hardly wider, and a matrix of more ranks than that fills the memory
 _QUANTIZED = ("load_in_8bit", "load_in_4bit")
 OTHER_KEYS = {
     "lora": "is gone; TRL's own names stand in the model block: use_peft: true, and lora_r for r, lora_alpha, "
@@ -73,8 +74,8 @@ def faults(peft: Mapping[str, Any]) -> list[str]:
         found.append("model.load_in_8bit and model.load_in_4bit: give only one of them")
     if idle := [key for key in peft if "bnb_" in key and not value["load_in_4bit"]]:
         found.append(f"{', '.join(f'model.{key}' for key in idle)}: of no use without model.load_in_4bit = true")
-    if value["lora_r"] < 1:
-        found.append(f"model.lora_r = {value['lora_r']}: must be at least 1")
+    if not 1 <= value["lora_r"] <= _MOST_RANKS:
+        found.append(f"model.lora_r = {value['lora_r']}: must be at least 1 and at most {_MOST_RANKS}")
     if value["lora_alpha"] <= 0:
         found.append(f"model.lora_alpha = {value['lora_alpha']}: must be above 0")
     if not 0 <= value["lora_dropout"] < 1:
@@ -103,6 +104,9 @@ def new(model: Model) -> dict[str, Any]:
         raise RecipeError(f"peft does not accept the model block: {error}") from error
     if config is None:
         return {}
+    targets = model.peft.get("lora_target_modules")
+    if isinstance(targets, list) and targets not in ([], ["all-linear"]):
+        config.target_modules = set(targets)  # TRL makes a text of a list of one, which peft takes for a pattern
     config.revision = model.revision
     return {"peft_config": config}
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import contradictions, preflight
+from . import contradictions, preflight, stand_ins
 from .adapters import to_train
 from .errors import RecipeError, UnreachableError, UserError
 from .policy import Policy
@@ -37,7 +37,7 @@ def check(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Found:
     reading = read_run(path, overrides)
     raise_if(path, reading.faults if reading.recipe is None else [])
     found = Found(reading.recipe, len(reading.train), len(reading.held_out), missing=list(reading.missing))
-    faults = [*reading.faults, *_of_policy(reading, found), *_of_arguments(reading.recipe)]
+    faults = [*reading.faults, *_of_policy(reading, found), *_of_arguments(found)]
     machine, recipe = preflight.findings(reading.recipe)
     found.missing += machine
     faults += recipe
@@ -50,11 +50,14 @@ def check(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Found:
 def _of_policy(reading: Reading, found: Found) -> list[str]:
     """Faults of model, tokenizer, chat template, prompts and context."""
     from .lab.base import base_folder
+    from .lab.base import model as untrained
 
     recipe = reading.recipe
     if recipe.model.name_or_path == LAB and not base_folder(recipe.world).is_dir():
         found.notes.append("the lab's base policy is trained when it is first needed")
-        return []
+        lacking, faults = stand_ins.of_model(recipe, untrained(recipe.world, 0).config)
+        found.missing += lacking
+        return faults
     faults: list[str] = []
     try:
         policy = Policy(recipe)
@@ -69,6 +72,10 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
         to_train(policy)
     except UserError as error:
         faults += [error.what, *(f"  {what}" for what in error.faults)]
+    else:
+        lacking, of_model = stand_ins.of_model(recipe, policy.config)
+        found.missing += lacking
+        faults += of_model
     for problems, length, setting in (
         (reading.train, recipe.training_value("max_completion_length"), "training.max_completion_length"),
         (reading.held_out, recipe.training_value("max_completion_length"), "training.max_completion_length"),
@@ -80,16 +87,20 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
     return faults + contradictions.vllm_context(recipe, policy, [*reading.train, *reading.held_out])
 
 
-def _of_arguments(recipe: Recipe) -> list[str]:
-    """Faults of the training block that only TRL can judge. What it says of a missing GPU is the machine's matter."""
+def _of_arguments(found: Found) -> list[str]:
+    """Faults of the training block that only the libraries can judge. What TRL says of a missing GPU is the machine's
+    matter."""
     import torch
 
     from .train import arguments
 
+    recipe = found.recipe
     elsewhere = not torch.cuda.is_available() and not recipe.training_value("use_cpu")
     changes = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None} if elsewhere else {}
     try:
-        arguments(recipe, **changes)
+        args = arguments(recipe, **changes)
     except RecipeError as error:
         return [error.what]
-    return []
+    lacking, faults = stand_ins.of_training(args)
+    found.missing += lacking
+    return faults

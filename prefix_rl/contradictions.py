@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def between_blocks(recipe: Recipe) -> list[str]:
     """Faults of blocks that cannot be together, though each is well-formed."""
     value, faults = recipe.training_value, []
-    group_size, completion = value("num_generations"), value("max_completion_length")
+    group_size = value("num_generations")
     if group_size < 2:
         faults.append(f"training.num_generations = {group_size}: credit is relative to a group, so at least 2")
     if value("generation_batch_size") and value("steps_per_generation"):
@@ -81,8 +81,15 @@ def between_blocks(recipe: Recipe) -> list[str]:
             "training.save_only_model = true: a checkpoint without optimizer cannot be continued from, and a run that "
             "was cut off would go on with a fresh one; leave it out, and use training.save_total_limit to save space"
         )
-    if completion < 2:
-        faults.append(f"training.max_completion_length = {completion}: must be at least 2")
+    if value("fp16") and value("use_cpu"):
+        faults.append("training.fp16 = true needs a GPU, and training.use_cpu = true takes none; leave fp16 out")
+    if value("entropy_coef_min") > value("entropy_coef_max"):
+        faults.append(
+            f"training.entropy_coef_min = {value('entropy_coef_min')} is above training.entropy_coef_max = "
+            f"{value('entropy_coef_max')}"
+        )
+    if value("sync_ref_model") and not value("beta"):
+        faults.append("training.sync_ref_model = true needs training.beta above 0: without it no reference is used")
     return faults
 
 
@@ -116,6 +123,8 @@ def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) ->
     length, completion = recipe.training_value("vllm_max_model_length"), recipe.training_value("max_completion_length")
     if not recipe.training_value("use_vllm") or length is None or length <= completion:
         return []
+    hint = recipe.method.needs.hint
+    completion += hint.longest if hint else 0  # it makes the prompt longer
     room = length - completion
     may_be_longer = [
         p for p in problems if p.turns or len(p.text.encode()) > (room - len(policy.example)) / 2
@@ -156,6 +165,12 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
         faults.append(
             f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
             "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"
+        )
+    elif recipe.method.needs.wrong and recipe.data.traces is None:
+        faults.append(
+            "data.traces is missing: method.traces = wrong starts from wrong traces of the policy's own, and what a "
+            "data set brings are solutions. A store keeps failures: `prefix-rl collect RECIPE --output FOLDER --k 32 "
+            "--cap 32`; set data.traces = FOLDER"
         )
     elif recipe.uses_demonstrations and not any(demonstrated):
         faults.append(

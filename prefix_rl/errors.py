@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -41,8 +42,25 @@ def nearest(name: str, names: Iterable[str]) -> str:
     >>> nearest("learning_rat", ["learning_rate", "beta"])
     ' (did you mean learning_rate?)'
     """
+    if len(str(name)) > 200:  # a likeness takes the square of the length
+        return ""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""A text as a terminal may show it: control sequences, which would colour, move, rename or send something, and
+    marks that turn the direction of the text stand there as their escapes. Line ends and tabs stay.
+
+    Whatever a model, a file or another machine wrote goes through here on its way to a terminal.
+
+    >>> printable("\x1b[31mred\x1b]0;title\x07 \u202e")
+    '\\x1b[31mred\\x1b]0;title\\x07 \\u202e'
+    """
+    return _UNPRINTABLE.sub(lambda m: ascii(m[0])[1:-1], text)
 
 
 def at_most(faults: Sequence[str], shown: int = 20) -> list[str]:

@@ -8,19 +8,20 @@ import importlib.util
 import inspect
 import itertools
 import json
+import math
 import re
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from .errors import nearest
+from .errors import nearest, printable
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -113,12 +114,17 @@ def check(
     faults = {}
     for key in sorted(given.keys() - fields.keys(), key=str):
         listing = f"; there are {', '.join(fields) or 'none'}" if len(fields) <= 20 else ""
-        faults[f"{where}.{key}"] = (hints or {}).get(key) or f"no such key{nearest(key, fields)}{listing}"
+        faults[f"{where}.{key if len(str(key)) <= 60 else str(key)[:57] + '...'}"] = (hints or {}).get(
+            key
+        ) or f"no such key{nearest(key, fields)}{listing}"
     for key, field in fields.items():
         name = f"{where}.{key}"
         if key not in given:
             if field.default is REQUIRED:
                 faults[name] = f"is missing: give {describe(field.type)}"
+            continue
+        if wrong := unfit(given[key]):
+            faults[name] = f"= {_shown(given[key])}: {wrong}"
             continue
         nested = dataclass_in(field.type)
         if nested and given[key] is not None:
@@ -136,9 +142,45 @@ def check(
         try:
             value = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
             values[key] = given[key] if value == given[key] else value  # 100 stays 100 where a float is allowed too
-        except (TypeError, ValueError):  # pydantic's ValidationError is a ValueError
+        except (TypeError, ValueError, RecursionError):  # pydantic's ValidationError is a ValueError
             faults[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
     return values, faults
+
+
+_DEEPEST, _LARGEST = 20, 3.4e38
+
+
+def unfit(value: object, depth: int = 0) -> str | None:
+    """Why no setting can have a value, whatever its type; None if one can. Values within it count.
+
+    >>> unfit({"a": [1.0, float("nan")]})
+    'NaN is no value of a setting'
+    >>> unfit("half of \\ud83d"), unfit(2**64)
+    ('broken Unicode (half of a surrogate pair)', 'beyond the integers of 64 bits')
+    """
+    if depth > _DEEPEST:
+        return f"nested in more than {_DEEPEST} levels"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{'NaN' if math.isnan(value) else 'infinity'} is no value of a setting"
+    if isinstance(value, float) and abs(value) > _LARGEST:
+        return "beyond the numbers of float32"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "beyond the integers of 64 bits"
+    if isinstance(value, str):
+        broken = any("\ud800" <= c <= "\udfff" for c in value)
+        return (
+            "broken Unicode (half of a surrogate pair)"
+            if broken
+            else "holds the character NUL" * ("\0" in value) or None
+        )
+    if isinstance(value, Mapping):
+        keys = next((f"the key {key!r} is no text" for key in value if not isinstance(key, str)), None)
+        return keys or _first_unfit((*value, *value.values()), depth)
+    return _first_unfit(value, depth) if isinstance(value, list | tuple) else None
+
+
+def _first_unfit(values: Iterable[object], depth: int) -> str | None:
+    return next((wrong for value in values if (wrong := unfit(value, depth + 1))), None)
 
 
 def _check_list(name: str, given: list, cls: type) -> tuple[tuple, dict[str, str]]:
@@ -188,11 +230,14 @@ def describe(kind: Any) -> str:
 def _bound(m: object) -> str:
     if isinstance(m, Interval):
         return f" in {f'({m.gt}' if m.ge is None else f'[{m.ge}'}, {m.le}]"
+    if isinstance(m, Le):
+        return f" and at most {m.le}"
+    if isinstance(m, Lt):
+        return f" and below {m.lt}"
     return f" of at least {m.ge}" if isinstance(m, Ge) else f" above {m.gt}" if isinstance(m, Gt) else ""
 
 
 def dataclass_in(kind: Any) -> type | None:
-    """The dataclass that a field holds, if it is a block of its own."""
     """The dataclass that a field holds, if it is a block of its own."""
     return next(
         (k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and dataclasses.is_dataclass(k)), None
@@ -206,7 +251,12 @@ def listed_in(kind: Any) -> type | None:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value as a message has it: short, and whatever it is, what a terminal can print."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a value within itself
+        text = f"a {type(value).__name__}"
+    text = printable(text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

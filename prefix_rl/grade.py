@@ -14,6 +14,7 @@ from time import monotonic
 
 import yaml
 
+from . import yaml12
 from .data.sources import read
 from .errors import DataError, at_most, nearest
 from .fields import check, fields_of
@@ -133,7 +134,7 @@ def parse_rules(pairs: Sequence[str]) -> Rules:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
-            given |= {name: yaml.safe_load(value)} if equals else {}
+            given |= {name: yaml12.load(value)} if equals else {}
         except yaml.YAMLError:
             equals = ""
         if not equals:

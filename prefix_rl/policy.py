@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import adapters
 from .checkpoints import FINAL, checkpoints, last_whole
-from .data.problems import Problem
+from .data.problems import Problem, refuse_ids_beyond
 from .data.tokenizer import (
     Turn,
     dated,
@@ -452,6 +452,7 @@ class Policy:
         """
         for problem in one_of_each_shape(problems):
             self.prompt_ids(problem)
+        refuse_ids_beyond(len(self.tokenizer), problems, self.path)
         if self.positions is None:
             return
         room = (self.positions - length - len(self.example)) / 2

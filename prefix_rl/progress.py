@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from functools import partialmethod
 
 from . import status
-from .errors import UserError, full_disk
+from .errors import UserError, full_disk, printable
 
 LINE_SECONDS = 30.0
 """Between two lines about the same thing, where nobody looks."""
 
 
 def say(message: str) -> None:
-    """A line for the person, apart from results on standard output."""
+    """A line for the person, apart from results on standard output; control sequences in it do nothing."""
+    message = printable(message)
     if "tqdm" in sys.modules and somebody_looks():
         from tqdm import tqdm
 
@@ -25,6 +26,11 @@ def say(message: str) -> None:
         sys.stderr.flush()
     else:
         print(message, file=sys.stderr, flush=True)
+
+
+def show(result: object, end: str = "\n") -> None:
+    """A result on standard output; control sequences in it do nothing."""
+    print(printable(str(result)), end=end, flush=True)
 
 
 def somebody_looks() -> bool:

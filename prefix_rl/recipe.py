@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
-from . import adapters, contradictions, methods, yaml12
+from . import adapters, contradictions, grpo_fields, includes, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.mixing import Mixture, Source, mixed
@@ -29,7 +29,7 @@ from .data.turns import prompt_of  # noqa: F401  callers have it from here
 from .engines.settings import EngineSettings
 from .errors import DataError, RecipeError, UnreachableError, at_most, nearest
 from .evaluation.settings import Evaluation
-from .fields import REQUIRED, Field, check, fields_from_source, fields_of
+from .fields import REQUIRED, Field, check, fields_of
 from .lab.world import World, held_out_problems, training_problems
 from .methods.base import Method
 from .methods.combined import Combined
@@ -113,7 +113,7 @@ class Output:
     resume: Literal["auto", "never"] = "auto"
     """auto: continue from the last whole checkpoint of the same recipe, if there is one. never: refuse a folder that
     holds a run."""
-    rollouts_every: Annotated[int, Ge(0)] = 10
+    rollouts_every: Annotated[int, Ge(0), Le(10**9)] = 10
     """Save the rollouts of every n-th generation; 0: none."""
 
 
@@ -158,7 +158,7 @@ class Recipe:
     @property
     def uses_demonstrations(self) -> bool:
         """True if the method can do nothing of its own without demonstrations."""
-        return self.method.needs.prefixes or self.uses_supervision
+        return self.method.needs.prefixes or self.method.needs.hint is not None or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:
@@ -214,6 +214,11 @@ class Recipe:
         """The ``training`` block with TRL's defaults."""
         return {name: field.default for name, field in training_fields().items()} | dict(self.training)
 
+    @property
+    def beside_trls(self) -> dict[str, Any]:
+        """The values of the ``training`` block that are not TRL's."""
+        return {name: self.training_value(name) for name in _BESIDE_TRLS}
+
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
         return self.training[name] if name in self.training else training_fields()[name].default
@@ -225,8 +230,8 @@ def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence
     Raises:
         RecipeError: with every fault that shows without reading the data.
     """
-    recipe, faults = _read(path, overrides)
-    raise_if(path, faults)
+    recipe, faults, given = _read(path, overrides)
+    raise_if(path, given.placed(faults, overrides))
     return recipe
 
 
@@ -245,7 +250,7 @@ class Reading:
 
 def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
     """The recipe, the problems to train on, those to evaluate on while training, and every fault of all three."""
-    recipe, faults = _read(path, overrides)
+    recipe, faults, given = _read(path, overrides)
     train, held_out, missing = [], [], []
     if recipe:
         sources = [("data.train", train, training_data)]
@@ -264,7 +269,7 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
                 both = {"data.train": train, "evaluation.data": held_out}
                 faults += contradictions.with_columns(recipe.reward.functions, both)
             faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
-    return Reading(recipe, train, held_out, faults, missing)
+    return Reading(recipe, train, held_out, given.placed(faults, overrides), missing)
 
 
 def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem], list[Problem]]:
@@ -323,13 +328,19 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
-_BESIDE_TRLS = {"kl_on": Field(Literal["moving", "all"], "moving")}
+_BESIDE_TRLS = {
+    "kl_on": Field(Literal["moving", "all"], "moving"),
+    "groups_without_signal": Field(Literal["keep", "skip", "resample"], "keep"),
+    "resample_rounds": Field(Annotated[int, Ge(1)], 3),
+}
 """Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
-move or all of a completion."""
+move or all of a completion. ``groups_without_signal``: groups from which nothing is learned stay in the batch (keep),
+are left out of the loss and its normalizer (skip), or other problems take their place, at most ``resample_rounds``
+times, and what is left is skipped (resample)."""
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, as it stands there: with ``include`` unread.
 
     Raises:
         RecipeError: if there is no such file, it is no UTF-8, no YAML, empty, or something other than a mapping.
@@ -344,36 +355,21 @@ def model_fields(docs: bool = False) -> dict[str, Field]:
 
 
 def training_fields() -> dict[str, Field]:
-    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig``, read without importing it,
-    and ours beside them."""
-    return fields_from_source("trl.trainer.grpo_config", "GRPOConfig") | _BESIDE_TRLS
+    """The keys that the ``training`` block may hold: the fields of TRL's ``GRPOConfig`` within their bounds, and ours
+    beside them."""
+    return grpo_fields.grpo_fields() | _BESIDE_TRLS
 
 
-_SET_ELSEWHERE = {
-    "output_dir": "set output.dir instead",
-    "resume_from_checkpoint": "set output.resume instead",
-    "model_init_kwargs": "set the keys of the model block instead",
-    "logging_nan_inf_filter": "set safety.not_finite instead; the log shows NaN where there is NaN",
-    "log_completions": "set output.rollouts_every instead; the rollouts are saved with prefix and continuation apart",
-    "remove_unused_columns": "is always false: the reward reads the data set's columns",
-    "deepspeed": "choose a file of recipes/accelerate with `accelerate launch --config_file` instead",
-    "use_liger_kernel": "is not supported: it replaces the forward that TRL's fused head needs",
-}
-_OLD_KEYS = {
-    "torch_dtype": "is now model.dtype",
-    "dtype": "belongs to the model block: model.dtype",
-    "max_prompt_length": "is gone: TRL cuts no prompts. Filter the data with `prefix-rl prepare --max-prompt-length`",
-    "evaluation_strategy": "is now called eval_strategy",
-    "overwrite_output_dir": "is gone: a run's folder is continued or refused, see output.resume",
-    "vllm_device": "is gone: see vllm_mode and vllm_gpu_memory_utilization",
-    "no_cuda": "is now called use_cpu",
-}
 _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
-def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, and its faults. Wrong values stand at their defaults in it, so that further faults show too."""
-    given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
+def _read(
+    path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[Recipe | None, list[str], includes.Given]:
+    """The recipe, its faults, and what was given. Wrong values stand at their defaults in the recipe, so that further
+    faults show too."""
+    read = includes.Given(dict(path)) if isinstance(path, Mapping) else includes.read(path, BLOCKS)
+    given = copy.deepcopy(read.values)
     misplaced = yaml12.apply(overrides, given, BLOCKS)
     _move_engine(given)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
@@ -394,11 +390,11 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
         faults |= of_block
     listed = misplaced + [f"{name}{'' if what.startswith('=') else ':'} {what}" for name, what in faults.items()]
     if any(value is None for value in blocks.values()):
-        return None, listed
+        return None, listed, read
     recipe = Recipe(**blocks)
     doubtful = _doubtful(faults)
     contradicting = contradictions.between_blocks(recipe)
-    return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
+    return recipe, listed + [f for f in contradicting if not any(name in f for name in doubtful)], read
 
 
 def _move_engine(given: dict[str, Any]) -> None:
@@ -476,9 +472,9 @@ def _training(given: object) -> tuple[dict | None, dict[str, str]]:
                 f"= {theirs}: every method here is built on Dr.GRPO, which needs {key} = {ours} (no division by a "
                 "completion's length, nor by a group's standard deviation); leave the key out"
             )
-    faults |= {f"training.{key}": _SET_ELSEWHERE[key] for key in given if key in _SET_ELSEWHERE}
-    rest = {key: value for key, value in given.items() if key not in _SET_ELSEWHERE}
-    values, of_keys = check("training", rest, training_fields(), _OLD_KEYS)
+    faults |= {f"training.{key}": reason for key, reason in grpo_fields.refused(given).items()}
+    rest = {key: value for key, value in given.items() if key not in grpo_fields.REFUSED}
+    values, of_keys = check("training", rest, training_fields(), grpo_fields.OLD)
     return {key: values[key] for key in rest if key in values} | _FIXED, faults | of_keys
 
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import contradictions, parts, preflight
+from . import contradictions, parts, preflight, stand_ins
 from .adapters import to_train
 from .batches import batches, world_size
 from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
@@ -30,7 +30,7 @@ from .policy import Policy, find
 from .processes import alone_in, end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
-from .rewards.functions import MATH
+from .rewards.grading import Outcome
 from .status import recorded
 
 if TYPE_CHECKING:
@@ -68,11 +68,14 @@ def _trained(
     """The run in its folder, which can be written; ``path`` is where the recipe was read."""
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
-    policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
+    # a hint makes a prompt longer
+    room = recipe.training_value("max_completion_length") + (hint.longest if (hint := recipe.method.needs.hint) else 0)
+    policy.check_problems(problems, room, "training.max_completion_length")
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = recipe.rewards()
     # Joins the processes, and says what TRL does not accept before anything is graded or trained
-    arguments(recipe, policy.loading)
+    args = arguments(recipe, policy.loading)
+    stand_ins.check(recipe, args, policy.config)
     problems, held_out = _verified(recipe, problems, reward), _gradable(recipe, held_out, reward)
     last = {SUPERVISED: _imitate, ROLLOUTS: _reinforce}[recipe.method.stages.order[-1]]
     return last(policy, problems, held_out, reward, run)
@@ -200,7 +203,7 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
-        kl_on=recipe.training_value("kl_on"),
+        **recipe.beside_trls,
         safety=recipe.safety,
         **adapters,
     )
@@ -264,7 +267,7 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
             logging_nan_inf_filter=recipe.safety.not_finite == "skip",
             **{**recipe.arguments, **changes},
         )
-    except (ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # TRL and transformers raise whatever their parts do
         raise RecipeError(f"TRL does not accept the training block: {error}") from error
 
 
@@ -289,25 +292,29 @@ def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
 
 
 def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Problem]:
-    """The problems with the demonstrations that earn the training reward, decided once for all ranks.
+    """The problems with the demonstrations that earn the training reward (of a method that starts from failures: that
+    are wrong by it), decided once for all ranks.
 
     ``prefix-rl prepare`` has done this already for its own files.
     """
     from accelerate.utils import broadcast_object_list
 
-    prepared = recipe.data.train != LAB and recipe.reward.functions[0] == MATH and _prepared(recipe)
-    if not recipe.method.stages.needs_answers or prepared:
+    if not recipe.method.stages.needs_answers or (
+        recipe.data.train != LAB and _prepared(recipe, recipe.reward.functions[0])
+    ):
         return list(problems)
+    wanted = Outcome.WRONG if recipe.method.needs.wrong else Outcome.RIGHT
     decided: list[Any] = [None]
     if is_main():
         count = sum(max(len(p.demonstrations), 1) for p in problems)
         with bar("grading the demonstrations", count) as advance:
-            kept, bad_gold, outcomes = verify(problems, reward.grader, advance)
+            kept, bad_gold, outcomes = verify(problems, reward.grader, advance, wanted)
         decided = [(kept, [f"{p.place}: the gold answer {p.answer[:60]!r} cannot be parsed" for p in bad_gold])]
-        dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != "right"}
+        dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != wanted}
         if dropped:
             count = f"{sum(dropped.values())} of {outcomes.total()}"
-            say(f"dropped {count} demonstrations that do not earn the reward: {dropped}")
+            why = "do not earn the reward" if wanted is Outcome.RIGHT else "are not wrong"
+            say(f"dropped {count} demonstrations that {why}: {dropped}")
     broadcast_object_list(decided)
     kept, unparsable = decided[0]
     if unparsable:
@@ -321,9 +328,9 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     return kept
 
 
-def _prepared(recipe: Recipe) -> bool:
-    """Whether ``prefix-rl prepare`` graded every file as it would be graded now."""
-    return all(is_verified(source.file) for source in recipe.data.sources)
+def _prepared(recipe: Recipe, reward: str | None = None) -> bool:
+    """Whether ``prefix-rl prepare`` made every file as it would now, by this reward where one is named."""
+    return all(is_verified(source.file, reward, recipe.reward.rules) for source in recipe.data.sources)
 
 
 def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> list[Problem]:

@@ -560,7 +560,8 @@ def test_one_module_reads_templates_and_loads_policies_to_sample():
     for words, homes in (
         ("apply_chat_template(", {"data/tokenizer.py"}),
         ("max_position_embeddings", {"policy.py"}),
-        ("AutoModelForCausalLM", {"policy.py", "evaluation/card.py"}),  # the card counts parameters, without weights
+        # the card counts parameters, a stand-in is asked whether it takes the settings, both without weights
+        ("AutoModelForCausalLM", {"policy.py", "evaluation/card.py", "stand_ins.py"}),
         ("AutoTokenizer", {"data/tokenizer.py"}),
         ("chat_template =", {"policy.py", "train.py"}),
     ):

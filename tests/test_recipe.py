@@ -75,7 +75,7 @@ def test_every_fault_is_reported_at_once():
         "training.learning_rat: no such key (did you mean learning_rate?)", 'training.learning_rate = "fast": must be a number',
         "training.loss_type = grpo: every method here is built on Dr.GRPO", "training.scale_rewards = group: every method",
         "training.max_prompt_length: is gone", "training.output_dir: set output.dir instead",
-        "reward.deadline = 0: must be a number above 0", "evaluation.samples = 1.5: must be an integer of at least 1",
+        "reward.deadline = 0: must be a number of at least 0.1", "evaluation.samples = 1.5: must be an integer of at least 1",
         "not a multiple of training.num_generations = 7", "there is no file /no.jsonl",
     ]  # fmt: skip
     for part in expected:

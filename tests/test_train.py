@@ -456,11 +456,10 @@ def start(folder, *overrides):
     )  # fmt: skip
 
 
-def wait_for(path, process, seconds=120):
-    deadline = time.monotonic() + seconds
+def wait_for(path, process):
+    """Returns when the path is there; what never comes is ended by the test's own limit."""
     while not path.exists():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.002)
 
 
@@ -471,7 +470,7 @@ def test_ctrl_c_says_where_to_go_on(tmp_path):
     process = start(tmp_path / "run", *LONG)
     wait_for(tmp_path / "run" / "checkpoint-4" / checkpoints.MARK, process)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate()
     assert process.returncode == 130
     assert "stopped at step" in error
     assert "the last whole checkpoint is" in error

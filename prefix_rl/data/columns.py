@@ -45,19 +45,20 @@ _OTHERS = {
     "ground_truth_solution", "deepseek_reasoning", "is_reasoning_complete", *_ASKED, *_DEMONSTRATIONS,
 }  # fmt: skip
 """The columns that are looked at."""
+_READ = {
+    "id", "uuid", "unique_id", "answer", "pass_rate", "ground_truth_solution", "deepseek_reasoning", "system",
+    "is_reasoning_complete", *_ASKED, *_DEMONSTRATIONS,
+}  # fmt: skip
+"""The columns that stand in the made row under their own or another name."""
 _BARE = "it is nothing but the answer"
-_DAPO = re.compile(
-    r"\ASolve the following math problem step by step\. The last line of your response should be of the form Answer: "
-    r"\$Answer \(without quotes\) where \$Answer is the answer to the problem\.\s*(.*?)"
-    r'(?:\s*Remember to put your answer on its own line after "Answer:"\.)?\s*\Z',
-    re.DOTALL,
+_DAPO = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem."
 )
+_DAPO_END = 'Remember to put your answer on its own line after "Answer:".'
 _OPEN_THOUGHTS = re.compile(r"\AReturn your final response within \\boxed\{\}\.\s*")
-_THOUGHT = re.compile(
-    r"\A\s*<\|begin_of_thought\|>\s*(.*?)\s*<\|end_of_thought\|>\s*"
-    r"<\|begin_of_solution\|>\s*(.*?)\s*(?:<\|end_of_solution\|>)?\s*\Z",
-    re.DOTALL,
-)
+_THOUGHT, _END_OF_SOLUTION = "<|begin_of_thought|>", "<|end_of_solution|>"
+_SOLUTION = re.compile(r"<\|end_of_thought\|>\s*<\|begin_of_solution\|>")
 
 
 def normalize(row: dict, columns: dict[str, str]) -> dict:
@@ -128,6 +129,16 @@ def unread_columns(row: dict, columns: dict[str, str]) -> list[str]:
     """The columns of a row that nothing is read from and that could hold a demonstration: texts and lists."""
     named = {theirs.partition(".")[0] for theirs in columns.values()}
     return [name for name, value in row.items() if name not in _OTHERS | named and isinstance(value, str | list | dict)]
+
+
+def further_columns(row: dict, columns: dict[str, str]) -> dict:
+    """The columns of a raw row beside problem, answer and demonstrations, which are kept for reward functions.
+
+    >>> further_columns({"problem": "6 * 7?", "answer": "42", "level": 3, "worked": "..."}, {"solution": "worked"})
+    {'level': 3}
+    """
+    gone = _READ | {theirs for ours, theirs in columns.items() if ours != "answer"}
+    return {name: value for name, value in row.items() if name not in gone and value is not None}
 
 
 def _renamed(row: dict, columns: dict[str, str]) -> dict:
@@ -224,8 +235,9 @@ def _problem(given):
     """The text of a problem, out of a known frame of instructions."""
     if not isinstance(given, str):
         return given
-    framed = _DAPO.match(given)
-    return clean(framed[1] if framed else _OPEN_THOUGHTS.sub("", given))
+    if given.startswith(_DAPO):
+        return clean(given.removeprefix(_DAPO).strip().removesuffix(_DAPO_END))
+    return clean(_OPEN_THOUGHTS.sub("", given))
 
 
 def _solutions(row: dict, answer: str) -> tuple[list, Chat | None]:
@@ -284,15 +296,23 @@ def _text(solution):
         return _text(solution["content"]) if isinstance(solution.get("content"), str) else solution
     if not isinstance(solution, str):
         return solution
-    if thought := _THOUGHT.match(solution):
-        solution = f"<think>\n{thought[1]}\n</think>\n\n{thought[2]}"
+    stripped = solution.strip()
+    if stripped.startswith(_THOUGHT) and (between := _SOLUTION.search(stripped)):
+        thought, told = (
+            stripped[len(_THOUGHT) : between.start()],
+            stripped[between.end() :].removesuffix(_END_OF_SOLUTION),
+        )
+        solution = f"<think>\n{thought.strip()}\n</think>\n\n{told.strip()}"
     return _boxed_ending(clean(solution))
 
 
 def _boxed_ending(solution: str) -> str:
     """GSM8K's calculator marks removed and its ``#### 42`` line turned into a box; other texts unchanged."""
     solution = re.sub(r"<<[^<>\n]*>>", "", solution)
-    return re.sub(r"^#### *(\S.*?)\s*\Z", lambda m: rf"\boxed{{{m[1]}}}", solution, flags=re.MULTILINE)
+    body = solution.rstrip()
+    last = body.rfind("\n") + 1
+    marked = re.fullmatch(r"#### *(\S.*)", body[last:])
+    return rf"{body[:last]}\boxed{{{marked[1]}}}" if marked else solution
 
 
 def _answer(answer: str) -> str:

@@ -22,6 +22,8 @@ from .turns import chat, is_chat, turn_faults
 MAX_CHARACTERS = 1_000_000
 """No field may be longer: such a field is a broken export, and would cost memory on every rank."""
 
+_LONGEST_ID = 1000
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -54,8 +56,8 @@ def load(
 
     A row holds ``problem`` (a text or messages), ``answer`` and, where there are any, ``demonstrations`` (texts, or
     objects with a ``text``) or one ``solution``; or chat messages, or TRL's ``prompt`` and ``completion``
-    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing or null; it is then
-    empty. With ``columns`` the further ones of each row are kept.
+    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing, null or empty. With
+    ``columns`` the further ones of each row are kept.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
@@ -83,7 +85,7 @@ def load(
 def row_faults(row: dict, answers: bool = True) -> list[str]:
     """What is wrong with a row; empty if nothing is. Without ``answers`` it may do without one."""
     wrong = []
-    for column in ("problem", "answer") if answers or row.get("answer") is not None else ("problem",):
+    for column in ("problem", "answer") if answers or row.get("answer") not in (None, "") else ("problem",):
         value = row.get(column)
         if column not in row:
             wrong.append(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
@@ -106,11 +108,37 @@ def row_faults(row: dict, answers: bool = True) -> list[str]:
         wrong.append(f"a demonstration has more than {MAX_CHARACTERS:,} characters")
     elif not all(is_unicode(d["text"]) for d in demonstrations):
         wrong.append("a demonstration is broken Unicode (half of a surrogate pair)")
+    else:
+        wrong += [f"demonstration {n}: {what}" for n, d in enumerate(demonstrations, 1) for what in _beside_the_text(d)]
     if row.get("id") is not None and (isinstance(row["id"], bool) or not isinstance(row["id"], str | int)):
         wrong.append(f"id is a {type(row['id']).__name__}, not a text or an integer")
     elif not is_unicode(str(row.get("id"))):
         wrong.append("id is broken Unicode (half of a surrogate pair)")
+    elif len(str(row.get("id"))) > _LONGEST_ID:
+        wrong.append(f"id has more than {_LONGEST_ID:,} characters")
     return wrong
+
+
+def refuse_ids_beyond(known: int, problems: Sequence[Problem], policy: str) -> None:
+    """Sees that the ids that demonstrations bring along are in a vocabulary.
+
+    Args:
+        known: size of the vocabulary.
+        policy: whose it is, for the message.
+
+    Raises:
+        DataError: naming the rows whose ids are not.
+    """
+    beyond = [
+        f"{problem.place or problem.id}: the id {highest}"
+        for problem in problems for d in problem.demonstrations if (highest := max(d.get("ids") or (0,))) >= known
+    ]  # fmt: skip
+    if beyond:
+        raise DataError(
+            f"the tokenizer of {policy} has {known} ids, and demonstrations hold others: they are another tokenizer's. "
+            "Take `ids` out, and the texts are tokenized:",
+            at_most(beyond),
+        )
 
 
 def is_unicode(text: str) -> bool:
@@ -132,6 +160,31 @@ def _demonstrations(row: dict) -> tuple[dict, ...] | None:
     if not all(isinstance(d, dict) and isinstance(d.get("text"), str) for d in made):
         return None
     return tuple(made)
+
+
+_OFFSET = "must be an offset in its text, a whole number of at least 0"
+
+
+def _beside_the_text(demonstration: dict) -> list[str]:
+    """What is wrong with the ids and offsets that a demonstration brings along."""
+    wrong, ids, offsets = [], demonstration.get("ids"), demonstration.get("readable")
+    if ids is not None and not (isinstance(ids, list) and all(_whole(i, 2**31 - 1) for i in ids)):
+        wrong.append("ids must be a list of token ids, whole numbers from 0 to 2147483647")
+    elif ids is not None and len(ids) > MAX_CHARACTERS:
+        wrong.append(f"ids holds {len(ids):,} tokens, more than {MAX_CHARACTERS:,}")
+    if not _whole(demonstration.get("readable_from"), 2**31 - 1, null=True):
+        wrong.append(f"readable_from {_OFFSET}")
+    if offsets is not None and not (
+        isinstance(offsets, dict) and all(_whole(o, 2**31 - 1, null=True) for o in offsets.values())
+    ):
+        wrong.append(f"readable must be an object with an offset for each guard; each {_OFFSET}")
+    if not isinstance(demonstration.get("ended", True), bool):
+        wrong.append("ended must be true or false")
+    return wrong
+
+
+def _whole(value: object, most: int, null: bool = False) -> bool:
+    return (null and value is None) or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
 
 
 _OWN = {"id", "problem", "answer", "demonstrations", "solution", "prompt", "completion", "completion_ids", "messages"}
@@ -173,22 +226,25 @@ def graded(
 
 
 def verify(
-    problems: Sequence[Problem], grader: Grader, progress: Callable[[int], object] | None = None
+    problems: Sequence[Problem],
+    grader: Grader,
+    progress: Callable[[int], object] | None = None,
+    wanted: Outcome = Outcome.RIGHT,
 ) -> tuple[list[Problem], list[Problem], Counter]:
     """Grades every demonstration by the training reward.
 
     Returns:
-        The problems with those demonstrations that earn the reward; the problems whose gold answer cannot be parsed
-        (left out of the first list); and the outcomes of the demonstrations.
+        The problems with those demonstrations that have the ``wanted`` outcome; the problems whose gold answer cannot
+        be parsed (left out of the first list); and the outcomes of the demonstrations.
     """
     kept, bad_gold, counts = [], [], Counter()
     for problem, outcomes in zip(problems, graded(problems, grader, progress), strict=True):
         if set(outcomes) == {Outcome.BAD_GOLD}:
             bad_gold.append(problem)
             continue
-        right = tuple(d for d, o in zip(problem.demonstrations, outcomes, strict=False) if o is Outcome.RIGHT)
+        fit = tuple(d for d, o in zip(problem.demonstrations, outcomes, strict=False) if o is wanted)
         counts.update(outcomes[: len(problem.demonstrations)])
-        kept.append(replace(problem, demonstrations=right))
+        kept.append(replace(problem, demonstrations=fit))
     return kept, bad_gold, counts
 
 

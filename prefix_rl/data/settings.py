@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 
 from ..errors import DataError
 from ..fields import check, fields_of
@@ -33,7 +33,7 @@ class Settings:
     """Give new ids: the number of the row in its source."""
     against: tuple[str, ...] = ()
     """An evaluation set, whose problems must not be trained on."""
-    ngram: Annotated[int, Ge(2)] = 8
+    ngram: Annotated[int, Ge(2), Le(1000)] = 8
     """A problem with so many words in a row in common with one of theirs is dropped (8; 13)."""
     spare_phrases: bool = False
     """Drop no problem for a turn of phrase, which stands in three different evaluation problems."""
@@ -46,6 +46,9 @@ class Settings:
     """Measured pass rates: rows of id and pass_rate (or right, attempts), or a trace store."""
     pass_rate: tuple[Fraction, Fraction] | None = None
     """Keep problems with a pass rate from LOW to HIGH, both included."""
+    reward: str = "math"
+    """The reward that a demonstration must earn: math, code, or the dotted path of a function of your own, as the first
+    of ``reward.functions`` of the recipe that trains on the file."""
     append_answer: bool = False
     """Append the gold answer in a box to demonstrations that mark no final answer, as published solutions often do
     not; those that mark a wrong one are dropped all the same."""

@@ -16,6 +16,8 @@ from pathlib import Path
 from ..errors import DataError, at_most, nearest, unavailable
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+LONGEST_LINE = 64 * 2**20
+"""Bytes of the longest line that is read: a longer one is a broken export, or a bomb of gzip."""
 _BATCH = 256  # rows of Parquet that are in memory at a time
 
 
@@ -55,7 +57,10 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     faults, rows = [], 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(line) > LONGEST_LINE:
+                    faults.append(f"{path}:{number}: more than {LONGEST_LINE:,} bytes; what is behind was not read")
+                    break
                 if not line.strip():
                     continue
                 try:
@@ -68,6 +73,9 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
                     continue
                 except RecursionError:
                     faults.append(f"{path}:{number}: JSON nested too deeply")
+                    continue
+                except ValueError as error:  # an integer of more digits than Python reads
+                    faults.append(f"{path}:{number}: not JSON that can be read: {str(error).partition(';')[0]}")
                     continue
                 if not isinstance(row, dict):
                     faults.append(f"{path}:{number}: a JSON {type(row).__name__}, not an object")
@@ -86,9 +94,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
     import pyarrow
     import pyarrow.parquet
 
+    # what pyarrow raises at a flipped byte, and what the values that it then makes of it raise
+    damage = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, LookupError, TypeError)
     try:
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)  # or a whole column chunk is read at once
-    except (pyarrow.ArrowException, OSError) as error:
+    except damage as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     if not file.metadata.num_rows:
         raise DataError(f"{path} holds no rows")
@@ -96,11 +106,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
     while True:
         try:
             batch = next(batches, None)
-        except (pyarrow.ArrowException, OSError) as error:
+            rows = None if batch is None else batch.to_pylist()
+        except damage as error:
             raise DataError(f"{path} is damaged after row {number}: {error}; get it anew") from error
-        if batch is None:
+        if rows is None:
             return
-        for row in batch.to_pylist():
+        for row in rows:
             number += 1
             yield f"{path}, row {number}", row
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
 API_KEY = "PREFIX_RL_API_KEY"
 """The environment variable that holds the key of the endpoints, if they want one."""
@@ -23,15 +23,15 @@ class EngineSettings:
     """server: addresses, http://HOST:PORT; requests are shared out among them."""
     served_model: str | None = None
     """server: the name under which the endpoints serve the policy; null: the policy's own name or folder."""
-    max_in_flight: Annotated[int, Ge(1)] = 64
+    max_in_flight: Annotated[int, Ge(1), Le(2**16)] = 64
     """server: number of requests in the making at each endpoint."""
-    timeout: Annotated[float, Gt(0)] = 1800.0
+    timeout: Annotated[float, Gt(0), Le(10**8)] = 1800.0
     """server: seconds until a completion must be there."""
-    retries: Annotated[int, Ge(0)] = 6
+    retries: Annotated[int, Ge(0), Le(10**6)] = 6
     """server: failures in a row that an endpoint may have before it is left out, and one request before all stops."""
-    retry_wait: Annotated[float, Gt(0)] = 1.0
+    retry_wait: Annotated[float, Gt(0), Le(3600)] = 1.0
     """server: seconds to wait after a failure; twice as long after each further one, at most a minute."""
-    tensor_parallel_size: Annotated[int, Ge(1)] = 1
+    tensor_parallel_size: Annotated[int, Ge(1), Le(1024)] = 1
     """vllm: number of GPUs that hold one copy of the model."""
     gpu_memory_utilization: Annotated[float, Interval(gt=0, le=1)] = 0.9
     """vllm: the share of a GPU's memory that it takes."""

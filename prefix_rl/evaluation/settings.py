@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
@@ -29,20 +29,20 @@ class Evaluation:
     benchmarks: str | None = None
     """A folder with local files of the named benchmarks (math500.jsonl); null: $PREFIX_RL_BENCHMARKS, or else the
     hub."""
-    samples: Annotated[int, Ge(1)] | None = None
+    samples: Annotated[int, Ge(1), Le(2**16)] | None = None
     """Completions for each problem; null: the benchmark's own number (32 for AIME and AMC, 1 elsewhere)."""
-    k: tuple[Annotated[int, Ge(1)], ...] = ()
+    k: tuple[Annotated[int, Ge(1), Le(2**16)], ...] = ()
     """Values of k for pass@k and maj@k; empty: the number of samples."""
-    temperature: Annotated[float, Ge(0)] = 1.0
+    temperature: Annotated[float, Ge(0), Le(1000)] = 1.0
     """0: greedy. Where there is no recipe `prefix-rl evaluate` takes 0.6."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     """Sample from the most likely tokens that together have this probability."""
-    max_completion_length: Annotated[int, Ge(2)] | None = None
+    max_completion_length: Annotated[int, Ge(2), Le(2**24)] | None = None
     """Tokens; null: training.max_completion_length, and where there is no recipe 8192."""
-    batch_size: Annotated[int, Ge(1)] | None = None
+    batch_size: Annotated[int, Ge(1), Le(2**16)] | None = None
     """Completions in the making at a time in one process; null: 64, with vLLM 1,024. Servers have
     engine.max_in_flight."""
     prefix_fractions: tuple[Fraction, ...] = ()
     """Fractions of a demonstration from which the accuracy is measured too."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Seed of all sampling."""

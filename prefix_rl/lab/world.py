@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, Le
 from jaxtyping import Int
 from torch import Tensor
 
@@ -37,7 +37,7 @@ _HELD_OUT = 10**6  # seeds of held-out problems start here
 
 # The settings that only one of the worlds has
 _OWN = {
-    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled"),
+    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled", "leap"),
     "parities": ("length", "spaced"),
 }
 
@@ -49,39 +49,43 @@ class World:
 
     world: Literal["additions", "parities"] = "additions"
     """additions: chains of additions. parities: chains of parities (arXiv 2506.18110)."""
-    length: Annotated[int, Ge(1)] = 16
+    length: Annotated[int, Ge(1), Le(256)] = 16
     """parities: bits of a problem; a solution has twice as many."""
     spaced: bool = False
     """parities: a word between two bits of the problem, so that each stands at a constant distance from its parity."""
-    slots: Annotated[int, Ge(3)] = 20
+    slots: Annotated[int, Ge(3), Le(256)] = 20
     """Additions in a problem."""
-    modulus: Annotated[int, Ge(2)] = 20
+    modulus: Annotated[int, Ge(2), Le(1000)] = 20
     """Totals are 0 ... modulus - 1."""
     slip_small: Fraction = 0.3
     """Probability of a slip at a step of 1 to 5, in the base policy's corpus."""
     slip_large: Fraction = 0.7
     """Probability of a slip at a step of 6 to 9."""
-    base_steps: Annotated[int, Ge(1)] = 4000
+    base_steps: Annotated[int, Ge(1), Le(10**6)] = 4000
     """Training steps of the base policy, 32 fresh problems each."""
-    base_seed: Annotated[int, Ge(0)] = 0
+    base_seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Seed of the base policy."""
-    operations: Annotated[int, Ge(1)] = 20
+    operations: Annotated[int, Ge(1), Le(256)] = 20
     """Hard additions in a problem: its difficulty."""
-    problems: Annotated[int, Ge(1)] = 64
+    problems: Annotated[int, Ge(1), Le(10**5)] = 64
     """Training problems."""
-    held_out: Annotated[int, Ge(1)] = 256
+    held_out: Annotated[int, Ge(1), Le(10**5)] = 256
     """Problems to evaluate on."""
-    demonstrations: Literal["clean", "garbled", "slipping", "restating"] = "clean"
+    demonstrations: Literal["clean", "garbled", "slipping", "restating", "terse"] = "clean"
     """Their author. clean: an expert. garbled: some totals are random numbers, though chain and answer are right.
     slipping: a weaker teacher, some of whose totals are one too high; chain and answer are right. restating: an expert
-    of other habits, who writes every addition before its total (so solutions are twice as long)."""
+    of other habits, who writes every addition before its total (so solutions are twice as long). terse: a faultless
+    expert who leaps: in the place of most totals stands a comma, and each total that is written follows from ``leap``
+    additions at once."""
+    leap: Annotated[int, Ge(2)] = 3
+    """terse: additions from one total that is written to the next, at most."""
     garbled: Fraction = 0.3
     """The share of totals that garbled and slipping demonstrations get wrong."""
-    demonstrated: Annotated[int, Ge(0)] | None = None
+    demonstrated: Annotated[int, Ge(0), Le(10**5)] | None = None
     """Number of training problems with a demonstration; null: all."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Seed of the training problems. The held-out problems are the same for every seed."""
-    held_out_seed: Annotated[int, Ge(0)] = 0
+    held_out_seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     """Another value, another set of held-out problems (settings are chosen on one, results reported on another)."""
 
     def faults(self) -> list[str]:
@@ -124,6 +128,16 @@ class World:
     def marked(self) -> tuple[int, int, int]:
         """The totals (counted from 0) that the answer takes: after a third, two thirds and all of the way."""
         return tuple(round(self.slots * third / 3) - 1 for third in (1, 2, 3))
+
+    @property
+    def landings(self) -> list[bool]:
+        """For each total, whether a terse expert writes it: the marked ones, and every ``leap``-th before each.
+
+        >>> [j for j, written in enumerate(World().landings) if written]
+        [0, 3, 6, 9, 12, 13, 16, 19]
+        """
+        following = [min(mark for mark in self.marked if mark >= j) for j in range(self.slots)]
+        return [(mark - j) % self.leap == 0 for j, mark in enumerate(following)]
 
 
 @dataclass(frozen=True)
@@ -184,6 +198,8 @@ def _problems(world: World, count: int, seed: int, name: str, kind: str, demonst
         answer = [int(made.totals[i, j]) for j in world.marked]
         additions = [f"{int(s):+d}" for s in made.steps[i]]
         totals = [str(int(t)) for t in written[i]]
+        if kind == "terse":
+            totals = [total if there else "," for total, there in zip(totals, world.landings, strict=True)]
         if kind == "restating":
             totals = [word for pair in zip(additions, totals, strict=True) for word in pair]
         box = rf"\boxed{{( {' , '.join(map(str, answer))} )}}"

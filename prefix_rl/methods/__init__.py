@@ -8,7 +8,7 @@ import pkgutil
 
 from .base import Method
 
-_SHARED = {"base", "combined", "imitation", "stage"}  # what methods are made of
+_SHARED = {"base", "combined", "cutting", "imitation", "needs", "stage"}  # what methods are made of
 
 
 def names() -> list[str]:
@@ -35,12 +35,17 @@ def find(name: str) -> type[Method]:
     'DrGRPO'
     """
     path = name if "." in name else f"{__name__}.{name}"
-    if "." not in name and name not in names():
-        raise LookupError(f"no method {name!r}; there are {', '.join(names())}, or give your own module's dotted path")
+    dotted = len(name) < 1000 and all(part.isidentifier() for part in path.split("."))
+    if not dotted or ("." not in name and name not in names()):
+        raise LookupError(
+            f"no method {name[:60]!r}; there are {', '.join(names())}, or give your own module's dotted path"
+        )
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         raise LookupError(f"no module {name!r} to take a method from ({error})") from error
+    except (Exception, SystemExit) as error:  # whatever the module of somebody else does when it is imported
+        raise LookupError(f"module {name!r} cannot be imported ({type(error).__name__}: {error})") from error
     found = [
         cls for _, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, Method) and cls.__module__ == module.__name__

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
 from ..prefixes import Demonstration
 
@@ -24,13 +24,13 @@ SUPERVISED, ROLLOUTS = "supervised", "rollouts"
 class Supervised:
     """A supervised stage on the demonstrations. The defaults are those of arXiv 2604.23747."""
 
-    epochs: Annotated[float, Ge(0)] = 3
+    epochs: Annotated[float, Ge(0), Le(10**6)] = 3
     """Passes over the demonstrations; 0: no such stage."""
     learning_rate: Annotated[float, Gt(0)] = 5e-5
     """Peak learning rate. It warms up, then falls along a cosine."""
-    batch_size: Annotated[int, Ge(1)] = 64
+    batch_size: Annotated[int, Ge(1), Le(2**20)] = 64
     """Demonstrations of an optimizer step, over all ranks and micro-batches."""
-    per_device_batch_size: Annotated[int, Ge(1)] = 8
+    per_device_batch_size: Annotated[int, Ge(1), Le(2**20)] = 8
     """Demonstrations of a micro-batch."""
     warmup: Fraction = 0.1
     """The share of the steps in which the learning rate rises."""

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..errors import printable
+
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
     """A head and rows, aligned; columns that hold nothing are left out.
@@ -19,6 +21,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
+    rows = [[printable(cell) for cell in row] for row in rows]
     kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])] or list(range(len(rows[0])))
     looked_at = sys.stdout is not None and sys.stdout.isatty()
     if not looked_at:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Le
 
 from . import functions
 from .equality import TRAINING_RULES, Rules
@@ -23,17 +23,21 @@ class Reward(Rules):
     """What each of them is multiplied by in the sum; null: 1 each."""
     fallback: Literal["last", "none"] = TRAINING_RULES.fallback
     """none: an answer must be marked. last: without a mark, the last formula or number of the text."""
-    workers: Annotated[int, Ge(1)] = 2
+    workers: Annotated[int, Ge(1), Le(256)] = 2
     """Grading processes on each rank."""
-    deadline: Annotated[float, Gt(0)] = 5.0
+    deadline: Annotated[float, Ge(0.1), Le(86400)] = 5.0
     """Seconds that one sample may take; a function of your own has so many for each completion of a call."""
-    memory_mb: Annotated[int, Ge(256)] = 2048
+    memory_mb: Annotated[int, Ge(256), Le(2**20)] = 2048
     """Address space of one grading process, MiB; for a function of your own, beyond what its import took."""
+
+    @property
+    def rules(self) -> Rules:
+        """The rules of mathematics alone."""
+        return Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
 
     def grader(self) -> Grader:
         """The workers that grade by these settings; they start when first needed."""
-        rules = Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
-        return Grader(self.workers, self.deadline, self.memory_mb, rules)
+        return Grader(self.workers, self.deadline, self.memory_mb, self.rules)
 
     @property
     def columns(self) -> list[str]:

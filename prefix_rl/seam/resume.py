@@ -159,7 +159,9 @@ def older_kept(arguments, state: TrainerState) -> Iterator[int | None]:
 def keep_whole(
     run: str, arguments, state: TrainerState, facts: Mapping[str, Any], cost: Cost, limit: int | None
 ) -> None:
-    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``."""
+    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``, if this rank saves."""
+    if not arguments.should_save:
+        return
     now = {"step": state.global_step, "world_size": arguments.world_size, "cost": asdict(cost)}
     mark_whole(Path(run, f"checkpoint-{state.global_step}"), {**facts, **now})
     rotate_checkpoints(output_dir=run, save_total_limit=limit)

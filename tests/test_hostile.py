@@ -1,0 +1,210 @@
+"""Hostile input is explained: no traceback, no hang. ``PREFIX_RL_HOSTILE=5000`` runs more cases of each kind."""
+
+import os
+import random
+
+import pytest
+import yaml
+from hostile import (
+    CASES,
+    COMPLETED_ROWS,
+    GOOD_ROWS,
+    ROOT,
+    SEED,
+    Outcomes,
+    as_json,
+    cpu_budget,
+    data_file,
+    keys,
+    recipe_case,
+    shipped,
+    yaml_bombs,
+)
+from small import byte_level_bpe
+
+from prefix_rl import yaml12
+from prefix_rl.data.prepare import prepare
+from prefix_rl.data.problems import guarded, load, refuse_ids_beyond
+from prefix_rl.data.settings import Settings
+from prefix_rl.data.sources import read
+from prefix_rl.data.tokenizer import DemonstrationTable
+from prefix_rl.errors import DataError, RecipeError
+from prefix_rl.fields import fields_from_source
+from prefix_rl.grade import grade
+from prefix_rl.grpo_fields import BOUNDED, FREE, REFUSED
+from prefix_rl.recipe import load_recipe
+from prefix_rl.rewards.workers import Grader
+
+LAB = ROOT / "recipes" / "lab" / "prefix_rft.yaml"
+
+
+def test_the_harness_tells_a_traceback_and_a_hang():
+    outcomes = Outcomes()
+
+    def hangs():
+        with cpu_budget(0.05):
+            while True:
+                pass
+
+    assert outcomes.run("a", lambda: 1 / 0) == "traceback"
+    assert outcomes.run("b", hangs) == "hang"
+    assert outcomes.run("c", lambda: load_recipe(LAB)) == "fine"
+    assert outcomes.run("d", lambda: load_recipe(LAB, ["method.share=2"])) == "explained"
+    assert len(outcomes.bad) == 2
+    with pytest.raises(AssertionError, match=f"seed {SEED}: .*2 bad"):
+        outcomes.check()
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_recipes_and_overrides(tmp_path):
+    rng, outcomes, recipes, names = random.Random(SEED), Outcomes(), shipped(), list(dict.fromkeys(keys()))
+    for number in range(CASES):
+        path, overrides = recipe_case(rng, recipes, names, tmp_path)
+        case = (number, path.name, [override[:80] for override in overrides])
+        outcomes.run(case, lambda path=path, overrides=overrides: load_recipe(path, overrides))
+    outcomes.check()
+    assert outcomes.counts["explained"] > CASES / 2
+    assert outcomes.counts["fine"]
+
+
+@pytest.mark.parametrize("name", yaml_bombs())
+def test_yaml_that_makes_much_of_little(name, tmp_path):
+    (tmp_path / "bomb.yaml").write_text(yaml_bombs()[name])
+    with cpu_budget(), pytest.raises(RecipeError) as raised:
+        load_recipe(tmp_path / "bomb.yaml")
+    assert len(str(raised.value)) < 6000
+    if name in ("laughs", "merges"):
+        assert "more than 20,000 values, counting what aliases stand for" in raised.value.what
+    if name.startswith("itself"):
+        assert "the alias *a stands inside of what it names" in raised.value.what
+    if name.startswith("levels of lists"):
+        assert "nested in more than 30 levels" in raised.value.what
+
+
+def test_aliases_and_merges_that_people_write_are_read():
+    # depth 30 is read and 31 is not; an alias counts as often as what it stands for
+    assert yaml12.load("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]") == {
+        "a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}],
+    }  # fmt: skip
+    assert yaml12.load("[" * 29 + "1" + "]" * 29)
+    with pytest.raises(yaml.YAMLError):
+        yaml12.load("[" * 30 + "1" + "]" * 30)
+
+
+def test_only_regular_files_are_read_as_recipes(tmp_path):
+    os.mkfifo(tmp_path / "fifo.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "large.yaml").write_bytes(b"#" * (yaml12.MAX_BYTES + 1))
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    for name, said in (
+        (tmp_path / "fifo.yaml", "a pipe, a socket or a device"), ("/dev/zero", "a pipe, a socket or a device"),
+        (tmp_path / "folder.yaml", "a folder"), (tmp_path / "large.yaml", "at most 262,144 are read"),
+        (tmp_path / "binary.yaml", "cannot read the recipe"), ("a\0b.yaml", "cannot read the recipe"),
+    ):  # fmt: skip
+        with cpu_budget(), pytest.raises(RecipeError, match=said):
+            load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method.name=..evil", "no method '..evil'"), ("method.name=os", "no method 'os'"),
+        ("method.name=os.path", "must define one subclass of Method"),
+        (f"data.lab.problems={10**15}", "must be an integer of at least 1 and at most 100000"),
+        (f"model={{name_or_path: lab, use_peft: true, lora_r: {10**8}}}", "must be at least 1 and at most 8192"),
+        (f"reward.memory_mb={10**12}", "of at least 256 and at most 1048576"), ("reward.deadline=1e-9", "of at least 0.1"),
+        ("training.top_p=2", "must be a number in (0, 1]"), ("training.top_p=.nan", "NaN is no value of a setting"),
+        ("training.top_entropy_quantile=.nan", "NaN is no value"), ("training.steps_per_generation=0", "of at least 1"),
+        ("training.reward_weights=[.nan]", "NaN is no value"), ("training.importance_sampling_level=nope", "one of token, sequence"),
+        ("training.fsdp=full_shard", "choose a file of recipes/accelerate"), ("training.parallelism_config={}", "is not supported"),
+        ("training.dataloader_num_workers=1000000", "of at least 0 and at most 64"), ("training.max_steps=.inf", "infinity is no value"),
+        (f"training.seed={2**32}", "at most 4294967295"), ("data.instruction=\"\\ud800\"", "half of a surrogate pair"),
+        ("data.train=\"\\0\"", "holds the character NUL"), (f"training.logging_steps={10**30}", "beyond the integers of 64 bits"),
+        ("training.run_name={a: 2}", "must be a text"), ("training.max_steps=" + "9" * 5000, "an integer of so many digits"),
+        ("training.trust_remote_code=true", "docs/security.md"), ("training.hub_token=hf_x", "is a secret"),
+        ("training.num_generations=null", "of at least 2"), ("a." * 100 + "b=1", "no key of a recipe stands so deep"),
+    ],
+    ids=lambda value: value[:40],
+)  # fmt: skip
+def test_values_that_no_recipe_can_have(override, said):
+    with cpu_budget(), pytest.raises(RecipeError) as raised:
+        load_recipe(LAB, [override])
+    assert said in str(raised.value)
+
+
+def test_every_field_of_trl_is_bounded_free_or_refused():
+    fields = fields_from_source("trl.trainer.grpo_config", "GRPOConfig")
+    tables = [BOUNDED.keys(), FREE, REFUSED.keys()]
+    assert sorted(name for table in tables for name in table) == sorted(fields)  # each once, and none besides
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grader():
+    made = Grader(workers=1, deadline=2.0)
+    yield made
+    made.close()
+
+
+def _as_training_reads_it(path, tokenizer, grader):
+    problems = load(path, columns=True)
+    refuse_ids_beyond(len(tokenizer), problems, "the policy")
+    problems = guarded(problems, "mention", grader, trusted=False)
+    demonstrations, answers = [p.demonstrations for p in problems], [p.answer for p in problems]
+    list(DemonstrationTable(demonstrations, answers, tokenizer, problems=[p.text for p in problems]))
+
+
+def test_files_of_rows(tmp_path, grader):
+    rng, tokenizer = random.Random(SEED), byte_level_bpe()
+    outcomes = {"train": Outcomes(), "prepare": Outcomes(), "grade": Outcomes()}
+    for number in range(CASES // 3):
+        path = data_file(rng, tmp_path, COMPLETED_ROWS if number % 3 == 0 else GOOD_ROWS)
+        readers = {
+            "train": lambda path=path: _as_training_reads_it(path, tokenizer, grader),
+            "prepare": lambda path=path: prepare([path], tmp_path / "out.jsonl", Settings(force=True), grader=grader),
+            "grade": lambda path=path: grade(path, grader, output=tmp_path / "graded.jsonl", second_opinion=False),
+        }
+        for name, reader in readers.items():
+            outcomes[name].run((name, number, path), reader)
+    for one in outcomes.values():
+        one.check()
+        assert one.counts["explained"]
+        assert one.counts["fine"]
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ({"ids": [2**31]}, "demonstration 1: ids must be a list of token ids"), ({"ids": ["a"]}, "ids must be a list"),
+        ({"ids": [-1]}, "ids must be a list"), ({"ids": [True]}, "ids must be a list"), ({"ids": 3}, "ids must be a list"),
+        ({"ids": [330]}, "the id 330"), ({"readable": "x"}, "readable must be an object"),
+        ({"readable": {"mention": "3"}}, "readable must be"), ({"readable": {"mention": -1}}, "readable must be"),
+        ({"readable_from": 1.5}, "readable_from must be an offset"), ({"ended": "no"}, "ended must be true or false"),
+    ],
+)  # fmt: skip
+def test_ids_and_offsets_that_cannot_be_are_named_with_their_row(beside, said, tmp_path, grader):
+    rows = [GOOD_ROWS[0], {**GOOD_ROWS[1], "demonstrations": [{"text": "so \\boxed{4}", **beside}]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(as_json(row) + "\n" for row in rows))
+    with pytest.raises(DataError) as raised:
+        _as_training_reads_it(str(path), byte_level_bpe(), grader)  # of 330 ids
+    assert said in str(raised.value)
+    assert f"{path}:2" in str(raised.value)
+
+
+def test_a_line_that_is_too_long_a_number_or_levels_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefix_rl.data.sources.LONGEST_LINE", 200_000)
+    for text, said in (
+        ('{"id": ' + "9" * 5000 + "}", "rows.jsonl:2: not JSON that can be read"),
+        ('{"id": ' + "[" * 100_000 + "]" * 50_000 + "}", "rows.jsonl:2: "),
+        ('{"id": "' + "x" * 200_001 + '"}', "rows.jsonl:2: more than 200,000 bytes"),
+        ('{"id": "\xff"}', "rows.jsonl:2: not UTF-8 at byte 8"),
+    ):
+        (tmp_path / "rows.jsonl").write_bytes(b'{"id": 1}\n' + text.encode("latin-1") + b"\n")
+        with cpu_budget(), pytest.raises(DataError) as raised:
+            list(read(str(tmp_path / "rows.jsonl")))
+        assert said in str(raised.value)
