@@ -43,12 +43,12 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
             f"no tokenizer could be loaded from {name_or_path}: the folder has none of {', '.join(_TOKENIZER_FILES)}; "
             "copy them there from the model that it was made from"
         )
-    probes = _probes(folder / "tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", **kwargs)
+        probes = _probes(folder / "tokenizer.json")
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", trust_remote_code=False, **kwargs)
         if _difference(tokenizer, probes):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, padding_side="left", **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the libraries raise at what stands in the files
         raise unavailable(f"no tokenizer could be loaded from {name_or_path}", error) from error
     if difference := _difference(tokenizer, probes):
         raise DataError(
