@@ -130,7 +130,7 @@ def test_yaml_makes_no_objects(tmp_path, mark):
 def test_a_dotted_path_runs_its_module_and_the_page_says_so(tmp_path, mark, monkeypatch):
     (tmp_path / "runs_on_purpose.py").write_text(f"open({str(mark)!r}, 'w')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(RecipeError, match="no module 'runs_on_purpose.nothing'"):
+    with pytest.raises(RecipeError, match="no module 'runs_on_purpose"):
         load_recipe(LAB, ["method={name: runs_on_purpose.nothing}"])
     monkeypatch.delitem(sys.modules, "runs_on_purpose", raising=False)
     assert mark.exists()

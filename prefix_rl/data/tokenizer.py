@@ -158,7 +158,9 @@ def turn_of(
 def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, end: int | None = None) -> list[int]:
     """Every id that ends a completion: the model's, the tokenizer's and the chat template's."""
     declared = config.eos_token_id if config else None
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    declared = [] if declared is None else declared if isinstance(declared, list) else [declared]
+    if not all(isinstance(i, int) and 0 <= i < 2**31 for i in declared):
+        raise DataError(f"the model's generation_config.json has eos_token_id = {declared}: give ids, whole numbers")
     return [i for i in dict.fromkeys([*declared, tokenizer.eos_token_id, end]) if i is not None]
 
 
