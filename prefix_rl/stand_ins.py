@@ -234,9 +234,22 @@ def _on_meta(config: PretrainedConfig, attention: str | None):
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        options = {} if attention is None else {"attn_implementation": attention}
+    options = {} if attention is None else {"attn_implementation": attention}
+    with torch.device("meta"), _whole():
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
+
+
+@contextlib.contextmanager
+def _whole():
+    """Models are made whole inside: under ZeRO-3 transformers would shard a stand-in over the processes."""
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def _adapters(recipe: Recipe, model) -> None:
