@@ -233,23 +233,12 @@ def _continuous(args: TrainingArguments) -> None:
 def _on_meta(config: PretrainedConfig, attention: str | None):
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import set_zero3_state
 
-    options = {} if attention is None else {"attn_implementation": attention}
-    with torch.device("meta"), _whole():
+    # Under ZeRO-3 transformers would share its parameters out among the ranks, and it has none: told that it is done
+    with torch.device("meta"), set_zero3_state():
+        options = {} if attention is None else {"attn_implementation": attention}
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
-
-
-@contextlib.contextmanager
-def _whole():
-    """Models are made whole inside: under ZeRO-3 transformers would shard a stand-in over the processes."""
-    from transformers.integrations import deepspeed
-
-    kept = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def _adapters(recipe: Recipe, model) -> None:
