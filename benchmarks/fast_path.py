@@ -2,15 +2,22 @@
 
     python benchmarks/fast_path.py [--phase update|generation|step] [--workload prefix_rl] [--rounds 3]
     python benchmarks/fast_path.py --growth [--plot growth.png]
+    python benchmarks/fast_path.py --shape qwen2.5-1.5b --device cuda [--workload prefix_rl]
 
 Both sides are the same trainer with the same rollouts and the same policy (a Qwen2 of 6 layers of width 256 in float32,
-random weights, 4,096 words); one takes TRL's path. ``update`` is what a step does once its rollouts are there: the
-order of the rows, forward and backward of every micro-batch, the optimizer. ``generation`` is transformers' loop; a
+random weights, 4,096 words, unless ``--shape`` says otherwise); one takes TRL's path. ``update`` is what a step does
+once its rollouts are there: the order of the rows, forward and backward of every micro-batch, the optimizer.
+``generation`` is transformers' loop; a
 logits processor chooses the tokens, so that both sides write the same rollouts. ``step`` is both, and what TRL does
 between them (decoding, a trivial reward). Prints the median CPU seconds of each side (one thread: what else the machine
 does counts for little), the median ratio over the rounds with its smallest and largest, and the memory that it adds, at
 its highest, to a process that has loaded its libraries (malloc gives freed tensors back at once there, so that it is
 the memory of tensors that is compared). Nothing here passes or fails.
+
+``--device cuda``: seconds of the clock between two moments at which the GPU has nothing left to do, memory as its
+allocator counts it, tokens a second (of the rollouts, each row in full: what a user has at the end), and the share of
+what a large matrix product reaches on this GPU in this type. Then attention alone: by parts, by path in plain torch,
+and FlexAttention with the same layout, forward and backward, and how many kernels one more node costs.
 
 ``--growth``: how the ratio of updates grows with the size of a group and the tokens it shares, beside the ratio of the
 work there is: every distinct token once, every pair of tokens that attend to each other once. TRL's rows are all of one
@@ -35,8 +42,52 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-HIDDEN, LAYERS, VOCABULARY, STOP = 256, 6, 4096, 1
+STOP = 1
 AT_ONCE = 16_384  # tokens of a micro-batch of TRL, with --growth
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Qwen2."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+    dtype: str = "float32"
+
+
+SHAPES = {
+    "small": Shape(256, 1024, 6, 4, 2, 4096),
+    "tiny": Shape(32, 64, 2, 4, 2, 256),
+    "qwen2.5-1.5b": Shape(1536, 8960, 28, 12, 2, 151_936, "bfloat16"),
+}
+
+
+@dataclass
+class On:
+    """What is measured on; set once by :func:`main`."""
+
+    shape: Shape = SHAPES["small"]
+    device: str = "cpu"
+
+    @property
+    def cpu(self) -> bool:
+        return self.device == "cpu"
+
+    def clock(self) -> float:
+        """Seconds: of this process's CPU, or of the clock once the GPU has nothing left to do."""
+        import torch
+
+        if self.cpu:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+ON = On()
 
 
 @dataclass(frozen=True)
@@ -58,7 +109,10 @@ WORKLOADS = {
     "prefix_rl": Workload(8, 8, (256, 256), (112, 0.3, 192), shared=512),
     "prefix_rft": Workload(8, 8, (128, 128), (160, 0.7, 512), single=256),
     "long": Workload(1, 16, (1024, 1024), (256, 0.0, 256), shared=3072, at_once=16, checkpointing=True),
+    "tiny": Workload(2, 4, (20, 24), (9, 0.3, 12), shared=20, at_once=4),
 }
+LEFT_OUT = ("tiny",)  # unless it is asked for
+FLEX = "FlexAttention"
 
 
 def rollouts(work: Workload, seed: int = 0):
@@ -68,7 +122,7 @@ def rollouts(work: Workload, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
-        return torch.randint(10, VOCABULARY, (count,), generator=generator).tolist()
+        return torch.randint(10, ON.shape.vocabulary, (count,), generator=generator).tolist()
 
     rows, (median, spread, most) = [], work.completion
     for _ in range(work.groups):
@@ -98,7 +152,8 @@ def batch_of(rows):
         "prompt_ids": prompt_ids,
         "prompt_mask": torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p, _, _ in rows]),
         "completion_ids": completion_ids, "completion_mask": mask, "prefix_mask": prefix & mask.bool(),
-        "update_mask": mask.bool() & ~prefix, "advantages": advantages, "rewards": advantages[:, 0].clone(),
+        "update_mask": mask.bool() & ~prefix, "advantages": advantages,
+        "weights": torch.ones(mask.shape), "rewards": advantages[:, 0].clone(),
         "num_items_in_batch": mask.sum(),
     }  # fmt: skip
 
@@ -113,6 +168,7 @@ class Chosen:
         self.tokens, self.step = torch.tensor([c + [STOP] * (width - len(c)) for c in continuations]), 0
 
     def __call__(self, ids, scores):
+        self.tokens = self.tokens.to(scores.device)
         chosen = self.tokens[:, self.step : self.step + 1]
         self.step += 1
         return scores.new_full(scores.shape, float("-inf")).scatter(1, chosen, 0.0)
@@ -134,25 +190,27 @@ class Trial:
 
         torch.manual_seed(0)
         config = Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN, num_hidden_layers=LAYERS,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192, tie_word_embeddings=True,
+            vocab_size=ON.shape.vocabulary, hidden_size=ON.shape.hidden, intermediate_size=ON.shape.intermediate,
+            num_hidden_layers=ON.shape.layers, num_attention_heads=ON.shape.heads,
+            num_key_value_heads=ON.shape.key_heads, max_position_embeddings=8192, tie_word_embeddings=True,
             bos_token_id=None, eos_token_id=STOP, pad_token_id=0,
         )  # fmt: skip
         self.rows, self.steps = rows, max(len(rows) // work.at_once, 1)
         args = arguments(
             tempfile.mkdtemp(), per_device_train_batch_size=work.at_once, gradient_accumulation_steps=self.steps,
             num_generations=work.size, max_completion_length=max(len(c) for _, c, _ in rows), learning_rate=1e-6,
-            gradient_checkpointing=work.checkpointing,
+            gradient_checkpointing=work.checkpointing, use_cpu=ON.cpu,
         )  # fmt: skip
         self.trainer = trainer = PrefixTrainer(
-            model=Qwen2ForCausalLM(config), reward_funcs=token_reward, args=args, train_dataset=dataset(64, False),
-            processing_class=byte_level_bpe(), method=DrGRPO(), speed=speed,
+            model=Qwen2ForCausalLM(config).to(getattr(torch, ON.shape.dtype)), reward_funcs=token_reward, args=args,
+            train_dataset=dataset(64, False), processing_class=byte_level_bpe(), method=DrGRPO(), speed=speed,
         )  # fmt: skip
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = self.steps
         trainer.state.max_steps = 1
         if work.checkpointing:
             trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        trainer.model.to(ON.device)
         trainer.create_optimizer()
         self._score = trainer._generate_and_score_completions
         trainer._tokenize_prompts = lambda _: ([list(p) for p, _, _ in rows], None, {})
@@ -177,7 +235,8 @@ class Trial:
 
     def update(self, most: int | None = None) -> float:
         """CPU seconds of one update phase; with ``most``, of so many micro-batches, multiplied to those of all."""
-        self.trainer._generate_and_score_completions = lambda _: batch_of(self.rows)
+        batch = {name: values.to(ON.device) for name, values in batch_of(self.rows).items()}
+        self.trainer._generate_and_score_completions = lambda _: dict(batch)
         return self._run(most or self.steps)
 
     def step(self) -> float:
@@ -193,9 +252,9 @@ class Trial:
         """CPU seconds of generation alone."""
         prompts, images, fields = self.trainer._tokenize_prompts(None)
         with self.trainer._open.holding(self._planned([], self.trainer._step_now())):
-            start = time.process_time()
+            start = ON.clock()
             found, _ = self.trainer._generate_single_turn(prompts, images, fields, 1)
-            seconds = time.process_time() - start
+            seconds = ON.clock() - start
         self._check((completion, [1] * len(completion)) for completion in found)
         return seconds
 
@@ -205,15 +264,15 @@ class Trial:
         trainer, given = self.trainer, [self.trainer.train_dataset[0]] * len(self.rows)
         torch.manual_seed(0)  # the same shuffle on both sides
         trainer._step, trainer._buffered_inputs = 0, None
-        start = time.process_time()
+        start = ON.clock()
         for _ in range(micro_batches):
             inputs = trainer._prepare_inputs(given)
             trainer.compute_loss(trainer.model, inputs).backward()
             trainer._step += 1
-        passes = time.process_time() - start
+        passes = ON.clock() - start
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
-        return passes * self.steps / micro_batches + time.process_time() - start - passes
+        return passes * self.steps / micro_batches + ON.clock() - start - passes
 
     def _check(self, found) -> None:
         """The rollouts are those that were chosen."""
@@ -266,6 +325,126 @@ def peak(workload: str, phase: str, side: str) -> float:
     return float(done.stdout.split()[-1])
 
 
+def on_gpu(workload: str, rounds: int) -> dict[str, list[str]]:
+    """The cells of each side of a workload on a GPU: seconds of an update and of a step, and so on."""
+    import torch
+
+    work, cells = WORKLOADS[workload], {}
+    rows = rollouts(work)
+    lengths, scored = [len(p) + len(c) for p, c, _ in rows], sum(len(c) for _, c, _ in rows)
+    fastest = product_rate()
+    for name, speed in sides().items():
+        trial = Trial(speed, work, rows)
+        trial.update(most=1)  # what is compiled and chosen on first use
+        if not ON.cpu:
+            torch.cuda.reset_peak_memory_stats()
+        update = statistics.median(trial.update() for _ in range(rounds))
+        high = 0.0 if ON.cpu else torch.cuda.max_memory_allocated() / 2**20
+        step = statistics.median(trial.step() for _ in range(rounds))
+        # of all tokens of the rows, whatever a side encodes of them: one that encodes less may pass 100 %
+        work_done = 2 * operations([position for n in lengths for position in range(n)], scored)
+        cells[name] = [f"{update:.2f}", f"{step:.2f}", f"{high:,.0f}", f"{sum(lengths) / update:,.0f}",
+                       f"{work_done / update / fastest:.0%}"]  # fmt: skip
+        del trial
+        gc.collect()
+        if not ON.cpu:
+            torch.cuda.empty_cache()
+    return cells
+
+
+def product_rate(size: int | None = None) -> float:
+    """FLOPs a second of a product of two square matrices in the policy's type: the peak that can be reached here."""
+    import torch
+
+    size = size or (256 if ON.cpu else 8192)
+    a, b = (torch.randn(size, size, device=ON.device).to(getattr(torch, ON.shape.dtype)) for _ in range(2))
+    a @ b
+    best = float("inf")
+    for _ in range(5):
+        began = ON.clock()
+        for _ in range(10):
+            a @ b
+        best = min(best, (ON.clock() - began) / 10)
+    return 2 * size**3 / max(best, 1e-9)
+
+
+def visible(layout):
+    """FlexAttention's mask of a layout: a key is seen from its place on, up to the end of its node's descendants."""
+    import torch
+
+    until = torch.empty(len(layout.ids), dtype=torch.long)
+    for node in layout.nodes:
+        until[node.start : node.end] = node.until
+    until = until.to(ON.device)
+    return lambda batch, head, query, key: (key <= query) & (query < until[key])
+
+
+def attentions(layout) -> dict[str, object]:
+    """Functions ``(query, key, value) -> out`` that compute the same attention."""
+    import torch
+
+    from prefix_rl.speed.attention import attend, attend_by_path
+
+    scale = (ON.shape.hidden // ON.shape.heads) ** -0.5
+    found = {
+        "parts": lambda q, k, v: attend(q, k, v, layout, scale),
+        "plain, node by node": lambda q, k, v: attend_by_path(q, k, v, layout, scale),
+    }
+    try:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    except ImportError:
+        return found
+    length = len(layout.ids)
+    mask = create_block_mask(visible(layout), None, None, length, length, device=ON.device)
+    flex = flex_attention if ON.cpu else torch.compile(flex_attention, dynamic=False)
+    found[FLEX] = lambda q, k, v: flex(q, k, v, block_mask=mask, scale=scale, enable_gqa=True)
+    return found
+
+
+def compare_attentions(work: Workload, line) -> None:
+    """Milliseconds of one layer's attention of a micro-batch, forward and backward, and kernels for one more node."""
+    import torch
+
+    from prefix_rl.speed.tree import lay_out
+
+    rows = [prompt + completion for prompt, completion, _ in rollouts(work)][: work.at_once]
+    layout = lay_out(rows)
+    width, kind = ON.shape.hidden // ON.shape.heads, getattr(torch, ON.shape.dtype)
+
+    def given(length):
+        heads = (ON.shape.heads, ON.shape.key_heads, ON.shape.key_heads)
+        return [torch.randn(1, n, length, width, device=ON.device).to(kind).requires_grad_() for n in heads]
+
+    tensors = given(len(layout.ids))
+    for name, function in attentions(layout).items():
+        times = []
+        for _ in range(4):
+            began = ON.clock()
+            if name == FLEX and ON.cpu:  # goes forward only there
+                function(*(x.detach() for x in tensors))
+            else:
+                function(*tensors).sum().backward()
+            times.append(ON.clock() - began)
+        line(name, len(layout.ids), len(layout.nodes), f"{1000 * min(times[1:]):.2f}")
+    fewer = lay_out(rows[: max(len(rows) // 2, 1)])
+    counts = []
+    for each in (fewer, layout):
+        function, inputs = attentions(each)["parts"], given(len(each.ids))
+        counts.append(launched(lambda run=function, of=inputs: run(*of).sum().backward()))
+    more = len(layout.nodes) - len(fewer.nodes)
+    line("kernels for one more node, parts", "", "", f"{(counts[1] - counts[0]) / more:.1f}" if more else "-")
+
+
+def launched(run) -> int:
+    """Number of kernels that this starts; on the CPU, of operators."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] if ON.cpu else [ProfilerActivity.CUDA]
+    with profile(activities=activities) as found:
+        run()
+    return sum(event.count for event in found.key_averages())
+
+
 def added_by_one(workload: str, phase: str, side: str) -> float:
     work = WORKLOADS[workload]
     warm_up(work)
@@ -293,9 +472,11 @@ def operations(positions, scored: int) -> float:
     Of each token by the weights, and of each pair that attend; forward once and backward twice. TRL's head computes its
     logits a second time before it goes backward.
     """
-    weights = LAYERS * (HIDDEN * (2 * HIDDEN + HIDDEN) + 3 * 4 * HIDDEN * HIDDEN)
-    backbone = len(positions) * weights + sum(position + 1 for position in positions) * 2 * HIDDEN * LAYERS
-    return 3 * backbone + 4 * scored * HIDDEN * VOCABULARY
+    shape = ON.shape
+    keys = shape.hidden * shape.key_heads // shape.heads
+    weights = shape.layers * shape.hidden * (2 * shape.hidden + 2 * keys + 3 * shape.intermediate)
+    attended = sum(position + 1 for position in positions) * 2 * shape.hidden * shape.layers
+    return 3 * (len(positions) * weights + attended) + 4 * scored * shape.hidden * shape.vocabulary
 
 
 def bound(work: Workload) -> float:
@@ -358,7 +539,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="with --growth: the table as a picture")
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--measure-memory", choices=["trl", "fast"], help=argparse.SUPPRESS)
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the policy")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda prints other columns")
+    parser.add_argument("--gpu-table", action="store_true", help="the columns of a GPU, also on the CPU (to try them)")
     given = parser.parse_args()
+    ON.shape, ON.device = SHAPES[given.shape], given.device
     stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115  TRL prints
 
     def line(*cells) -> None:
@@ -366,6 +551,24 @@ def main() -> None:
 
     if given.measure_memory:
         print(added_by_one(given.workload[0], given.phase, given.measure_memory), file=stdout)
+    elif given.gpu_table or not ON.cpu:
+        line(
+            "workload",
+            "side",
+            "update, s",
+            "step, s",
+            "memory, MiB",
+            "tokens a second",
+            "share of a product's FLOPs",
+        )
+        line("---", "---", *["---:"] * 5)
+        for name in given.workload or ["heavy_tail", "prefix_rl"]:
+            for side, cells in on_gpu(name, given.rounds).items():
+                line(f"`{name}`", side, *cells)
+        for name in given.workload or ["heavy_tail", "prefix_rl"]:
+            line(f"attention of `{name}`", "tokens", "nodes", "ms, forward and backward")
+            line("---", *["---:"] * 3)
+            compare_attentions(WORKLOADS[name], line)
     elif given.growth:
         line("group", "shared", "TRL, CPU s", "fast, CPU s", "ratio (smallest to largest)", "bound", "of the bound")
         line(*["---:"] * 7)
@@ -382,7 +585,7 @@ def main() -> None:
     else:
         line("workload", "TRL, CPU s", "fast, CPU s", "ratio (smallest to largest)", "TRL, MiB", "fast, MiB", "ratio")
         line("---", *["---:"] * 6)
-        usual = [name for name in WORKLOADS if given.phase == "update" or name != "long"]
+        usual = [n for n in WORKLOADS if n not in LEFT_OUT and (given.phase == "update" or n != "long")]
         for name in given.workload or usual:
             theirs, ours = compared(WORKLOADS[name], given.phase, given.rounds)
             memory = ["-"] * 3

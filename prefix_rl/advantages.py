@@ -40,6 +40,11 @@ def group_centered(
     rewards_PG = rewards.view(-1, group_size)
     counted_PG = rewards_PG if without is None else rewards_PG.masked_fill(without.view(-1, group_size), torch.nan)
     baseline_P = torch.nanmean(counted_PG, dim=1)
+    # of equal rewards the mean is exactly theirs; a sum of floats may be off, and the group would seem to differ
+    least_P, most_P = (
+        counted_PG.nan_to_num(nan=end).aminmax(dim=1)[i] for i, end in enumerate((torch.inf, -torch.inf))
+    )
+    baseline_P = torch.where(least_P == most_P, least_P, baseline_P)
     # NaN: the row has no reward, or no row of its group is left to take the mean of
     return torch.nan_to_num(rewards - baseline_P.repeat_interleave(group_size), nan=0.0)
 

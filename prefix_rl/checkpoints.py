@@ -20,7 +20,7 @@ MARK = "prefix_rl.json"
 FINAL = "final"
 """The folder of a finished policy, inside a run's."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-_FREE_TO_CHANGE = ("reward", "budget", "speed", "engine", "evaluation", "output")
+_FREE_TO_CHANGE = ("reward", "budget", "speed", "engine", "evaluation", "output", "safety")
 _FREE_TRAINING_KEYS = {
     "save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "logging_first_step",
     "report_to", "run_name", "disable_tqdm", "eval_steps", "eval_strategy", "eval_on_start", "project", "log_level",
@@ -74,6 +74,8 @@ def set_aside_incomplete(run: Path) -> list[Path]:
 def check_continues(folder: Path, now: Mapping[str, Any]) -> None:
     """Checks that a run with the facts ``now`` would go on exactly as the one that wrote the checkpoint.
 
+    The number of steps may change if no schedule hangs on it.
+
     Raises:
         CheckpointError: naming every difference.
     """
@@ -88,15 +90,36 @@ def check_continues(folder: Path, now: Mapping[str, Any]) -> None:
         )
     if then.get("data") != now.get("data"):
         faults.append("the training data has changed since (another hash)")
-    faults += [
-        f"{key} was {json.dumps(old)}, now {json.dumps(new)}"
-        for key, old, new in _differences(_relevant(then.get("recipe")), _relevant(now.get("recipe")))
-    ]
+    for key, old, new in _differences(_relevant(then.get("recipe")), _relevant(now.get("recipe"))):
+        why = _span_the_run(now["recipe"]) if key == "training.max_steps" else []
+        if key != "training.max_steps" or why:
+            faults.append("; ".join([f"{key} was {json.dumps(old)}, now {json.dumps(new)}", *why]))
     if faults:
         raise CheckpointError(
             f"{folder} cannot be continued by this run. Undo the changes, or start anew in another output.dir:",
             faults,
         )
+
+
+_CONSTANT = ("constant", "constant_with_warmup")
+
+
+def _span_the_run(recipe: Mapping[str, Any]) -> list[str]:
+    """The schedules of a recipe that end with the run, in words: its steps so far would have been others."""
+    training, found = recipe.get("training", {}), []
+    kind = training.get("lr_scheduler_type", "linear")
+    if kind not in _CONSTANT:
+        found.append(
+            f"training.lr_scheduler_type = {kind} falls until the last step ({' and '.join(_CONSTANT)} do not)"
+        )
+    if training.get("warmup_ratio") or 0 < (training.get("warmup_steps") or 0) < 1:
+        found.append("the warm-up is a share of the steps")
+    at, block = "method", recipe.get("method")
+    while isinstance(block, Mapping):
+        if block.get("horizon", 0) is None:
+            found.append(f"{at}.horizon = null is a schedule over all steps (a number is not)")
+        at, block = f"{at}.of", block.get("of")
+    return found
 
 
 def _relevant(recipe: Mapping[str, Any] | None) -> dict[str, Any]:

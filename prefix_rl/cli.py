@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +24,7 @@ app = typer.Typer(
     name="prefix-rl",
     help="Post-train a language model with reinforcement learning and demonstrations.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -76,6 +78,9 @@ def prepare(
     ] = None,
     near_duplicates: Annotated[bool, typer.Option(help="Whether to look for problems that are only similar.")] = True,
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe: demonstrations are graded by its reward block (its first function).")
+    ] = None,
     **given: Any,
 ) -> None:
     """Turn raw rows into training rows. Every demonstration is graded by the training reward.
@@ -89,8 +94,8 @@ def prepare(
     from .data.prepare import dropped_path, manifest_path, without_demonstrations
     from .data.prepare import prepare as run
     from .errors import DataError, nearest
-    from .rewards.equality import TRAINING_RULES
-    from .rewards.workers import Grader
+    from .recipe import load_recipe
+    from .rewards.settings import Reward
 
     if preset is not None and preset not in PRESETS:
         raise DataError(f"--preset {preset}: no such preset{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
@@ -98,7 +103,8 @@ def prepare(
     given["against"] = tuple(given.get("against", ()))
     if not near_duplicates:
         given["similarity"] = None
-    settings = PrepareSettings(**PRESETS.get(preset, {}) | given)
+    reward = load_recipe(recipe).reward if recipe else Reward(workers=workers)
+    settings = PrepareSettings(**{"reward": reward.functions[0]} | PRESETS.get(preset, {}) | given)
     loaded = None
     if tokenizer:
         from .data.tokenizer import load_tokenizer
@@ -112,9 +118,8 @@ def prepare(
         bars.append(bar(what, total))
         return bars[-1].__enter__()
 
-    manifest = run(
-        sources, output, settings, tokenizer=loaded, grader=Grader(workers, rules=TRAINING_RULES), progress=progress
-    )
+    grader = dataclasses.replace(reward, workers=workers).grader()
+    manifest = run(sources, output, settings, tokenizer=loaded, grader=grader, progress=progress)
     while bars:
         bars.pop().__exit__(None, None, None)
     show(table(manifest["funnel"]))
@@ -156,6 +161,7 @@ def schedule(
     table = DemonstrationTable(
         [p.demonstrations for p in chosen], [p.answer for p in chosen], policy.tokenizer,
         found.data.answer_guard, usable=found.method.needs.usable, turn=policy.turn, problems=[p.text for p in chosen],
+        cut=found.method.needs.cut,
     )  # fmt: skip
     lengths = reports.preview(found, table, repeats=[p.repeats for p in chosen])
     show(f"{len(having)} of {len(train_problems)} problems have a demonstration; drawn for {len(chosen)} of them")
@@ -403,9 +409,75 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     say(f"good: {found.problems} problems to train on, {found.held_out} to evaluate on")
 
 
+@app.command(epilog="Example: prefix-rl plan recipes/qwen2.5-math-7b/prefix_rft.yaml --gpus 8 --memory 80")
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Devices; the processes of the accelerate file.")] = None,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB of each.")] = 80.0,
+    accelerate: Annotated[
+        str | None, typer.Option(help="File of `accelerate launch`; the one that the recipe's head names.")
+    ] = None,
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt; 512, or what fits.")] = None,
+    tflops: Annotated[float, typer.Option(min=0.001, help="1e12 operations a second of each; an H100's.")] = 989.0,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share of them that training reaches.")] = 0.4,
+    generation_mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share that generation reaches.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
+) -> None:
+    """Estimate memory, tokens, operations and hours of a recipe, and what to change if it does not fit."""
+    from . import plan as plans
+    from . import preflight
+    from .reports.tables import text_table
+
+    preflight.quiet()
+    devices = gpus or (plans.launch_for(recipe, accelerate).processes)
+    machine = plans.Machine(devices, memory * plans.GIB, tflops, mfu, generation_mfu)
+    found = plans.plan(recipe, overrides or [], machine, accelerate, prompt)
+    print(json.dumps(plans.as_json(found), indent=2) if as_json else plans.report(found, text_table))
+    for note in found.notes:
+        say(f"note: {note}")
+
+
+@app.command(epilog="Example: prefix-rl preview recipes/lab/prefix_rft.yaml --rows 3 --step 100")
+def preview(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 3,
+    step: Annotated[int, typer.Option(min=0, help="Optimizer step whose prefixes are shown.")] = 0,
+    characters: Annotated[int, typer.Option(min=0, help="Of each part of a text; 0: all of it.")] = 600,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show prompts as the policy sees them, with prefixes, the guard's place, gold answers, verdicts and tokens."""
+    from . import preflight
+    from . import preview as previews
+
+    preflight.quiet()
+    found = previews.preview(recipe, overrides or [], rows, step)
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(json.dumps(previews.as_json(found), indent=2) if as_json else previews.report(found, characters, color))
+    for note in found.notes:
+        say(f"note: {note}")
+
+
+@app.command(epilog="Example: prefix-rl keys training.beta")
+def keys(
+    block: Annotated[
+        str | None, typer.Argument(metavar="[BLOCK | METHOD | BLOCK.KEY]", help="data, prefix_rft, training.beta, ...")
+    ] = None,
+    as_schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema of recipes, for editors.")] = False,
+) -> None:
+    """List the keys of a recipe: what each takes, its default, what it means."""
+    if as_schema:
+        return schema()
+    from .keys import keys as rows
+    from .reports.tables import text_table
+
+    print(text_table(rows(block)))
+
+
 @app.command(epilog="Example: prefix-rl schema > recipe.schema.json")
 def schema() -> None:
-    """Print a JSON Schema of recipes, by which an editor completes and checks them while they are written."""
+    """Print a JSON Schema of recipes, by which an editor completes and checks them; also `keys --schema`."""
     from .schema import schema as made
 
     show(json.dumps(made(), indent=2, ensure_ascii=False))

@@ -123,6 +123,8 @@ def vllm_context(recipe: Recipe, policy: Policy, problems: Sequence[Problem]) ->
     length, completion = recipe.training_value("vllm_max_model_length"), recipe.training_value("max_completion_length")
     if not recipe.training_value("use_vllm") or length is None or length <= completion:
         return []
+    hint = recipe.method.needs.hint
+    completion += hint.longest if hint else 0  # it makes the prompt longer
     room = length - completion
     may_be_longer = [
         p for p in problems if p.turns or len(p.text.encode()) > (room - len(policy.example)) / 2
@@ -163,6 +165,12 @@ def with_data(recipe: Recipe, train: Sequence[Problem]) -> list[str]:
         faults.append(
             f"data.traces is missing: method {recipe.method_name} learns from traces of the policy's own, and from no "
             "other demonstrations. Sample them: `prefix-rl collect RECIPE --output FOLDER`; set data.traces = FOLDER"
+        )
+    elif recipe.method.needs.wrong and recipe.data.traces is None:
+        faults.append(
+            "data.traces is missing: method.traces = wrong starts from wrong traces of the policy's own, and what a "
+            "data set brings are solutions. A store keeps failures: `prefix-rl collect RECIPE --output FOLDER --k 32 "
+            "--cap 32`; set data.traces = FOLDER"
         )
     elif recipe.uses_demonstrations and not any(demonstrated):
         faults.append(

@@ -139,7 +139,7 @@ class Setpoint:
 
 @dataclass(frozen=True)
 class Search:
-    """BREAD's search (arXiv 2506.17211), one probe each time a problem comes round.
+    """BREAD's search (arXiv 2506.17211), deferred: one probe each time a problem comes round.
 
     A demonstration has ``episodes`` equal parts. A problem gets no help until a whole group fails; then the number of
     parts is searched by halves, for the least with which success lies in ``[least, most]``::

@@ -44,3 +44,8 @@ def update_flops(parameters: int, tokens: float) -> float:
     60000
     """
     return 6 * parameters * tokens
+
+
+def parameters_of(model) -> int:
+    """Number of a model's parameters; those that are sharded over processes count whole."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())

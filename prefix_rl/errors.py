@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Sequence
 
@@ -68,15 +69,42 @@ def at_most(faults: Sequence[str], shown: int = 20) -> list[str]:
     return [*faults[:shown], f"... and {more} more"] if more > 0 else list(faults)
 
 
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from, and so on."""
+    chain, at = [], error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    return chain
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What to say of an error if there was no room on the disk, whichever library met that; None if it was another one.
+
+    >>> full_disk(OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))[:58]
+    'runs/a/metrics.jsonl could not be written: No space left o'
+    """
+    for met in chain_of(error):
+        words = next((words for words in _FULL_WORDS if words in str(met)), None)
+        if words or getattr(met, "errno", None) in _FULL:
+            where = getattr(met, "filename", None) or "a file"
+            return (
+                f"{where} could not be written: {words or met}. What was whole before is untouched; make room, and the "
+                "same command goes on"
+            )
+    return None
+
+
 def unavailable(what: str, error: Exception) -> DataError:
     """The error of something that could not be loaded: :class:`UnreachableError` if the hub could not be asked for it.
 
     The hub's own answer (no such name, no such revision, no access) is not that.
     """
-    chain, at = [], error
-    while at is not None and at not in chain:
-        chain.append(at)
-        at = at.__cause__ or at.__context__
+    chain = chain_of(error)
     names = {cls.__name__ for e in chain for cls in type(e).__mro__}
     answered = names & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "DisabledRepoError"}
     silent = names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "Timeout",

@@ -89,7 +89,7 @@ FREE = {
     # switches
     "average_tokens_across_devices", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32",
     "activation_checkpointing", "gradient_checkpointing", "torch_compile", "use_cache", "logging_first_step",
-    "log_on_each_node", "logging_nan_inf_filter", "disable_tqdm", "eval_on_start", "eval_use_gather_object",
+    "log_on_each_node", "disable_tqdm", "eval_on_start", "eval_use_gather_object",
     "save_only_model", "save_on_each_node", "enable_jit_checkpoint", "push_to_hub", "load_best_model_at_end",
     "greater_is_better", "restore_callback_states_from_checkpoint", "full_determinism", "use_cpu",
     "dataloader_drop_last", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_in_order",
@@ -119,6 +119,7 @@ REFUSED = {
     "output_dir": "set output.dir instead",
     "resume_from_checkpoint": "set output.resume instead",
     "model_init_kwargs": "set the keys of the model block instead",
+    "logging_nan_inf_filter": "set safety.not_finite instead; the log shows NaN where there is NaN",
     "log_completions": "set output.rollouts_every instead; the rollouts are saved with prefix and continuation apart",
     "log_completions_hub_repo": "would publish the rollouts, with the gold answers; set output.rollouts_every instead",
     "remove_unused_columns": "is always false: the reward reads the data set's columns",

@@ -59,7 +59,9 @@ def whole(path: Path | str) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())  # before the rename, or a power cut could leave the name with nothing behind it
         partial.replace(path)
-    except BaseException:  # also Ctrl-C: half a file is of no use
+    except BaseException as error:  # also Ctrl-C: half a file is of no use
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # whoever tells of it does not know what was being written
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         with suppress(OSError):  # what is still buffered meets the same full disk

@@ -10,11 +10,18 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
+
+from . import status
+from .errors import CheckpointError
+from .parts import Lock, Taken
+from .progress import say
 
 Thing = TypeVar("Thing")
 _PATIENCE = timedelta(days=30)  # one share may take much longer than another; the launcher ends all if one fails
@@ -69,6 +76,38 @@ def end_with_launcher() -> None:
         return
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def alone_in(folder: Path, doing: str) -> Iterator[None]:
+    """Within the block no other process does the same in a folder. The first rank sees to that for all.
+
+    On one machine, and over network file systems with locks, a lock decides, which goes when its process does. Over the
+    others the signs of life of :mod:`prefix_rl.status` do.
+
+    Raises:
+        CheckpointError: if another process does, naming it.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    what = f"another process is {doing} in {folder}"
+    remedy = "give another output.dir, or wait until it has ended"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(Lock(folder / f"{doing}.lock").held())
+        except Taken as taken:
+            raise CheckpointError(f"{what}{taken}; {remedy}") from taken
+        except NotImplementedError:
+            pass  # a file system without locks
+        except OSError as error:
+            raise CheckpointError(f"the run's folder {folder} cannot be locked: {error.strerror or error}") from error
+        if who := status.lives_elsewhere(folder, doing, say):
+            raise CheckpointError(
+                f"{what} ({who}); {remedy}. If that process is known to be dead, take over with "
+                f"`rm {folder / f'status.{doing}.json'}`"
+            )
+        yield
 
 
 def take_own_gpus(each: int = 1) -> None:

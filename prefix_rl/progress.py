@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partialmethod
 
 from . import status
-from .errors import UserError, printable
+from .errors import UserError, full_disk, printable
 
 LINE_SECONDS = 30.0
 """Between two lines about the same thing, where nobody looks."""
@@ -137,4 +137,9 @@ def run_or_explain(command: Callable[[], object]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (told := full_disk(error)) is None:
+            raise
+        say(f"error: {told}")
+        return 2
     return 0

@@ -1,7 +1,7 @@
 """Recipes: one YAML file for one run.
 
 A recipe has the blocks ``model``, ``data``, ``method``, ``reward``, ``training``, ``budget``, ``speed``,
-``engine``, ``evaluation`` and ``output``. The
+``engine``, ``evaluation``, ``output`` and ``safety``. The
 ``method`` block holds the fields of the method that it names; the ``training`` block holds TRL's ``GRPOConfig`` fields,
 by their own names. Whatever is wrong with a recipe is reported here, all of it at once, before a model is touched.
 """
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Interval, Le
 
-from . import adapters, contradictions, grpo_fields, methods, yaml12
+from . import adapters, contradictions, grpo_fields, includes, methods, yaml12
 from .batches import batches, world_size  # noqa: F401  callers have them from here
 from .data import problems as data_problems
 from .data.mixing import Mixture, Source, mixed
@@ -37,6 +37,7 @@ from .prefixes import AnswerGuard
 from .rewards import functions
 from .rewards.settings import Reward
 from .rewards.workers import Grader
+from .safety import Safety
 from .speed.settings import Speed
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
@@ -119,6 +120,7 @@ class Output:
 BLOCKS: dict[str, type | None] = {
     "model": None, "data": Data, "method": None, "reward": Reward, "training": None, "budget": Budget,
     "speed": Speed, "engine": EngineSettings, "evaluation": Evaluation, "output": Output,
+    "safety": Safety,
 }  # fmt: skip
 
 
@@ -137,6 +139,7 @@ class Recipe:
     engine: EngineSettings
     evaluation: Evaluation
     output: Output
+    safety: Safety
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default written out: a recipe again, and equal to this one when loaded."""
@@ -155,7 +158,7 @@ class Recipe:
     @property
     def uses_demonstrations(self) -> bool:
         """True if the method can do nothing of its own without demonstrations."""
-        return self.method.needs.prefixes or self.uses_supervision
+        return self.method.needs.prefixes or self.method.needs.hint is not None or self.uses_supervision
 
     @property
     def uses_supervision(self) -> bool:
@@ -211,6 +214,11 @@ class Recipe:
         """The ``training`` block with TRL's defaults."""
         return {name: field.default for name, field in training_fields().items()} | dict(self.training)
 
+    @property
+    def beside_trls(self) -> dict[str, Any]:
+        """The values of the ``training`` block that are not TRL's."""
+        return {name: self.training_value(name) for name in _BESIDE_TRLS}
+
     def training_value(self, name: str) -> Any:
         """A value of the ``training`` block, or TRL's default."""
         return self.training[name] if name in self.training else training_fields()[name].default
@@ -222,8 +230,8 @@ def load_recipe(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence
     Raises:
         RecipeError: with every fault that shows without reading the data.
     """
-    recipe, faults = _read(path, overrides)
-    raise_if(path, faults)
+    recipe, faults, given = _read(path, overrides)
+    raise_if(path, given.placed(faults, overrides))
     return recipe
 
 
@@ -242,7 +250,7 @@ class Reading:
 
 def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
     """The recipe, the problems to train on, those to evaluate on while training, and every fault of all three."""
-    recipe, faults = _read(path, overrides)
+    recipe, faults, given = _read(path, overrides)
     train, held_out, missing = [], [], []
     if recipe:
         sources = [("data.train", train, training_data)]
@@ -261,7 +269,7 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
                 both = {"data.train": train, "evaluation.data": held_out}
                 faults += contradictions.with_columns(recipe.reward.functions, both)
             faults += contradictions.overlap(recipe, train, _never_to_train_on(recipe, held_out))
-    return Reading(recipe, train, held_out, faults, missing)
+    return Reading(recipe, train, held_out, given.placed(faults, overrides), missing)
 
 
 def load_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem], list[Problem]]:
@@ -320,13 +328,19 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
-_BESIDE_TRLS = {"kl_on": Field(Literal["moving", "all"], "moving")}
+_BESIDE_TRLS = {
+    "kl_on": Field(Literal["moving", "all"], "moving"),
+    "groups_without_signal": Field(Literal["keep", "skip", "resample"], "keep"),
+    "resample_rounds": Field(Annotated[int, Ge(1)], 3),
+}
 """Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
-move or all of a completion."""
+move or all of a completion. ``groups_without_signal``: groups from which nothing is learned stay in the batch (keep),
+are left out of the loss and its normalizer (skip), or other problems take their place, at most ``resample_rounds``
+times, and what is left is skipped (resample)."""
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, as it stands there: with ``include`` unread.
 
     Raises:
         RecipeError: if there is no such file, it is no UTF-8, no YAML, empty, or something other than a mapping.
@@ -349,9 +363,13 @@ def training_fields() -> dict[str, Field]:
 _FIXED = {"loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
-def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, and its faults. Wrong values stand at their defaults in it, so that further faults show too."""
-    given = copy.deepcopy(dict(path)) if isinstance(path, Mapping) else read_yaml(path)
+def _read(
+    path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[Recipe | None, list[str], includes.Given]:
+    """The recipe, its faults, and what was given. Wrong values stand at their defaults in the recipe, so that further
+    faults show too."""
+    read = includes.Given(dict(path)) if isinstance(path, Mapping) else includes.read(path, BLOCKS)
+    given = copy.deepcopy(read.values)
     misplaced = yaml12.apply(overrides, given, BLOCKS)
     _move_engine(given)
     for block in sorted(given.keys() - BLOCKS.keys(), key=str):
@@ -372,11 +390,11 @@ def _read(path: str | os.PathLike | Mapping[str, Any], overrides: Sequence[str])
         faults |= of_block
     listed = misplaced + [f"{name}{'' if what.startswith('=') else ':'} {what}" for name, what in faults.items()]
     if any(value is None for value in blocks.values()):
-        return None, listed
+        return None, listed, read
     recipe = Recipe(**blocks)
     doubtful = _doubtful(faults)
     contradicting = contradictions.between_blocks(recipe)
-    return recipe, listed + [fault for fault in contradicting if not any(name in fault for name in doubtful)]
+    return recipe, listed + [f for f in contradicting if not any(name in f for name in doubtful)], read
 
 
 def _move_engine(given: dict[str, Any]) -> None:

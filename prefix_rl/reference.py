@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from typer.main import get_command
 
 from .cli import app
 from .fields import REQUIRED, Field, dataclass_in, describe, fields_of, listed_in, said
+from .keys import shown
 from .recipe import BLOCKS, model_fields
 
 OPTIONS_OF = ("prepare", "evaluate", "collect", "grade")
@@ -26,10 +24,13 @@ def page() -> str:
         "# Settings",
         "The page is made of the declarations in the code: `python -m prefix_rl.reference > docs/settings.md`.",
         "## A recipe's blocks",
-        "`training` holds the fields of TRL's `GRPOConfig` by their own names, and `kl_on`: where the KL of "
-        "`beta` falls, on tokens that move (`moving`, the default) or `all` of a completion; each `method`'s are on "
-        "its page in [methods/](methods/). `prefix-rl schema > recipe.schema.json` writes all of them, with types, "
-        "bounds and defaults, for an editor that completes YAML.",
+        "`training` holds the fields of TRL's `GRPOConfig` by their own names, and three of ours. `kl_on`: where the "
+        "KL of `beta` falls, on tokens that move (`moving`, the default) or `all` of a completion. "
+        "`groups_without_signal`: groups from which nothing is learned stay in the batch (`keep`, the default), are "
+        "left out of the loss and of its normalizer (`skip`), or other problems take their place, up to "
+        "`resample_rounds` (3) times a step (`resample`), see [signal.md](signal.md). Each `method`'s are on its page "
+        "in [methods/](methods/). `prefix-rl schema > recipe.schema.json` writes all of them, with types, bounds and "
+        "defaults, for an editor that completes YAML.",
     ]
     for block, cls in BLOCKS.items():
         if fields := model_fields(docs=True) if block == "model" else cls and fields_of(cls, docs=True):
@@ -42,7 +43,7 @@ def page() -> str:
 
 def _tables(fields: Mapping[str, Field], at: str = "") -> list[str]:
     """The table of a block, and behind it those of the blocks inside."""
-    rows = [(f"`{at}{name}`", describe(f.type), _shown(f.default), f.doc) for name, f in fields.items()]
+    rows = [(f"`{at}{name}`", describe(f.type), shown(f.default), f.doc) for name, f in fields.items()]
     inner = [(name, cls) for name, f in fields.items() if (cls := dataclass_in(f.type) or listed_in(f.type))]
     return [_table(("key", "takes", "default", ""), rows)] + [
         table for name, cls in inner for table in _tables(fields_of(cls, docs=True), f"{at}{name}.")
@@ -54,16 +55,8 @@ def _options(command: str) -> str:
     for option in get_command(app).commands[command].params:
         if option.param_type_name == "option" and option.name != "help":
             default = REQUIRED if option.required else option.default
-            rows.append((f"`{option.opts[0]}`", _shown(default), (option.help or "").replace("\n", " ")))
+            rows.append((f"`{option.opts[0]}`", shown(default), (option.help or "").replace("\n", " ")))
     return _table(("option", "default", ""), rows)
-
-
-def _shown(default: Any) -> str:
-    if default is REQUIRED:
-        return "required"
-    if default is None or default in ((), {}, ""):
-        return ""
-    return f"`{default if isinstance(default, str | Path) else json.dumps(default)}`"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

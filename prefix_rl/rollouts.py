@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -89,8 +89,18 @@ class Rollouts(_Completions):
     group_size: int
     problems: Int[Tensor, " B"]  # the rows of the data set
     demonstrated: Bool[Tensor, " B"]  # True if the problem has a demonstration that the method can use
-    fractions: Float[Tensor, " B"]  # the share of it that was injected; NaN where no prefix was planned
+    fractions: Float[Tensor, " B"]  # share of it that was injected, in the measure of its cuts; NaN: no prefix planned
     continued: Float[Tensor, "B C"]  # rewards of the C further continuations that the method needs, see Further
+    rows: Sequence[Row] = ()  # B, what each answers: with the demonstrations of its problem
+    earlier: Sequence[Rollouts] = ()  # the same rows before each round of help in this step, the unaided ones first
+
+    def of_groups(self, kept: Bool[Tensor, " P"]) -> Rollouts:
+        """The rollouts of the groups where ``kept`` is True, without ``earlier``."""
+        rows = kept.repeat_interleave(self.group_size)
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen = {name: value[rows] for name, value in tensors.items() if isinstance(value, Tensor)}
+        told = [row for row, there in zip(self.rows, rows.tolist(), strict=False) if there]
+        return replace(self, **chosen, rows=told, earlier=())
 
 
 @dataclass(frozen=True, kw_only=True)

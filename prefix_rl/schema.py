@@ -10,24 +10,49 @@ from pydantic import TypeAdapter
 
 from . import methods
 from .fields import REQUIRED, Field, dataclass_in, fields_of, listed_in, said
+from .includes import INCLUDE
 from .methods.combined import Combined
 from .recipe import BLOCKS, model_fields, training_fields
 
 
 def schema() -> dict[str, Any]:
-    """A JSON Schema (2020-12) of recipes, by which an editor completes and checks them while they are written."""
+    """A JSON Schema (2020-12) of recipes, by which an editor completes and checks them while they are written.
+
+    A recipe that includes another need not say what is required: that may stand there.
+    """
     blocks = {name: block_schema(fields_of(cls, docs=True)) for name, cls in BLOCKS.items() if cls}
-    blocks["method"] = {"oneOf": [_method(name) for name in methods.names()]}
+    blocks["method"] = {"anyOf": [{"oneOf": [_method(name) for name in methods.names()]}, _unnamed_method()]}
     blocks["model"] = block_schema(model_fields(docs=True))
     blocks["training"] = block_schema(training_fields(), with_defaults=False)
+    required = {name: block.pop("required") for name, block in blocks.items() if "required" in block}
+    required["method"] = ["name"]
+    name = {
+        "type": "string",
+        "description": "A file, relative to this one, whose values hold where this one is silent.",
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A recipe of prefix-rl",
         "type": "object",
-        "properties": {name: blocks[name] for name in BLOCKS},
-        "required": [name for name, block in blocks.items() if block.get("required") or name == "method"],
+        "properties": {
+            INCLUDE: {"anyOf": [name, {"type": "array", "items": name}]},
+            **{name: blocks[name] for name in BLOCKS},
+        },
         "additionalProperties": False,
+        "anyOf": [
+            {"required": [INCLUDE]},
+            {
+                "required": [name for name in BLOCKS if name in required],
+                "properties": {name: {"required": keys} for name, keys in required.items()},
+            },
+        ],
     }
+
+
+def _unnamed_method() -> dict[str, Any]:
+    """Settings of a method that an included recipe names: those of any."""
+    keys = {key: {} for name in methods.names() for key in fields_of(methods.find(name))}
+    return {"type": "object", "properties": keys, "additionalProperties": False}
 
 
 def _method(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class _Record:
             self.content |= more
             content = {
                 **self.content, "beat": time.time(), "moved": self.moved,
-                "pace": median(self.paces) if self.paces else None, "where": _where(self._main),
+                "pace": median(self.paces) if self.paces else None, "where": where(self._main),
             }  # fmt: skip
             # by process: of two that write at once neither renames the other's half
             beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
@@ -143,6 +143,12 @@ def progress(what: str, done: float, total: float | None = None) -> None:
         _records[-1].progress(what, done, total)
 
 
+def failed(error: str) -> None:
+    """Notes that the recorded run ends now with an error; for a process that ends without another word."""
+    for record in _records:
+        record.end("failed", error)
+
+
 def _self() -> dict[str, Any]:
     return {"host": socket.gethostname(), "space": _space(), "pid": os.getpid(), "born": _born(os.getpid())}
 
@@ -165,8 +171,8 @@ def _born(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def _where(thread: int) -> list[str]:
-    """The innermost places at which a thread stands, the innermost first."""
+def where(thread: int) -> list[str]:
+    """The places at which a thread stands, the innermost first."""
     frame, places = sys._current_frames().get(thread), []
     while frame is not None and len(places) < 4:
         path = Path(frame.f_code.co_filename)
@@ -201,6 +207,33 @@ def read_status(folder: Path, doing: str = "training") -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "state" in found else None
+
+
+def lives_elsewhere(folder: Path, doing: str, waiting: Callable[[str], object]) -> str | None:
+    """A process on another machine that does the same in this folder, in words; None if there is none.
+
+    It is alive if its status changes while we look; clocks are not compared but to look no longer than needed. It has
+    died once nothing changed for :data:`SILENT_SECONDS`, or for two beats where its last sign is that old by our clock.
+
+    Args:
+        waiting: called with what is waited for, if that is needed.
+    """
+    first = read_status(folder, doing)
+    if first is None or first["state"] != "running" or first.get("space") == _space():
+        return None
+    who = f"process {first.get('pid')} on {first.get('host')}"
+    old = abs(time.time() - first.get("beat", 0.0)) > SILENT_SECONDS
+    seconds = 2.2 * BEAT_SECONDS if old else SILENT_SECONDS
+    waiting(f"looking for {span(seconds)} whether {who} is still {doing}")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(min(BEAT_SECONDS / 5, 1.0))
+        now = read_status(folder, doing)
+        if now is None or now["state"] != "running":
+            return None
+        if now.get("beat") != first.get("beat"):
+            return who
+    return None
 
 
 def state_of(status: Mapping[str, Any] | None, now: float, unheard: float | None = None) -> State:

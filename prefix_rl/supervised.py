@@ -93,6 +93,8 @@ def fine_tune(
 
     import torch
 
+    from .watched import train_watched
+
     recipe, tokenizer = policy.recipe, policy.tokenizer
     settings = recipe.method.stages.supervised
     micro, accumulation = micro_batches(settings, world_size())
@@ -116,13 +118,8 @@ def fine_tune(
     # DeepSpeed's stage 3 leaves empty tensors on a rank, with their size in ds_numel
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
     try:
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        train_watched(trainer, folder, recipe.safety, resume)
         trainer.save_model(str(final))
-    except KeyboardInterrupt:
-        whole = last_whole(folder)
-        place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
-        say(f"stopped at step {trainer.state.global_step} of the supervised stage; {place}.")
-        raise
     except OSError as error:
         raise CheckpointError(f"the supervised stage could not be written to {folder}: {error}") from error
     cost = _cost(dataset, places, parameters)
@@ -145,8 +142,10 @@ def _trainer(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
+    from .model_card import OwnCard, card
     from .reports.terminal import show_lines
     from .seam.resume import MetricsFile
+    from .updates import FiniteUpdates
 
     recipe, settings = policy.recipe, policy.recipe.method.stages.supervised
     shared = {key: recipe.training[key] for key in _SHARED_KEYS if key in recipe.training}
@@ -168,8 +167,12 @@ def _trainer(
         max_length=None,
         packing=False,
         eval_strategy="no",
+        logging_nan_inf_filter=recipe.safety.not_finite == "skip",
         model_init_kwargs=policy.loading_to_train or None,
     )
+
+    class Stage(OwnCard, FiniteUpdates, SFTTrainer):
+        """TRL's trainer, which lets nothing into the weights that is not finite."""
 
     class MarkWhole(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
@@ -177,12 +180,15 @@ def _trainer(
                 whole = {**facts, "step": state.global_step, "world_size": args.world_size}
                 mark_whole(folder / f"checkpoint-{state.global_step}", whole)
 
-    trainer = SFTTrainer(
+    trainer = Stage(
         model=policy.load(trainable=True) if policy.adapters else policy.path,
         args=args,
         train_dataset=dataset,
         processing_class=policy.tokenizer,
         callbacks=[MarkWhole(), MetricsFile(folder)],
+        safety=recipe.safety,
+        card=card(recipe),
+        stage="supervised stage, ",
         **to_train(policy),
     )
     show_lines(trainer, "the supervised stage")

@@ -27,10 +27,10 @@ from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .policy import Policy, find
-from .processes import end_with_launcher
+from .processes import alone_in, end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
-from .rewards.functions import MATH
+from .rewards.grading import Outcome
 from .status import recorded
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
 
     Raises:
         UserError: for whatever a person can mend: the recipe, the data, the stack, the run's folder.
+        Stopped: if it was asked to stop by a signal, after a whole checkpoint was saved.
         KeyboardInterrupt: after saying where the last whole checkpoint lies.
     """
     end_with_launcher()
@@ -55,7 +56,9 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     preflight.check(recipe)
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
-    with recorded(run, "training"):
+    from .stopping import stops_when_asked
+
+    with stops_when_asked(recipe.safety.grace), alone_in(run, "training"), recorded(run, "training"):
         return _trained(path, recipe, problems, held_out, run)
 
 
@@ -65,7 +68,9 @@ def _trained(
     """The run in its folder, which can be written; ``path`` is where the recipe was read."""
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
-    policy.check_problems(problems, recipe.training_value("max_completion_length"), "training.max_completion_length")
+    # a hint makes a prompt longer
+    room = recipe.training_value("max_completion_length") + (hint.longest if (hint := recipe.method.needs.hint) else 0)
+    policy.check_problems(problems, room, "training.max_completion_length")
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = recipe.rewards()
     # Joins the processes, and says what TRL does not accept before anything is graded or trained
@@ -80,6 +85,8 @@ def _reinforce(
     policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: Rewards, run: Path
 ) -> Path:
     """A run whose last stage are rollouts; a supervised stage before them is trained on the way."""
+    from .watched import train_watched
+
     recipe = policy.recipe
     trainer = build(policy, problems, held_out, reward)
     resume = _checkpoint_to_resume(trainer, run, recipe)
@@ -91,14 +98,8 @@ def _reinforce(
     if is_main():
         _record(run, recipe, trainer.facts)
         _announce(recipe, trainer)
-    try:
-        if not _spent_before(recipe, trainer):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except KeyboardInterrupt:
-        whole = last_whole(run)
-        place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
-        say(f"stopped at step {trainer.state.global_step}; {place}. The same command goes on from there.")
-        raise
+    if not _spent_before(recipe, trainer):
+        train_watched(trainer, run, recipe.safety, resume)
     # beside its place: a process that is killed meanwhile leaves no half policy under the name
     trainer.save_model(str(run / _PARTIAL))
     if is_main():
@@ -147,8 +148,10 @@ def _imitate(
         _record(run, policy.recipe, facts)
     stage, spent = _start(policy, problems, facts)
     if is_main():
-        shutil.copytree(stage, run / FINAL, dirs_exist_ok=True)
+        shutil.rmtree(run / _PARTIAL, ignore_errors=True)
+        shutil.copytree(stage, run / _PARTIAL)
         _record_cost(run, spent)
+        _put_in_place(run)
         say(f"the policy is in {run / FINAL}")
     return run
 
@@ -161,8 +164,10 @@ def build(
     With a ``reward`` the demonstrations count as graded; without one they are graded here.
     """
     preflight.quiet()
+    from .model_card import OwnCard, card
     from .reports.health import schedule_end
     from .reports.terminal import show_lines
+    from .reports.trackers import Trackers
     from .seam.trainer import PrefixTrainer
 
     recipe = policy.recipe
@@ -179,7 +184,12 @@ def build(
         model = policy.load(trainable=True)
     else:
         model = start
-    trainer = PrefixTrainer(
+
+    class Run(OwnCard, PrefixTrainer):
+        """The trainer, whose policies say how they were trained."""
+
+    trainer = Run(
+        card=card(recipe),
         model=model,
         reward_funcs=list(reward.functions),
         args=arguments(recipe, policy.loading_to_train),
@@ -193,9 +203,12 @@ def build(
         spent=spent,
         budget=recipe.budget.flops,
         speed=recipe.speed,
-        kl_on=recipe.training_value("kl_on"),
+        **recipe.beside_trls,
+        safety=recipe.safety,
         **adapters,
     )
+    if trainer.args.report_to:
+        trainer.add_callback(Trackers(trainer, recipe.resolved(), Path(recipe.output.dir)))
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))
     if policy.date:
         trainer.chat_template = policy.template  # with the date fixed; what is saved with the policy stays as it was
@@ -250,6 +263,8 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
             # rewards and methods read columns that the model does not
             remove_unused_columns=False,
             model_init_kwargs=dict(loading or {}) or None,
+            # what is left out cannot be in a mean; otherwise the log shows what there is
+            logging_nan_inf_filter=recipe.safety.not_finite == "skip",
             **{**recipe.arguments, **changes},
         )
     except Exception as error:  # TRL and transformers raise whatever their parts do
@@ -277,25 +292,29 @@ def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:
 
 
 def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Problem]:
-    """The problems with the demonstrations that earn the training reward, decided once for all ranks.
+    """The problems with the demonstrations that earn the training reward (of a method that starts from failures: that
+    are wrong by it), decided once for all ranks.
 
     ``prefix-rl prepare`` has done this already for its own files.
     """
     from accelerate.utils import broadcast_object_list
 
-    prepared = recipe.data.train != LAB and recipe.reward.functions[0] == MATH and _prepared(recipe)
-    if not recipe.method.stages.needs_answers or prepared:
+    if not recipe.method.stages.needs_answers or (
+        recipe.data.train != LAB and _prepared(recipe, recipe.reward.functions[0])
+    ):
         return list(problems)
+    wanted = Outcome.WRONG if recipe.method.needs.wrong else Outcome.RIGHT
     decided: list[Any] = [None]
     if is_main():
         count = sum(max(len(p.demonstrations), 1) for p in problems)
         with bar("grading the demonstrations", count) as advance:
-            kept, bad_gold, outcomes = verify(problems, reward.grader, advance)
+            kept, bad_gold, outcomes = verify(problems, reward.grader, advance, wanted)
         decided = [(kept, [f"{p.place}: the gold answer {p.answer[:60]!r} cannot be parsed" for p in bad_gold])]
-        dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != "right"}
+        dropped = {str(outcome): n for outcome, n in outcomes.items() if outcome != wanted}
         if dropped:
             count = f"{sum(dropped.values())} of {outcomes.total()}"
-            say(f"dropped {count} demonstrations that do not earn the reward: {dropped}")
+            why = "do not earn the reward" if wanted is Outcome.RIGHT else "are not wrong"
+            say(f"dropped {count} demonstrations that {why}: {dropped}")
     broadcast_object_list(decided)
     kept, unparsable = decided[0]
     if unparsable:
@@ -309,9 +328,9 @@ def _verified(recipe: Recipe, problems: Sequence[Problem], reward) -> list[Probl
     return kept
 
 
-def _prepared(recipe: Recipe) -> bool:
-    """Whether ``prefix-rl prepare`` graded every file as it would be graded now."""
-    return all(is_verified(source.file) for source in recipe.data.sources)
+def _prepared(recipe: Recipe, reward: str | None = None) -> bool:
+    """Whether ``prefix-rl prepare`` made every file as it would now, by this reward where one is named."""
+    return all(is_verified(source.file, reward, recipe.reward.rules) for source in recipe.data.sources)
 
 
 def _guarded(recipe: Recipe, problems: Sequence[Problem], grader: Grader) -> list[Problem]:

@@ -186,6 +186,31 @@ def read(path: str | os.PathLike, blocks: Collection[str]) -> dict:
     return content
 
 
+def line_of(path: str | os.PathLike, keys: Sequence[str | int]) -> int | None:
+    """The line in which a value of a file begins; ``keys`` lead to it. None if there is no such value, or no file.
+
+    Args:
+        path: a file that :func:`read` has read.
+        keys: keys of mappings, and numbers of the items of lists.
+    """
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    mark = None
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k.start_mark, v) for k, v in node.value if k.value == key), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            found = (node.value[key].start_mark, node.value[key])
+        else:
+            found = None
+        if found is None:
+            return None
+        mark, node = found
+    return mark.line + 1 if mark else None
+
+
 def apply(overrides: Sequence[str], recipe: dict, blocks: Collection[str]) -> list[str]:
     """Sets each ``block.key=value`` in the recipe, in place; the faults of those that are not of this form."""
     faults = []

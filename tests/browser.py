@@ -50,7 +50,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def call(self, method, timeout=60, **parameters):
+    def call(self, method, timeout=300, **parameters):
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -79,7 +79,7 @@ class Browser:
 
     # --- what the tests do ---
 
-    def open(self, address, ready="document.documentElement?.dataset.ready === 'all'", timeout=60):
+    def open(self, address, ready="document.documentElement?.dataset.ready === 'all'", timeout=300):
         self.events.clear()
         self.call("Page.navigate", url=str(address))
         self.until(ready, timeout)
@@ -97,7 +97,7 @@ class Browser:
             raise RuntimeError(f"{expression}: {found['exceptionDetails'].get('exception', found['exceptionDetails'])}")
         return found["result"].get("value")
 
-    def until(self, expression, timeout=30):
+    def until(self, expression, timeout=300):
         """Waits until an expression is true."""
         end = time.monotonic() + timeout
         while not self.js(f"Boolean({expression})"):

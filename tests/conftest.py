@@ -8,12 +8,29 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from pathlib import Path
 
 import browser
+import costs
 import pytest
 import real
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-CHECKED = ["schedules", "prefixes", "masks", "advantages", "losses", "rollouts", "methods", "lab.world", "lab.base"]
+CHECKED = [
+    "schedules",
+    "prefixes",
+    "cuts",
+    "masks",
+    "advantages",
+    "losses",
+    "rollouts",
+    "methods",
+    "lab.world",
+    "lab.base",
+]
 install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "shapes.check")
+
+# Hypothesis would fail an example that takes 200 ms, and one that is slow to draw: on a busy machine any is
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -30,10 +47,32 @@ def pytest_runtest_setup(item):
             (pytest.fail if demanded else pytest.skip)(lacking)
 
 
-def pytest_collection_modifyitems(items):
-    """The files with long tests come first: what begins last should not be what takes longest."""
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="only what is quick, see tests/costs.py")
+    parser.addoption("--costs", metavar="FILE", help="add the CPU seconds of each test to FILE, see tests/costs.py")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The files with long tests come first, the dearest before the others: what begins last should not take longest."""
+    dear = costs.listed()
+    if config.getoption("fast"):
+        marked = {item for item in items if any(map(item.get_closest_marker, costs.LEFT_OUT))}
+        out = {item for item in items if item in marked or costs.function_of(item.nodeid) in dear}
+        config.hook.pytest_deselected(items=list(out))
+        items[:] = [item for item in items if item not in out]
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("multirank")}
-    items.sort(key=lambda item: item.path not in long)
+    of_files = costs.of_files(dear)
+    items.sort(key=lambda item: (item.path not in long, -of_files[item.nodeid.partition("::")[0]]))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    before = costs.now()
+    try:
+        return (yield)
+    finally:
+        if file := item.config.getoption("costs"):
+            costs.add(file, item.nodeid, costs.now() - before)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class FakeServer:
                 if wrong == "html":
                     return self.send(b"<html><h1>Proxy</h1></html>", kind="text/html")
                 if wrong == "hang":
-                    time.sleep(3)
+                    time.sleep(30)  # longer than any test asks it to wait
                 ids = made(prompt, asked.get("seed"), asked["max_tokens"])
                 reason = "stop" if ids[-1:] == [STOP] else "length"
                 if wrong == "short":

@@ -93,9 +93,9 @@ class FakeRanks(Ranks):
     def _of_all(self, value):
         shared = self._shared
         shared.values[self._index] = value
-        shared.barrier.wait(timeout=20)
+        shared.barrier.wait(timeout=300)
         found = [shared.values[i] for i in range(self.count)]
-        shared.barrier.wait(timeout=20)
+        shared.barrier.wait(timeout=300)
         return found
 
     def all(self, rows):

@@ -15,6 +15,7 @@ from fractions import Fraction
 import torch
 
 from prefix_rl.methods.adaptive import Adaptive
+from prefix_rl.methods.bread import BREAD
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.pppo import PPPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
@@ -57,6 +58,7 @@ class Settings:
     corrected: bool = True  # use_bias_correction_kl: the KL is weighed by the ratio, as its tokens are pi_old's
     entropy_coef: float = 0.0
     mask_truncated: bool = False
+    without_signal: str = "keep"  # groups_without_signal
     continued: list = field(default_factory=list)  # PPPO: for each rollout the rewards of its further continuations
 
 
@@ -145,8 +147,19 @@ def credit(method, rollouts, settings):
             own = (0.0 if math.isnan(rollout.reward) else rollout.reward) if released else value
             found.append([value] * rollout.prefix + [own] * (len(rollout.ids) - rollout.prefix))
             continue
-        found.append([against(rollouts, i, rows)] * len(rollout.ids))
+        value = against(rollouts, i, rows)
+        if isinstance(method, BREAD) and method.normalize:
+            value /= deviation([rollouts[j].reward for j in rows]) + 1e-6
+        found.append([value] * len(rollout.ids))
     return found
+
+
+def learning(method, rollouts, settings):
+    """The numbers of the rollouts whose group teaches something: credit on some token that is in the loss."""
+    credits = credit(method, rollouts, settings)
+    live = [not settings.mask_truncated or r.ended for r in rollouts]
+    teaches = [on and any(abs(c) > 1e-6 for c in row) for on, row in zip(live, credits, strict=True)]
+    return [i for i in range(len(rollouts)) if any(teaches[j] for j in group_of(i, settings.group_size))]
 
 
 def value_step(rollouts, i, t, rows):
@@ -217,6 +230,13 @@ def loss(policy, method, rollouts, settings, *, old=None, reference=None, entrop
     ``old`` and ``reference`` are their log-probabilities under the policy that generated and under the reference, as
     :func:`scores` gives them; no ``old``: the policy itself. ``entropies`` are those under the policy that generated.
     """
+    if settings.without_signal != "keep":  # as if the other groups were not there
+        kept = learning(method, rollouts, settings)
+        if not kept:
+            return sum((p * 0).sum() for p in policy.parameters())
+        rollouts, old, reference, entropies = (
+            [of[i] for i in kept] if of else of for of in (rollouts, old, reference, entropies)
+        )
     found = [scores(policy, r) for r in rollouts]
     logps = [row for row, _ in found]
     old = [[p.detach() for p in row] for row in (old or logps)]

@@ -148,6 +148,7 @@ def test_the_rules_take_their_settings():
         (Adaptive(least=0.8), "method.least = 0.8 is above method.most = 0.75"),
         (Adaptive(PrefixRL(low=0.2)), "method.of.low = 0.2 says nothing here: adaptive decides the lengths"),
         (Adaptive(PrefixRFT(horizon=100)), "method.of.horizon = 100 says nothing here"),
+        (Adaptive(PrefixRL(traces="wrong")), "behind a failure it is harder; take prefix_rl by itself"),
         (Adaptive(PrefixRFT(prefixed=9)), "method.of.prefixed = 9 is more than training.num_generations = 8"),
     ],
 )

@@ -96,3 +96,34 @@ def test_logging_and_saving_may_change_between_two_parts_of_a_run(tmp_path):
         "evaluation": {"data": "x"},
     }
     check_continues(folder, FACTS | {"recipe": recipe})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        ({"training": {"lr_scheduler_type": "constant"}, "method": {"name": "dr_grpo"}}, None),
+        (
+            {"training": {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}, "method": {"horizon": 9}},
+            None,
+        ),
+        ({"training": {}, "method": {}}, "training.lr_scheduler_type = linear falls until the last step"),
+        ({"training": {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.1}}, "a share of the steps"),
+        (
+            {"training": {"lr_scheduler_type": "constant"}, "method": {"of": {"horizon": None}}},
+            "method.of.horizon = null",
+        ),
+    ],
+)
+def test_a_run_may_go_on_to_more_steps_where_no_schedule_hangs_on_their_number(tmp_path, recipe, why):
+    def facts(steps):
+        return FACTS | {"recipe": recipe | {"training": recipe["training"] | {"max_steps": steps}}}
+
+    mark_whole(checkpoint(tmp_path, 5), facts(5))
+    if why is None:
+        check_continues(tmp_path / "checkpoint-5", facts(9))
+    else:
+        with pytest.raises(CheckpointError) as error:
+            check_continues(tmp_path / "checkpoint-5", facts(9))
+        (fault,) = error.value.faults
+        assert fault.startswith("training.max_steps was 5, now 9; ")
+        assert why in fault

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import prefix_rl
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -27,12 +28,10 @@ COMMANDS = [
     "ladder",
     "grade",
     "schema",
+    "plan",
+    "preview",
+    "keys",
 ]
-
-
-def prefix_rl(*arguments, cwd=ROOT):
-    program = "from prefix_rl.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=cwd)
 
 
 def test_every_command_is_listed_and_has_an_example():
@@ -57,7 +56,10 @@ def test_check_prints_the_resolved_recipe(tmp_path):
 
 
 def test_faults_end_in_status_2_without_a_traceback():
-    done = prefix_rl("check", LAB, "method.shar=0.3")
+    """In a process of its own, as a shell sees it."""
+    program = "from prefix_rl.cli import main; main()"
+    command = [sys.executable, "-c", program, "check", LAB, "method.shar=0.3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "did you mean share?" in done.stderr
     assert "Traceback" not in done.stderr

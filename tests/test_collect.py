@@ -30,6 +30,7 @@ from prefix_rl.data.traces import Account, Tally, Trace, TraceStore, tokenizer_s
 from prefix_rl.engines.base import Engine
 from prefix_rl.errors import DataError, UserError
 from prefix_rl.evaluation.sampling import Sample
+from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.rewards.grading import Outcome
 from prefix_rl.rewards.workers import Grader
 
@@ -278,6 +279,31 @@ def test_right_traces_take_the_place_of_the_demonstrations(tmp_path):
     assert (b.demonstrations, c.demonstrations) == ((), ())
     assert replace(a, demonstrations=PROBLEMS[0].demonstrations) == PROBLEMS[0]
     assert attach(PROBLEMS, store, tokenizer_sha256(TOKENIZER)) == [a, b, c]
+
+
+def test_wrong_traces_of_the_policys_own_are_demonstrations_of_how_to_fail(tmp_path):
+    store = store_of(tmp_path / "s", [
+        trace(text="imported", outcome="wrong", imported=True), trace(attempt=1, text="no", outcome="wrong"),
+        trace(attempt=0, text="right"), trace(attempt=2, text="cut off", outcome="wrong", truncated=True),
+        trace(attempt=3, text="silent", outcome="no_answer"), trace(PROBLEMS[1]),
+    ])  # fmt: skip
+    a, b, _ = attach(PROBLEMS, store, TOKENIZER, method=PrefixRL(traces="wrong"))
+    assert [d["text"] for d in a.demonstrations] == ["no"]
+    assert b.demonstrations == ()
+    with pytest.raises(DataError, match=r"no wrong trace of the data's problems .* or set method\.traces = right"):
+        attach(PROBLEMS[1:], store, method=PrefixRL(traces="wrong"))
+    with pytest.raises(DataError, match="no wrong trace "):
+        attach(PROBLEMS, store_of(tmp_path / "t", [trace()]), method=PrefixRL(traces="wrong"))
+
+
+def test_a_prefix_of_a_failure_states_neither_its_own_answer_nor_the_right_one():
+    text = r"6 * 7 is 40, or 41. So \boxed{41}, though some say 42"
+    for guard, before in (("mention", r"6 * 7 is 40, or 41. So "), ("statement", r"6 * 7 is 40, or 41. So ")):
+        [failure] = DemonstrationTable([[text]], ["42"], TOKENIZER, guard)[0]
+        assert text.startswith(TOKENIZER.decode(failure.ids[: failure.safe_length]))
+        assert before.startswith(TOKENIZER.decode(failure.ids[: failure.safe_length]))
+    [failure] = DemonstrationTable([["It is 42, no, 41: " + text]], ["42"], TOKENIZER)[0]
+    assert "It is ".startswith(TOKENIZER.decode(failure.ids[: failure.safe_length]))
 
 
 def test_the_ids_that_were_sampled_are_the_ids_that_are_injected(tmp_path):

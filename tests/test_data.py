@@ -166,6 +166,9 @@ def test_demonstrations_are_graded_by_the_reward(grader):
                 Problem("d", "p", "7")]  # fmt: skip
     kept, bad_gold, counts = verify(problems, grader)
     assert [(p.id, p.demonstrations) for p in kept] == [("a", (right,)), ("b", ()), ("d", ())]
+    failures, *rest = verify(problems, grader, wanted=Outcome.WRONG)
+    assert [(p.id, p.demonstrations) for p in failures] == [("a", (wrong,)), ("b", ()), ("d", ())]
+    assert rest == [bad_gold, counts]
     assert [p.id for p in bad_gold] == ["c"]
     assert counts == {Outcome.RIGHT: 1, Outcome.WRONG: 1, Outcome.NO_ANSWER: 1}
 
@@ -199,6 +202,34 @@ def test_a_folder_without_a_tokenizer_is_explained(tmp_path):
 
 
 # --- mixing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_problem_of_several_files_is_the_first_ones(capsys):
+    sold = "Tim sold 12 apples at 3 dollars each and 5 pears. How much did he get for the apples in the end of {}?"
+    first = [
+        Problem("1", "6 * 7?", "42", ({"text": "a"},)),
+        Problem("2", sold.format("all"), "36"),
+        Problem("3", "2?", "2"),
+    ]
+    other = [
+        Problem("1", "$6 * 7$?", "42", ({"text": "a"}, {"text": "b"})),  # the same but for typesetting
+        Problem("2", sold.format("it"), "36"),  # nearly
+        Problem("3", "2?", "3"),
+        Problem("4", "3?", "3", place="other:4"),
+        Problem("5", "3?", "3"),  # within a file nothing is looked for
+    ]
+    made = mixed([Source("a.jsonl"), Source("b.jsonl")], [first, other], 0)
+    assert [(p.source, p.text) for p in made] == [*(("a", p.text) for p in first), ("b", "3?"), ("b", "3?")]
+    assert [d["text"] for d in made[0].demonstrations] == ["a", "b"]
+    assert sum(p.repeats for p in made if p.source == "a") == sum(p.repeats for p in made if p.source == "b") == 3
+    told = capsys.readouterr().err
+    assert (
+        "left out 1 of the 5 problems of b.jsonl, which stand in a.jsonl: the same problem with the same answer" in told
+    )
+    assert "the same problem WITH ANOTHER ANSWER; for example 3 and 3" in told
+    assert "nearly the same problem" in told
+    with pytest.raises(DataError, match=r"every problem of b\.jsonl stands in an earlier file"):
+        mixed([Source("a.jsonl"), Source("b.jsonl")], [first, other[:3]], 0)
 
 
 def test_a_mixture_has_its_weights_and_every_problem():

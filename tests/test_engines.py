@@ -15,7 +15,7 @@ from prefix_rl.engines.server import ServerEngine
 from prefix_rl.engines.settings import API_KEY, EngineSettings
 from prefix_rl.errors import DataError, StackError
 
-QUICK = EngineSettings("server", retries=3, retry_wait=0.02, max_in_flight=4, timeout=2.0)
+QUICK = EngineSettings("server", retries=3, retry_wait=0.02, max_in_flight=4, timeout=120.0)
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +124,13 @@ def test_completions_do_not_depend_on_the_number_of_servers(tokenizer, servers):
 
 
 def test_no_more_requests_are_in_flight_than_wanted(tokenizer):
-    running, most = [], []
+    running, most, together = [], [], threading.Barrier(3)
 
     def watch(number, given):
         if number >= 0:
             running.append(number)
             most.append(len(running))
-            time.sleep(0.01)
+            together.wait(300)  # each waits until three are there, so three there are
             running.remove(number)
 
     with FakeServer(tokenizer, fault=watch) as server:
@@ -197,9 +197,13 @@ def test_the_waits_grow(tokenizer):
 
 def test_a_server_that_dies_is_left_out_and_nothing_is_lost(tokenizer, capsys):
     rows = asked(80)
-    with FakeServer(tokenizer, delay=0.02) as a, FakeServer(tokenizer, delay=0.02) as b:
+
+    def dies(number, given):
+        if number == 5:
+            b.close()
+
+    with FakeServer(tokenizer, delay=0.02) as a, FakeServer(tokenizer, delay=0.02, fault=dies) as b:
         one = engine(tokenizer, a, b)
-        threading.Timer(0.08, b.close).start()
         assert one.generate(*rows, Sampling()) == expected(*rows)
         one.close()
         assert 0 < len(b.asked) < 40
@@ -209,7 +213,7 @@ def test_a_server_that_dies_is_left_out_and_nothing_is_lost(tokenizer, capsys):
 def test_a_timeout_is_no_completion(tokenizer):
     rows = asked(6)
     with FakeServer(tokenizer, fault=lambda number, given: "hang" if number == 1 else None) as server:
-        one = engine(tokenizer, server, timeout=0.3)
+        one = engine(tokenizer, server, timeout=1.0)
         assert one.generate(*rows, Sampling()) == expected(*rows)
         one.close()
 

@@ -1,14 +1,14 @@
 import importlib.metadata
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
+from functools import partial
 from pathlib import Path
 
+import command
 import pyarrow.parquet
 import pytest
 import torch
@@ -584,7 +584,19 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path, tiny, scripted):
 
 def test_a_sampling_that_is_killed_ends_with_the_samples_of_one_that_was_not(tmp_path, tiny):
     set_ = a_set(tmp_path, 8)
-    program = "from prefix_rl.cli import main; main()"
+    # Killed when it has written the fourth file of four samples each
+    program = """
+import os, signal
+from prefix_rl.cli import main
+from prefix_rl.evaluation import samples
+write = samples._write
+def killed(path, rows):
+    write(path, rows)
+    if path.name == "00003.parquet":
+        os.kill(os.getpid(), signal.SIGKILL)
+samples._write = killed
+main()
+"""
     options = [
         "evaluate",
         str(tiny),
@@ -598,21 +610,13 @@ def test_a_sampling_that_is_killed_ends_with_the_samples_of_one_that_was_not(tmp
         "4",
     ]
 
-    def start(folder):
-        return subprocess.Popen([sys.executable, "-c", program, *options, "--output", str(tmp_path / folder)], cwd=tmp_path,
-                                stderr=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
-
-    killed = start("killed")
-    until = time.monotonic() + 100
-    while not list((tmp_path / "killed").glob("samples/set/00003.parquet")) and time.monotonic() < until:
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert 16 <= len(rows(tmp_path / "killed")) < 64
+    killed = subprocess.run([sys.executable, "-c", program, *options, "--output", str(tmp_path / "killed")], cwd=tmp_path,
+                            capture_output=True, text=True)  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert len(rows(tmp_path / "killed")) == 16
     for folder in ("killed", "whole"):
-        process = start(folder)
-        _, said = process.communicate(timeout=200)
-        assert process.returncode == 0, said.decode()[-2000:]
+        done = command.prefix_rl(*options, "--output", str(tmp_path / folder), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert len({r["text"] for r in rows(tmp_path / "whole")}) > 32
 
@@ -727,12 +731,7 @@ def test_a_checkpoint_without_a_tokenizer_is_named(tmp_path, tiny):
 
 
 def test_the_command_prints_a_table_and_compares(tmp_path, tiny):
-    def prefix_rl(*arguments):
-        program = "from prefix_rl.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path)
-        assert "Traceback" not in done.stderr
-        return done
-
+    prefix_rl = partial(command.prefix_rl, cwd=tmp_path)
     set_ = a_set(tmp_path)
     options = [
         "--on",

@@ -104,7 +104,7 @@ def both(model, prompts, steps, noise=True, extra=0, **settings):
             warnings.simplefilter("error", UserWarning)
             found.append(
                 model.generate(
-                    **padded(prompts, extra),
+                    **{name: ids.to(model.device) for name, ids in padded(prompts, extra).items()},
                     generation_config=config,
                     logits_processor=LogitsProcessorList([Noise(len(prompts), steps)] if noise else []),
                 )

@@ -3,20 +3,17 @@
 import gzip
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from command import prefix_rl
 
 from prefix_rl.errors import DataError
 from prefix_rl.grade import grade, parse_columns, shown, table
 from prefix_rl.rewards.grading import Outcome
 from prefix_rl.rewards.workers import Grader
 
-ROOT = Path(__file__).parents[1]
 ROWS = [
     {"id": "a", "completion": r"so \boxed{42}", "answer": "42"},
     {"id": "b", "completion": r"so \boxed{41}", "answer": "42"},
@@ -37,13 +34,6 @@ def written(folder, rows, name="rows.jsonl"):
     path = folder / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-def prefix_rl(*arguments, cwd=ROOT):
-    program = "from prefix_rl.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
 
 
 def test_the_command_counts_shows_and_writes(tmp_path):

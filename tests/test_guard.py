@@ -25,6 +25,9 @@ from prefix_rl.rewards.workers import Grader
         (r"in $[0,\frac{1}{2})$", "[0,0.5)", "in $"), ("f is $(x+1)^2$", "x^2+2x+1", "f is $"), (r"gives $3 - \sqrt{2}$", r"-\sqrt2+3", "gives $"),
         ("matrix \\begin{pmatrix} 1 \\\\ 0.5 \\end{pmatrix}", r"\begin{pmatrix}1\\\frac12\end{pmatrix}", "matrix "), ("we get ½ now", "0.5", "we get "),
         (r"at $4:30 \text{ p.m.}$", r"\text{4:30 p.m.}", "at $"), ("1, 2, then 3 and 4", "3, 4", "1, 2, then 3 and "), (r"\frac{50}{5} of them", "10", ""),
+        ("it is 2⅓", r"\frac73", "it is "), ("it is 1½ now", "1.5", "it is "), ("total 1 250 now", "1250", "total "), ("so (-1)/2 of", r"-\frac12", "so "),
+        ("so it is 1,024", "2^{10}", "so it is "), ("so it is 2¹⁰", "2^{10}", "so it is "), ("f is x²+1 here", "x^2+1", "f is "),
+        ("it is ∛4", r"\sqrt[3]{4}", "it is "), ("it is $4^{1/3}$", r"\sqrt[3]{4}", "it is $"), ("it is $720$", "6!", "it is $"),
     ],
 )  # fmt: skip
 def test_a_mention_is_what_the_grader_takes_for_the_answer(text, answer, kept):
@@ -33,7 +36,8 @@ def test_a_mention_is_what_the_grader_takes_for_the_answer(text, answer, kept):
 
 @pytest.mark.parametrize(
     ("text", "answer"),
-    [("720 and 7.2", "72"), (r"\frac{1}{3} of it", r"\frac{1}{2}"), ("2 but then 7", "2, 5"), (r"\pi/3", r"\frac{\pi}{2}"), ("(1,2)", "(2,3)"), ("x+2", "x+1")],
+    [("720 and 7.2", "72"), (r"\frac{1}{3} of it", r"\frac{1}{2}"), ("2 but then 7", "2, 5"), (r"\pi/3", r"\frac{\pi}{2}"), ("(1,2)", "(2,3)"), ("x+2", "x+1"), ("1 025 of them", "2^{10}"),
+     ("2⅔ of it", r"\frac73")],
 )  # fmt: skip
 def test_what_is_another_answer_is_no_mention(text, answer):
     assert readable_from(text, answer) == len(text)

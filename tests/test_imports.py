@@ -8,59 +8,38 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "prefix_rl"
-CORE = {"schedules", "prefixes", "masks", "advantages", "losses", "costs"}
+CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs", "memory"}
 # What may import what, from the bottom up: a module may import modules of its own layer and of those below
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "status", "fields", "grpo_fields", "yaml12", "parts", "options"},
-    {"methods.stage"},
+    {"errors", "progress", "status", "fields", "grpo_fields", "yaml12", "includes", "parts", "options", "safety",
+     "finite"},
+    {"methods.stage", "methods.needs", "methods.cutting"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},
-    {"data", "lab.world", "lab.parities", "engines", "processes"},
-    {
-        "recipe",
-        "adapters",
-        "arguments",
-        "batches",
-        "contradictions",
-        "preflight",
-        "reports",
-        "stand_ins",
-        "evaluation.settings",
-        "evaluation.metrics",
-        "evaluation.sampling",
-        "lab",
-    },
-    {"policy", "engines.choice"},
+    {"data", "lab.world", "lab.parities", "engines", "processes", "updates", "stall", "stopping", "watched"},
+    {"recipe", "adapters", "arguments", "batches", "contradictions", "preflight", "reports", "stand_ins",
+     "evaluation.settings", "evaluation.metrics", "evaluation.sampling", "lab"},
+    {"policy", "engines.choice", "model_card"},
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},
     {"seam.batch"},
-    {"seam.planning", "seam.resume"},
+    {"seam.planning", "seam.resume", "seam.scores", "seam.checks", "seam.signal"},
     {"seam.credit"},
     {"seam.further", "seam.ledger"},
+    {"seam.deciding"},
+    {"seam.helping"},
     {"seam", "supervised"},
     {"train", "evaluation", "merge", "collecting"},
-    {
-        "cli",
-        "check",
-        "__main__",
-        "reference",
-        "schema",
-        "collect",
-        "evaluate",
-        "grade",
-        "ladders",
-        "lab.quickstart",
-        "reports.schedule",
-        "reports.report",
-        "reports.watch",
-    },
-]
+    {"cli", "check", "plan", "preview", "keys", "__main__", "reference", "schema", "collect", "evaluate", "grade", "launch",
+     "ladders", "lab.quickstart", "reports.schedule", "reports.report", "reports.watch"},
+]  # fmt: skip
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
-MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "speed.generation", "reports.terminal"}
+MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "seam.scores", "speed.generation", "reports.terminal",
+                            "reports.trackers", "updates", "stall", "stopping", "watched"}  # fmt: skip
 
 
 @cache

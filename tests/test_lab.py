@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import pytest
@@ -83,11 +84,28 @@ def test_a_restating_teacher_writes_every_addition_before_its_total():
         assert text[problem.demonstrations[0]["readable_from"] :].split()[0] == words[39]  # the last total
 
 
+def test_a_terse_expert_writes_every_third_total_and_those_that_the_answer_takes():
+    for problem in training_problems(World(demonstrations="terse", problems=4)):
+        text, landing = problem.demonstrations[0]["text"], [0, 3, 6, 9, 12, 13, 16, 19]
+        right = solve(problem.text)
+        assert text.split()[:20] == [str(right[j]) if j in landing else "," for j in range(20)]
+        assert grade(text, problem.answer) is Outcome.RIGHT
+        assert text[problem.demonstrations[0]["readable_from"] :].split()[0] == str(right[19])
+
+
+@given(leap=st.integers(2, 9), slots=st.integers(3, 40))
+def test_a_terse_expert_leaps_no_further_than_asked_and_lands_where_the_answer_reads(leap, slots):
+    world = World(leap=leap, slots=slots, operations=slots)
+    landing = [-1, *(j for j, written in enumerate(world.landings) if written)]
+    assert set(world.marked) <= set(landing)
+    assert max(after - before for before, after in itertools.pairwise(landing)) <= leap
+
+
 def test_teachers_differ_and_problems_do_not():
-    kinds = ("clean", "garbled", "slipping", "restating")
+    kinds = ("clean", "garbled", "slipping", "restating", "terse")
     by_kind = [training_problems(World(demonstrations=kind, problems=4)) for kind in kinds]
     assert len({tuple((p.text, p.answer) for p in problems) for problems in by_kind}) == 1
-    assert len({problems[0].demonstrations[0]["text"] for problems in by_kind}) == 4
+    assert len({problems[0].demonstrations[0]["text"] for problems in by_kind}) == 5
 
 
 def test_settings_are_chosen_on_other_problems_than_results_are_reported_on():

@@ -92,7 +92,7 @@ def test_totals_and_times():
     for _ in range(2):
         with clock.running():
             time.sleep(0.02)
-    assert 0.04 <= clock.taken() < 1
+    assert 0.04 <= clock.taken() < 60
     assert clock.taken() == 0
 
 

@@ -86,7 +86,7 @@ def test_a_method_may_live_in_another_package(tmp_path, monkeypatch):
 
 def test_a_combined_method_hands_every_question_on():
     assert {"needs", "stages", "prefix", "weights", "metrics"} <= set(QUESTIONS) <= vars(Combined).keys()
-    assert len(QUESTIONS) == 12
+    assert len(QUESTIONS) == 13
     asked = []
 
     class Within(Method):

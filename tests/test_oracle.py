@@ -102,7 +102,8 @@ class Run:
                 "total": args.max_steps, "loss_type": args.loss_type, "level": args.importance_sampling_level,
                 "low": args.epsilon, "high": args.epsilon if args.epsilon_high is None else args.epsilon_high,
                 "beta": args.beta, "entropy_coef": args.entropy_coef,
-                "mask_truncated": args.mask_truncated_completions, "kl": self.made.kl_on, "corrected": args.use_bias_correction_kl,
+                "mask_truncated": args.mask_truncated_completions, "kl": self.made.kl_on,
+                "without_signal": self.made._deciding.without_signal, "corrected": args.use_bias_correction_kl,
                 **changes,
             }
         )  # fmt: skip

@@ -64,6 +64,13 @@ def test_the_page_holds_every_saved_generation_and_every_metric(tmp_path):
     assert index["runs"][1]["generations"][0]["outcomes"] == ["right", "wrong", "wrong", "wrong"]
 
 
+def test_the_values_of_several_reward_functions_stand_apart(tmp_path):
+    run, apart = made_run(tmp_path / "a"), {"math_reward": 1.0, "my.brief": None}
+    write_rollouts(run / "rollouts" / "step_000010.parquet", [rollout(0, rewards=apart), rollout(1, rewards=apart)])
+    (group,) = chunks(page_of(run))["0-10"]
+    assert [r["rewards"] for r in group["rollouts"]] == [apart, apart]
+
+
 def test_metrics_without_a_number_are_told_as_none(tmp_path):
     run = made_run(tmp_path / "a")
     (run / "metrics.jsonl").write_text(
@@ -143,6 +150,15 @@ def test_a_page_keeps_its_size_by_cutting_long_rollouts_in_their_middle(tmp_path
     assert before.startswith(segments[1])
     assert before.endswith(segments[5])
     assert int(segments[3]) == len(before) - limit
+
+
+@pytest.mark.parametrize("guess", [None, 15_000])
+def test_a_page_keeps_its_size_where_its_first_guess_was_too_long(tmp_path, monkeypatch, guess):
+    run = many(tmp_path / "a", generations=8, rollouts=32, characters=20_000)
+    monkeypatch.setattr(module, "_first_limit", lambda runs, files, room: guess)
+    text = page_of(run, megabytes=1.0)
+    assert 0.5e6 < len(text) <= 1.0e6
+    assert chunks(text)["index"]["runs"][0]["limit"] < 15_000
 
 
 def test_a_page_is_honest_where_even_the_shortest_is_too_long(tmp_path):

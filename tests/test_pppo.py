@@ -71,28 +71,34 @@ def test_the_share_in_memory_decides():
 def test_the_share_grows_when_evaluations_stall_and_stops_at_the_most():
     rewards = [0.1, 0.2, 0.2, 0.1, 0.3, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.1, 0.0]
     #          best best  1    2^   best  1    2^   1    2^   1    2^   1    2 (at the most)
-    assert shares(PPPO(), rewards) == [
+    assert shares(PPPO(compare="best", patience=2), rewards) == [
         0.15, 0.15, 0.15, 0.15, 0.2, 0.2, 0.2, 0.25, 0.25, 0.3, 0.3, 0.35, 0.35, 0.35
     ]  # fmt: skip
-    assert shares(PPPO(patience=1), [0.0] * 7) == [0.15, 0.15, 0.2, 0.25, 0.3, 0.35, 0.35, 0.35]
+    rewards = [0.1, 0.2, 0.2, 0.1, 0.3, 0.3, 0.25, 0.26]
+    #          gain gain  ^    ^   gain  ^     ^ (the most) gain over the one before, though not over the best
+    assert shares(PPPO(), rewards) == [0.15, 0.15, 0.15, 0.2, 0.25, 0.25, 0.3, 0.35, 0.35]
+    assert shares(PPPO(most=0.5), rewards)[-2:] == [0.35, 0.35]
+    assert shares(PPPO(most=0.5, compare="best", patience=1), rewards)[-2:] == [0.35, 0.4]
+    assert shares(PPPO(), [0.0] * 7) == [0.15, 0.15, 0.2, 0.25, 0.3, 0.35, 0.35, 0.35]
     assert shares(PPPO(progressive=False), [0.0] * 7) == [0.15] * 8
 
 
 @given(
     rewards=st.lists(st.integers(0, 6).map(lambda n: n / 8), max_size=30), patience=st.integers(1, 4),
-    share=st.sampled_from([0.05, 0.15, 0.3]),
+    share=st.sampled_from([0.05, 0.15, 0.3]), compare=st.sampled_from(["previous", "best"]),
 )  # fmt: skip
-def test_the_share_equals_a_slow_count(rewards, patience, share):
-    now, best, waited, expected = Fraction(str(share)), None, 0, [share]
-    for reward in rewards:
-        if best is None or reward > best:
-            best, waited = reward, 0
+def test_the_share_equals_a_slow_count(rewards, patience, share, compare):
+    now, waited, expected = Fraction(str(share)), 0, [share]
+    for i, reward in enumerate(rewards):
+        earlier = rewards[:i][-1:] if compare == "previous" else rewards[:i]
+        if not earlier or reward > max(earlier):
+            waited = 0
         else:
             waited += 1
             if waited == patience:
                 now, waited = min(now + Fraction("0.05"), Fraction("0.35")), 0
         expected.append(float(now))
-    assert shares(PPPO(share=share, patience=patience), rewards) == expected
+    assert shares(PPPO(share=share, patience=patience, compare=compare), rewards) == expected
 
 
 # --- who gets credit --------------------------------------------------------------------------------------------------

@@ -103,14 +103,14 @@ def test_no_process_outlives_a_launcher_that_is_killed(given_files, tmp_path):
     launcher = subprocess.Popen(
         command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    until = time.monotonic() + 120
-    while time.monotonic() < until and not (tmp_path / "cut" / "samples" / "settings.json").exists():
+    while not (tmp_path / "cut" / "samples" / "settings.json").exists():  # the test's own limit ends it
+        assert launcher.poll() is None
         time.sleep(0.2)
     workers = psutil.Process(launcher.pid).children(recursive=True)
     assert len(workers) >= 2
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=120)
     for process in alive:
         process.kill()
     assert not alive

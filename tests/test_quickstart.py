@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # four minutes on two idle cores
 def test_the_quickstart_shows_what_it_claims(tmp_path):
+    """The README's command with its 200 steps: the accuracies that it promises are not there after fewer."""
     program = "from prefix_rl.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "quickstart", "--seed", "7", "--output", str(tmp_path / "quickstart")],

@@ -1,6 +1,7 @@
 """A real language model, SmolLM2-135M-Instruct, through every command: what a user types, in the order in which he does.
 
-Its numbers say nothing about a method; that all of it works on a real model, and is what it says it is, they do.
+Its numbers say nothing about a method; that all of it works on a real model, and is what it says it is, they do. A smaller
+model would have neither its tokenizer, its chat template, its generation config nor its weights' format.
 """
 
 import json

@@ -263,11 +263,13 @@ ASKED = ["What is 6 * 7?", "What is 8 * 7?"]
 PREFIXED = {  # rollouts of two groups of four that start from a demonstration, at the middle of a run
     "dr_grpo": {0}, "pppo": {0}, "sft_then_rl": {0}, "tempo": {0}, "relift": {0},  # which waits until questions have failed
     "prefix_rft": {2}, "luffy": {2}, "sft_loss": {2}, "prefix_rl": {4, 8}, "adaptive": {4, 8}, "uft": {4, 8},
+    "questa": {0}, "arg": {0, 1, 2},  # of the groups that fail
 }  # fmt: skip
 WHOLE = {"luffy", "sft_loss"}
 SETTINGS = {
     "pppo": {"progressive": False, "continuations": 1},
     "uft": {"horizon": 40},
+    "arg": {"cut": "tokens"},  # no policy was asked before
 }  # nothing is evaluated here, and hints last
 SUPERVISED = {"sft", "rft", "upft"}
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prefix_rl import includes
 from prefix_rl.lab.world import World
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.tempo import TEMPO
-from prefix_rl.recipe import batches, load_recipe
+from prefix_rl.recipe import BLOCKS, batches, load_recipe, read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
@@ -18,8 +19,9 @@ SMALL = [p for p in ALL if p.parent.name == "smollm2-135m"]
 PAPERS = [p for p in ALL if p.parent.name not in ("lab", "parities", "smoke", "smollm2-135m")]
 ARMS = {
     "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
-    "uft", "adaptive", "upft", "rft",
+    "uft", "adaptive", "bread", "upft", "rft",
 }  # fmt: skip
+NEW = {"arg", "questa"}  # in the lab alone, so far
 OWN = {"upft", "rft"}  # learn from traces of the policy's own
 
 
@@ -37,6 +39,36 @@ def test_it_loads(path):
     recipe = load_recipe(path)
     assert recipe.method_name == {"chord": "sft_loss"}.get(path.stem, path.stem)
     assert recipe.output.dir == f"runs/{path.parent.name}/{path.stem}"
+
+
+ARMS_OF_MODELS = [p for p in ALL if p.parent.name not in ("parities", "smoke")]
+
+
+def own_values(path):
+    """Each value that stands in the file itself, by its full name."""
+
+    def leaves(block, at):
+        for key, value in block.items():
+            yield from leaves(value, f"{at}{key}.") if isinstance(value, dict) else [(f"{at}{key}", value)]
+
+    return {key: value for key, value in leaves(read_yaml(path), "") if key != includes.INCLUDE}
+
+
+@pytest.mark.parametrize("path", [p for p in ARMS_OF_MODELS if includes.INCLUDE in read_yaml(p)], ids=name)
+def test_a_recipe_that_includes_another_says_only_what_differs(path):
+    included = own_values(path.parent / read_yaml(path)[includes.INCLUDE])
+    own = own_values(path)
+    assert [key for key, value in own.items() if included.get(key, ...) == value] == []
+
+
+def test_the_recipes_of_a_model_share_what_they_share():
+    alone = [p for p in ARMS_OF_MODELS if includes.INCLUDE not in read_yaml(p)]
+    assert {p.stem for p in alone} == {"dr_grpo", "sft", "rft"}
+    assert len(alone) == 3 * 3 + 2 + 1  # the papers' models; SmolLM2, whose rft is its sft's; the lab, all as dr_grpo
+    written = sum(len(own_values(p)) for p in ARMS_OF_MODELS)
+    said = sum(len(includes.read(p, BLOCKS).files.keys() - BLOCKS.keys()) for p in ARMS_OF_MODELS)
+    assert len(ARMS_OF_MODELS) == 82
+    assert written < said / 2  # more than half of the values stand once
 
 
 @pytest.mark.parametrize("path", ALL, ids=name)
@@ -82,8 +114,8 @@ METHODS = {
         "demonstrations": 1, "weight": 0.9, "schedule": "chord", "end": 0.05, "warmup": 0, "horizon": 200, "tokens": "all",
     },
     "pppo": {
-        "share": 0.15, "progressive": True, "step": 0.05, "most": 0.35, "patience": 2, "continuations": 8, "normalize": True,
-        "normalizer": "tokens",
+        "share": 0.15, "progressive": True, "step": 0.05, "most": 0.35, "compare": "previous", "patience": 1, "continuations": 8,
+        "normalize": True, "normalizer": "tokens",
     },
     "relift": {"supervise": True, "buffer": 128},
     "sft": {},
@@ -91,6 +123,7 @@ METHODS = {
     "tempo": {"of": DrGRPO(), "weight": 1, "normalize": True},
     "uft": {"count": 5, "pieces": "binomial", "start": 0.95, "end": 0.05, "horizon": 300, "weight": 0.001},
     "adaptive": {"of": PrefixRL(cuts=1, plain=0), "rule": "interval", "target": 0.5},
+    "bread": {"episodes": 10, "cut": "sentences"},
     "upft": {"full_share": 0.1, "label_filter": False},
     "rft": {"per_problem": None},
 }  # fmt: skip
@@ -168,7 +201,7 @@ def test_the_small_models_methods_are_those_of_the_papers_but_for_their_length(p
 
 
 def test_the_lab_has_all_methods():
-    assert {p.stem for p in LAB} == ARMS
+    assert {p.stem for p in LAB} == ARMS | NEW
 
 
 @pytest.mark.parametrize("path", LAB, ids=name)
@@ -196,7 +229,7 @@ def test_the_labs_methods():
     chord = method["chord"]
     assert (chord.schedule, chord.weight, chord.end, chord.horizon) == ("chord", 0.9, 0.05, 100)
     assert method["tempo"] == TEMPO(PrefixRL())
-    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift", "uft", "adaptive"):
+    for arm in ("prefix_rl", "luffy", "sft_loss", "pppo", "relift", "uft", "adaptive", "arg"):
         assert method[arm] == type(method[arm])()  # the papers' settings are the defaults
 
 

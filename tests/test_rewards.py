@@ -9,19 +9,27 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from flow import together
-from small import write
+from small import byte_level_bpe, write
+from typer.testing import CliRunner
 
 from prefix_rl.check import check
-from prefix_rl.data.problems import Problem, verify
-from prefix_rl.errors import RecipeError
+from prefix_rl.cli import app
+from prefix_rl.data.imports import import_traces
+from prefix_rl.data.prepare import Settings, is_verified, prepare
+from prefix_rl.data.problems import Problem, load, verify
+from prefix_rl.data.traces import TraceStore, tokenizer_sha256
+from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.evaluation.evaluate import evaluate, grade_again
 from prefix_rl.lab.world import held_out_problems
 from prefix_rl.recipe import load_recipe, load_run
 from prefix_rl.reports.rollouts import read_rollouts
-from prefix_rl.rewards.functions import COLUMNS, Function, RewardError, columns_of, find, row_of, verdicts
+from prefix_rl.rewards.functions import COLUMNS, Function, columns_of, find, row_of, verdicts
+from prefix_rl.rewards.grading import Outcome
+from prefix_rl.rewards.process import Lost, Process, RewardError
 from prefix_rl.rewards.workers import Grader
 from prefix_rl.train import train
 
+TOKENIZER = byte_level_bpe()
 LAB = Path(__file__).parents[1] / "recipes" / "lab" / "prefix_rft.yaml"
 MODULE = """
 import asyncio, os, time
@@ -68,6 +76,19 @@ def hangs(completions, **columns):
 def dies(completions, **columns):
     os._exit(3)
 
+def some(completions, log_extra=None, log_metric=None, **columns):
+    if "die" in completions:
+        os._exit(3)
+    if log_extra:
+        log_extra("length", [len(c) for c in completions])
+        log_metric("count", len(completions))
+    if "raise" in completions:
+        raise ValueError("no such thing")
+    return [float(len(c)) for c in completions]
+
+def first_word(completions, level, **columns):
+    return [float(text.startswith(word)) if word else None for text, word in zip(completions, level)]
+
 def hungry(completions, **columns):
     return [len(bytearray(2**30))]
 
@@ -104,6 +125,19 @@ def module(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """A call with the completion ``hang`` is late, however long the deadline: no other is, on a machine that is slow."""
+    true = Process.call
+
+    def call(self, given, seconds):
+        if "hang" in given["completions"]:
+            raise Lost(Outcome.TIMEOUT, f"did not answer within {seconds:g} s")
+        return true(self, given, seconds)
+
+    monkeypatch.setattr(Process, "call", call)
 
 
 @pytest.fixture
@@ -180,6 +214,41 @@ def test_a_function_that_hangs_is_ended_at_its_deadline(own):
     assert time.monotonic() - began < 60
 
 
+def test_the_completions_that_a_function_is_late_or_dies_on_are_found_and_get_nothing(own, late):
+    function, extra, metrics = own("some", deadline=60), {}, {}
+    given = {"log_extra": extra.__setitem__, "log_metric": metrics.__setitem__}
+    assert call(function, "abc", "hang", "a", "die", **given) == [3.0, 0.0, 1.0, 0.0]
+    assert function.fault is None
+    assert extra == {"length": [3, None, 1, None]}
+    name = "rewards/my_rewards.own.some"
+    assert metrics == {"count": 1.0, f"{name}/timeout": 0.25, f"{name}/crash": 0.25}
+    assert call(function, "abc", "a", **given) == [3.0, 1.0]  # and the next call is whole again
+    assert metrics["count"] == 2
+
+
+def test_one_that_raises_when_called_alone_stops_all_the_same(own):
+    function = own("some", deadline=60)
+    assert call(function, "die", "raise") == [0.0, 0.0]
+    assert "my_rewards.own.some failed: ValueError: no such thing" in function.fault.what
+
+
+def test_a_function_that_loses_every_completion_is_explained(own, late):
+    function = own("some", deadline=60)
+    call(function, "die", "hang")
+    assert "gave no reward: its process did not answer within 120 s" in function.fault.what
+    assert "called for each of the 2 completions alone, it was late on 1 and died on 1" in function.fault.what
+    assert any("reward.deadline = 60 s is for one completion" in line for line in function.fault.faults)
+
+
+def test_a_lost_completion_is_a_verdict_of_its_own(late):
+    by = verdicts(["my_rewards.own.some"], Grader(workers=1, deadline=60))
+    samples = [(text, by.gold_of(Problem("1", "?", ""))) for text in ("ab", "hang", "die", "")]
+    assert [verdict.outcome for verdict in by.judge(samples)] == ["right", "timeout", "crash", "wrong"]
+    with pytest.raises(RewardError, match="gave no reward"):
+        by.judge(samples[1:3])
+    by.close()
+
+
 def test_memory_that_is_allowed_is_there(own):
     assert call(own("hungry", memory_mb=2048), "a") == [2.0**30]  # control of the cap above
 
@@ -199,6 +268,24 @@ def test_one_that_raises_on_one_rank_raises_the_same_on_all(own):
     assert first == second
     assert first[0] == "the reward function my_rewards.own.raises_here failed: ValueError: no such thing: a (on rank 1)"
     assert 'raise ValueError("no such thing: " + completions[0])' in "".join(first[1])
+
+
+def test_what_one_rank_lost_wholly_stops_nothing_but_what_all_lost_does(own):
+    def work(ranks):
+        with ranks.agreed([made[ranks.index]]):
+            return call(made[ranks.index], *texts[ranks.index])
+
+    def fails(ranks):
+        with pytest.raises(RewardError) as error:  # here: an error that leaves the rank would break the other's wait
+            work(ranks)
+        return error.value.what
+
+    made, texts = [own("some", deadline=60), own("some", deadline=60)], [("die", "die"), ("ab", "die")]
+    assert together(2, work) == [[0.0, 0.0], [2.0, 0.0]]
+    texts = [("die",), ("die",)]
+    first, second = together(2, fails)
+    assert first == second
+    assert first.endswith("and died on 1. Nothing can be learned from that (on rank 0)")
 
 
 def test_where_none_raises_all_ranks_go_on(own):
@@ -319,6 +406,73 @@ def test_the_first_reward_is_the_verdict():
     assert [len(p.demonstrations) for p in kept] == [1, 0]  # 1.0 is right, 0.5 is not
     assert (bad, dict(counts)) == ([], {"right": 1, "wrong": 1})
     assert verdicts(["math", "my_rewards.own.even"], grader) is grader
+
+
+def test_traces_of_other_models_are_imported_by_the_reward_that_is_named(tmp_path):
+    problems = [Problem(str(n), f"{n}?", "", columns={"level": "Well"}) for n in range(2)]
+    store = TraceStore.create(tmp_path / "s", {"tokenizer_sha256": tokenizer_sha256(TOKENIZER)})
+    rows = [{"problem_id": "0", "text": "Well, no."}, {"problem_id": "1", "text": "Oh, no."}]
+    write(tmp_path / "rows.jsonl", rows)
+    by = verdicts(["my_rewards.own.first_word"], Grader(workers=1))
+    done = import_traces(tmp_path / "rows.jsonl", store, TOKENIZER, by, problems)
+    by.close()
+    assert done["outcomes"] == {"right": 1, "wrong": 1}
+
+
+ADD = {"problem": "Write add.", "tests": ["assert add(1, 2) == 3"], "level": "easy"}
+
+
+def test_prepare_keeps_what_earns_the_named_reward_with_the_columns_that_it_reads(tmp_path):
+    right, wrong = (f"```python\ndef add(a, b):\n    return a {sign} b\n```" for sign in "+-")
+    rows = [
+        {**ADD, "demonstrations": [right, wrong]},
+        {"problem": "Without tests.", "demonstrations": [right]},
+        {"problem": "Without a demonstration.", "tests": ["assert True"]},
+    ]
+    write(tmp_path / "raw.jsonl", rows)
+    out = tmp_path / "out.jsonl"
+    manifest = prepare(str(tmp_path / "raw.jsonl"), out, Settings(reward="code"), grader=Grader(workers=1))
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert (first["answer"], first["tests"], first["level"]) == ("", ADD["tests"], "easy")
+    assert [d["text"] for d in first["demonstrations"]] == [right]
+    assert (second["tests"], second["demonstrations"]) == (["assert True"], [])
+    dropped = {step["step"]: step["dropped"] for step in manifest["funnel"]}
+    assert dropped["check"]["rows"] == {"no column 'tests', which the reward code needs": 1}
+    assert dropped["grading"]["demonstrations"] == {"it does not earn the reward code": 1}
+    assert is_verified(str(out), "code")
+    assert not is_verified(str(out), "math")  # which would grade them again
+    assert [p.columns["tests"] for p in load(str(out), answers=False, columns=True)] == [ADD["tests"], ["assert True"]]
+
+
+def test_prepare_drops_what_the_reward_cannot_grade_and_refuses_one_that_is_none(tmp_path):
+    rows = [
+        {"problem": f"{n}?", "level": level, "solution": "Well, so."} for n, level in enumerate(["Well", "Oh", None])
+    ]
+    write(tmp_path / "raw.jsonl", [*rows[:2], {**rows[2], "level": False}])
+    settings = Settings(reward="my_rewards.own.first_word")
+    manifest = prepare(str(tmp_path / "raw.jsonl"), tmp_path / "out.jsonl", settings, grader=Grader(workers=1))
+    assert (manifest["rows"], manifest["demonstrations"]) == (2, 1)
+    grading = next(step for step in manifest["funnel"] if step["step"] == "grading")
+    name = "my_rewards.own.first_word"
+    assert grading["dropped"]["rows"] == {f"the reward {name} cannot grade it (it returns None)": 1}
+    with pytest.raises(DataError, match=r"prepare\.reward = cod: no such reward.*code"):
+        prepare(str(tmp_path / "raw.jsonl"), tmp_path / "out.jsonl", Settings(reward="cod"))
+
+
+def test_the_command_prepares_by_the_first_reward_of_a_recipe(tmp_path):
+    write(tmp_path / "raw.jsonl", [{"problem": "1?", "level": "Well", "solution": "Well, so."}])
+    recipe = {**yaml.safe_load(LAB.read_text()), "reward": {"functions": ["my_rewards.own.first_word"]}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    given = [
+        str(tmp_path / "raw.jsonl"),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--recipe",
+        str(tmp_path / "recipe.yaml"),
+    ]
+    result = CliRunner().invoke(app, ["prepare", *given])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads((tmp_path / "out.jsonl").read_text())["demonstrations"]) == 1
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

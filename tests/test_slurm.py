@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,11 +45,35 @@ def test_a_job_without_a_recipe_says_how_it_is_used(job):
 def launched(command, tmp_path, rank=1):
     """What the inner bash of a step executes on the node of this number."""
     inner = command[command.index("bash") :]
-    program = tmp_path / "accelerate"
+    program = tmp_path / "python"
     program.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     environment = {**os.environ, "SLURM_NODEID": str(rank), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     return subprocess.run(inner, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+
+
+def programs(folder, **texts):
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(("status", "queued"), [(75, True), (0, False), (2, False)])
+def test_a_job_that_is_asked_to_stop_asks_its_training_and_is_queued_again(tmp_path, status, queued):
+    # srun says when it can be asked (it opens the pipe), and ends with a status once it was
+    os.mkfifo(tmp_path / "ready")
+    programs(
+        tmp_path,
+        srun=f"trap 'echo asked >> {tmp_path}/log; exit {status}' USR1\necho here > {tmp_path}/ready\n"
+        "while :; do sleep 0.05; done",
+        scontrol=f'echo "$@" >> {tmp_path}/log',
+    )
+    environment = {**os.environ, "NODES": "n1", "SLURM_JOB_ID": "17", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.Popen(["bash", ROOT / "recipes" / "slurm" / "train.slurm", RECIPE], cwd=ROOT, env=environment)
+    (tmp_path / "ready").read_text()
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait() == status
+    assert (tmp_path / "log").read_text().splitlines() == ["asked", *(["requeue 17"] if queued else [])]
 
 
 def option(command, name):
@@ -62,7 +87,8 @@ def test_training_on_two_nodes(tmp_path):
     made = launched(command, tmp_path)
     assert (option(made, "--num_machines"), option(made, "--num_processes")) == ("2", "16")
     assert (option(made, "--machine_rank"), option(made, "--main_process_ip")) == ("1", "n1")
-    assert made[made.index("-m") :] == ["-m", "prefix_rl.train", "--config", RECIPE, *overrides]  # nothing is expanded
+    assert made[:2] == ["-m", "prefix_rl.launch"]  # which ends with 75 where the training has saved and stopped
+    assert made[made.index("-m", 2) :] == ["-m", "prefix_rl.train", "--config", RECIPE, *overrides]  # nothing is expanded
     assert (ROOT / option(made, "--config_file")).is_file()
     load_recipe(ROOT / RECIPE, overrides)
 

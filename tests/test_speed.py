@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from prefix_rl.errors import RecipeError
 from prefix_rl.recipe import load_recipe
-from prefix_rl.speed import attention
 from prefix_rl.speed.attention import attend, attend_by_path
 from prefix_rl.speed.order import alike_together, balanced, overlaps, rearranged, rows_of, windows
 from prefix_rl.speed.settings import OFF, Speed
@@ -138,25 +137,6 @@ def test_large_scores_do_not_overflow():
     assert torch.isfinite(ours).all()
     assert (ours - plain).abs().max() < 1e-4
     assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(ours.sum(), given))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_the_gpus_kernel_equals_plain_torch():
-    layout = lay_out(TRIE, minimum_saving=1)
-    given = [
-        x.detach().cuda().to(torch.bfloat16).requires_grad_() for x in inputs(len(layout.ids), 4, 2, torch.float32, 64)
-    ]
-    assert attention.kernels_for(given[0]) is not None
-    exact = [x.detach().float().requires_grad_() for x in given]
-    ours, plain = attend(*given, layout, 0.125), attend_by_path(*exact, layout, 0.125)
-    assert (ours - plain).abs().max() < 0.03
-    for one, other in zip(
-        torch.autograd.grad(ours.float().square().sum(), given),
-        torch.autograd.grad(plain.square().sum(), exact),
-        strict=True,
-    ):
-        assert (one - other).norm() < 0.02 * other.norm()
 
 
 # --- which rows meet --------------------------------------------------------------------------------------------------

@@ -177,8 +177,12 @@ def test_rows_stay_where_the_loss_is_not_indifferent(tmp_path, changes, may):
 
 
 def test_the_share_of_the_tokens_that_were_encoded_and_that_of_grading_are_logged(tmp_path):
+    took = []
+
     def slow_reward(completions, **kwargs):
+        began = time.perf_counter()
         time.sleep(0.2)
+        took.append(time.perf_counter() - began)
         return [float(i % 2) for i in range(len(completions))]
 
     class Tokens(TrainerCallback):
@@ -191,8 +195,9 @@ def test_the_share_of_the_tokens_that_were_encoded_and_that_of_grading_are_logge
     made.add_callback(tokens)
     made.train()
     logs = [log for log in made.state.log_history if "step_time" in log]
-    for log in logs:
-        assert log["speed/grading_share"] * log["step_time"] == pytest.approx(0.2, abs=0.1)
+    for log, seconds in zip(logs, took, strict=True):  # what else is counted is little of the rest of the step
+        graded = log["speed/grading_share"] * log["step_time"]
+        assert seconds * 0.99 <= graded <= seconds + (log["step_time"] - seconds) / 2
     of_a_step = [{k: b[k] - a[k] for k in ("encoded", "padded")} for a, b in pairwise(tokens.seen)]
     assert [log["speed/encoded_share"] for log in logs] == [
         pytest.approx(step["encoded"] / step["padded"], abs=1e-4) for step in of_a_step

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 from prefix_rl import status
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background, as CI may be, ignores it
 status.BEAT_SECONDS = 0.1
 with status.recorded(Path(sys.argv[1]), "training"):
     for step in range(1, 4):
@@ -94,14 +96,15 @@ def test_a_run_that_was_killed_has_died_at_once(started, tmp_path):
 
 
 def test_a_run_that_hangs_is_heard_of_and_says_where(started, tmp_path, monkeypatch):
-    monkeypatch.setattr(status, "PATIENCE_SECONDS", 0.5)
     started("hangs")
     assert state(tmp_path).name == "running"
-    time.sleep(1.2)
-    found = state(tmp_path)
+    monkeypatch.setattr(status, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(status, "PATIENCE", 0)  # however slow its steps were
+    while (found := state(tmp_path)).name == "running":  # the test's own limit ends it
+        time.sleep(0.05)
     assert found.name == "hangs"
     assert " stuck" in found.says
-    assert "usually 0.1 s" in found.says
+    assert re.search(r"usually [\d.]+ s", found.says)
 
 
 def test_a_process_that_was_stopped_hangs(started, tmp_path):

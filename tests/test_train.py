@@ -33,9 +33,9 @@ def run(folder, *overrides, recipe=PREFIX_RFT):
     return train(recipe, [*SMALL, f"output.dir={folder}", *overrides])
 
 
-def same_run(one, other):
+def same_run(one, other, steps=6):
     """The same prompts, prefixes, completions, kept tokens and rewards at every step, and the same parameters."""
-    for step in range(6):
+    for step in range(steps):
         assert read_rollouts(one, step) == read_rollouts(other, step), f"step {step}"
     left, right = (load_file(folder / "final" / "model.safetensors") for folder in (one, other))
     assert left.keys() == right.keys()
@@ -456,11 +456,10 @@ def start(folder, *overrides):
     )  # fmt: skip
 
 
-def wait_for(path, process, seconds=120):
-    deadline = time.monotonic() + seconds
+def wait_for(path, process):
+    """Returns when the path is there; what never comes is ended by the test's own limit."""
     while not path.exists():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.002)
 
 
@@ -471,7 +470,7 @@ def test_ctrl_c_says_where_to_go_on(tmp_path):
     process = start(tmp_path / "run", *LONG)
     wait_for(tmp_path / "run" / "checkpoint-4" / checkpoints.MARK, process)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate()
     assert process.returncode == 130
     assert "stopped at step" in error
     assert "the last whole checkpoint is" in error

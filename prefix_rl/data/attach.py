@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError, at_most
 from ..methods.base import Method
+from ..rewards.grading import Outcome
 from .problems import Problem
 from .traces import CUT, Trace, TraceStore
 
@@ -30,6 +31,7 @@ def attach(
     traces are left out. A problem without a right trace gets no demonstration.
 
     A method that needs no answers gets every trace, whatever came of it; one that nothing ended has ``"ended": False``.
+    One that starts from failures gets the wrong traces that were sampled here in the place of the right ones.
 
     Args:
         tokenizer: the one, or the hash of the one, that the ids must belong to; None: not checked.
@@ -55,12 +57,16 @@ def attach(
         )
     found = _matching(known, store, method, seed)
     if not found:
-        what = "no right trace" if not any(store.usable()) else "no right trace of the data's problems"
+        wanted = _wanted(method)
+        what = f"no {wanted or 'single'} trace" + (" of the data's problems" if any(store.usable(None, wanted)) else "")
         if store.accounts()[0].ungraded:
             what += "; its own were not graded, since it was collected for a method that needs no answers"
+        otherwise = "import the traces of a stronger model: prefix-rl collect RECIPE --output FOLDER --import FILE"
+        if method.needs.wrong:
+            otherwise = "set method.traces = right"
         raise DataError(
             f"the trace store {store.folder} holds {what} (a truncated one does not count). Collect more (--cap), or "
-            "import the traces of a stronger model: prefix-rl collect RECIPE --output FOLDER --import FILE"
+            f"{otherwise}"
         )
 
     def demonstrations(problem: Problem) -> tuple[dict, ...]:
@@ -81,7 +87,9 @@ def _matching(known: Sequence[Problem], store: TraceStore, method: Method, seed:
     found: dict[str, list[Trace]] = {}
     differing: dict[str, str] = {}
     too_short: dict[str, str] = {}
-    for trace in store.usable(list(given), right=method.stages.needs_answers):
+    for trace in store.usable(list(given), _wanted(method)):
+        if method.needs.wrong and trace.imported:
+            continue  # somebody else's failure
         problem = given[trace.problem_id]
         for field, ours in (("answer", problem.answer), ("problem", problem.text))[not method.stages.needs_answers :]:
             if (theirs := getattr(trace, field)) != ours:
@@ -106,6 +114,13 @@ def _matching(known: Sequence[Problem], store: TraceStore, method: Method, seed:
             at_most(list(too_short.values())),
         )
     return found
+
+
+def _wanted(method: Method) -> Outcome | None:
+    """The outcome of the traces that the method uses; None: any."""
+    if not method.stages.needs_answers:
+        return None
+    return Outcome.WRONG if method.needs.wrong else Outcome.RIGHT
 
 
 def _some(ids) -> str:

@@ -76,7 +76,7 @@ class Chunks:
 
 def as_line(row: dict) -> bytes:
     """A row as a line of a JSON Lines file."""
-    text = json.dumps(row, ensure_ascii=False) + "\n"
+    text = json.dumps(row, ensure_ascii=False, default=str) + "\n"  # a date of a Parquet file, say, as a text
     return text.encode(
         "utf-8", "backslashreplace"
     )  # which of half a surrogate pair makes the escape that JSON has for it

@@ -45,6 +45,11 @@ _OTHERS = {
     "ground_truth_solution", "deepseek_reasoning", "is_reasoning_complete", *_ASKED, *_DEMONSTRATIONS,
 }  # fmt: skip
 """The columns that are looked at."""
+_READ = {
+    "id", "uuid", "unique_id", "answer", "pass_rate", "ground_truth_solution", "deepseek_reasoning", "system",
+    "is_reasoning_complete", *_ASKED, *_DEMONSTRATIONS,
+}  # fmt: skip
+"""The columns that stand in the made row under their own or another name."""
 _BARE = "it is nothing but the answer"
 _DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -124,6 +129,16 @@ def unread_columns(row: dict, columns: dict[str, str]) -> list[str]:
     """The columns of a row that nothing is read from and that could hold a demonstration: texts and lists."""
     named = {theirs.partition(".")[0] for theirs in columns.values()}
     return [name for name, value in row.items() if name not in _OTHERS | named and isinstance(value, str | list | dict)]
+
+
+def further_columns(row: dict, columns: dict[str, str]) -> dict:
+    """The columns of a raw row beside problem, answer and demonstrations, which are kept for reward functions.
+
+    >>> further_columns({"problem": "6 * 7?", "answer": "42", "level": 3, "worked": "..."}, {"solution": "worked"})
+    {'level': 3}
+    """
+    gone = _READ | {theirs for ours, theirs in columns.items() if ours != "answer"}
+    return {name: value for name, value in row.items() if name not in gone and value is not None}
 
 
 def _renamed(row: dict, columns: dict[str, str]) -> dict:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..rewards.functions import FunctionGrader, gold_of
 from ..rewards.grading import Outcome, final_answer, gold_fault
 from ..rewards.workers import Grader
 from . import duplicates
@@ -70,14 +71,13 @@ def _make_chunk(
             break
     samples = np.maximum(rows.demonstrations[first : place + 1], 1).sum()
     advance(max(int(samples) - sum(max(len(row["demonstrations"]), 1) for row in waiting), 0))
-    problems = [Problem(r["id"], r["problem"], r["answer"], tuple(r["demonstrations"]), r["place"]) for r in waiting]
     done = []
-    outcomes = graded(problems, grader, advance)
+    outcomes = graded([_problem(row) for row in waiting], grader, advance)
     appended = 0
     if settings.append_answer:
         appended = _append_answers(waiting, outcomes, grader)
     for row, of_row in zip(waiting, outcomes, strict=True):
-        row = _right(row, of_row, funnel)
+        row = _right(row, of_row, funnel, grader)
         if row and settings.append_answer:
             row = _fitting(row, tokenizer, settings.max_completion_length, funnel)  # they have become longer
         row = row and _chosen(row, settings, funnel)
@@ -172,10 +172,11 @@ def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], gra
     candidates = [
         (row, n) for row, of_row in zip(rows, outcomes, strict=True)
         for n, (demonstration, outcome) in enumerate(zip(row["demonstrations"], of_row, strict=False))
-        if set(demonstration) == {"text"} and _states_none(demonstration["text"], outcome, grader)
+        if set(demonstration) == {"text"} and row["answer"] and _states_none(demonstration["text"], outcome)
     ]  # fmt: skip
     texts = [row["demonstrations"][n]["text"] + APPENDED.format(row["answer"]) for row, n in candidates]
-    found = grader.grade([(text, row["answer"]) for text, (row, _) in zip(texts, candidates, strict=True)])
+    golds = [gold_of(grader, _problem(row)) for row, _ in candidates]
+    found = grader.grade(list(zip(texts, golds, strict=True)))
     of = {id(row): of_row for row, of_row in zip(rows, outcomes, strict=True)}
     for (row, n), text, outcome in zip(candidates, texts, found, strict=True):
         of[id(row)][n] = outcome
@@ -184,11 +185,11 @@ def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], gra
     return sum(outcome is Outcome.RIGHT for outcome in found)
 
 
-def _states_none(text: str, outcome: Outcome, grader: Grader) -> bool:
-    """Whether a demonstration marks no answer. Where the rules take the last formula for one, it may count as wrong."""
-    guessed = outcome is Outcome.WRONG and grader.rules.fallback == "last"
-    states_none = outcome is Outcome.NO_ANSWER or (guessed and final_answer(text) is None)
-    return states_none and not _is_cut_off(text)
+def _states_none(text: str, outcome: Outcome) -> bool:
+    """Whether a demonstration marks no answer. It may count as wrong all the same: by the last formula, where the rules
+    take that, or by a reward function of the user's."""
+    guessed = outcome is Outcome.WRONG and final_answer(text) is None
+    return (outcome is Outcome.NO_ANSWER or guessed) and not _is_cut_off(text)
 
 
 def _is_cut_off(text: str) -> bool:
@@ -196,11 +197,19 @@ def _is_cut_off(text: str) -> bool:
     return "<think>" in text and "</think>" not in text
 
 
-def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel) -> dict | None:
-    """The row with the demonstrations that earn the reward; None if its gold answer cannot be parsed."""
+def _problem(row: dict) -> Problem:
+    """The problem of a row that was read, as the grader is asked about it."""
+    demonstrations, columns = tuple(row["demonstrations"]), row.get("columns", {})
+    return Problem(row["id"], row["problem"], row["answer"], demonstrations, row["place"], columns=columns)
+
+
+def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel, grader: Grader | FunctionGrader) -> dict | None:
+    """The row with the demonstrations that earn the reward; None if no completion of it can be graded."""
+    own = grader.function.name if isinstance(grader, FunctionGrader) else None
     if set(outcomes) == {Outcome.BAD_GOLD}:
         fault = gold_fault(row["answer"]) or "it cannot be parsed"
         reason = "the gold answer cannot be parsed" if "parsed" in fault else f"no gold answer: {fault}"
+        reason = f"the reward {own} cannot grade it (it returns None)" if own else reason
         funnel.drop("grading", reason, row, len(row["demonstrations"]), answer=row["answer"][:500])
         return None
     kept = []
@@ -208,7 +217,8 @@ def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel) -> dict | Non
         if outcome is Outcome.RIGHT:
             kept.append(demonstration)
         else:
-            funnel.drop_demonstration("grading", _OUTCOMES[outcome], row, n)
+            why = f"it does not earn the reward {own}" if own and outcome is Outcome.WRONG else _OUTCOMES[outcome]
+            funnel.drop_demonstration("grading", why, row, n)
     return {**row, "demonstrations": kept}
 
 
@@ -228,4 +238,5 @@ def _final(row: dict, readable: Iterator[dict[str, int]]) -> dict:
     demonstrations = [{**d, "readable": next(readable)} for d in row["demonstrations"]]
     made = {name: row[name] for name in ("id", "problem", "answer")} | {"demonstrations": demonstrations}
     made["problem"] = row.get("turns") or row["problem"]
-    return made | ({"pass_rate": row["pass_rate"]} if "pass_rate" in row else {})
+    made |= {"pass_rate": row["pass_rate"]} if "pass_rate" in row else {}
+    return made | row.get("columns", {})

@@ -10,12 +10,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from annotated_types import Gt
 
 from ..errors import DataError
 from ..prefixes import uniform
+from ..progress import is_main, say
+from . import duplicates
 from .problems import Problem
 from .sources import SUFFIXES
+from .texts import hash64, squeezed
 
 SOURCE, REPEATS = "mixed_from", "repeats_in_epoch"
 """The columns of a data set that tell from which file a row is, and how often it stands in an epoch."""
@@ -70,18 +74,20 @@ def mixed(sources: Sequence[Source], problems: Sequence[Sequence[Problem]], seed
 
     An epoch is as short as it can be with every problem in it at least once and the sources in the proportion of their
     weights: the source with the most problems for its weight stands in it once, the others are repeated. Where a source
-    is no whole number of times in it, which of its problems come once more is drawn from the seed.
+    is no whole number of times in it, which of its problems come once more is drawn from the seed. What stands in
+    several files is :func:`distinct`'s.
 
     >>> a, b = [Problem("1", "a", ""), Problem("2", "b", "")], [Problem("1", "c", "")]
     >>> [(p.source, p.id, p.repeats) for p in mixed([Source("a.jsonl"), Source("b.jsonl", 3)], [a, b], 0)]
     [('a', 'a/1', 1), ('a', '2', 1), ('b', 'b/1', 6)]
 
     Raises:
-        DataError: if a file is given twice.
+        DataError: if a file is given twice, or holds nothing of its own.
     """
     files = [source.file for source in sources]
     if again := [file for file, n in Counter(files).items() if n > 1]:
         raise DataError(f"data.train names {again[0]} twice; give it once, with the sum of the weights")
+    problems = distinct(files, problems)
     ids = Counter(problem.id for of_source in problems for problem in of_source)
     longest = max(Fraction(len(p)) / Fraction(s.weight) for s, p in zip(sources, problems, strict=True))
     found = []
@@ -95,3 +101,61 @@ def mixed(sources: Sequence[Source], problems: Sequence[Sequence[Problem]], seed
             for i, p in enumerate(of_source)
         ]
     return found
+
+
+_WHY = {
+    duplicates.SAME: "the same problem with the same answer, whose demonstrations the earlier file's got",
+    duplicates.OTHER_ANSWER: "the same problem WITH ANOTHER ANSWER",
+    duplicates.NEAR: "nearly the same problem, with the same numbers and answer",
+}
+
+
+def distinct(files: Sequence[str], problems: Sequence[Sequence[Problem]]) -> list[list[Problem]]:
+    """The problems of each file without those that an earlier file has: a problem has one share of the epoch, not two.
+
+    Which are the same, or nearly, is decided as by ``prefix-rl prepare`` (:mod:`.duplicates`); within one file nothing
+    is looked for. What is left out is said, with its reason and an example.
+
+    Raises:
+        DataError: if nothing of a file is left.
+    """
+    every = [(place, problem) for place, of_source in enumerate(problems) for problem in of_source]
+    table = np.array([_entry(problem) for _, problem in every], duplicates.INDEX)
+    kind, of = duplicates.find(
+        lambda name, band: table[name] if band is None else table[name][:, band],
+        lambda i: every[i][1].text,
+        _SIMILARITY,
+    )
+    left: list[list[Problem]] = [[] for _ in files]
+    given: dict[int, list[dict]] = {}
+    gone: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+    for i, (place, _) in enumerate(every):
+        if kind[i] != duplicates.KEPT and every[of[i]][0] != place:
+            gone.setdefault((place, every[of[i]][0], int(kind[i])), []).append((i, int(of[i])))
+            if kind[i] == duplicates.SAME:
+                given.setdefault(int(of[i]), []).extend(every[i][1].demonstrations)
+    dropped = {i for pairs in gone.values() for i, _ in pairs}
+    for i, (place, problem) in enumerate(every):
+        if i not in dropped:
+            texts = {d["text"] for d in problem.demonstrations}
+            more = {d["text"]: d for d in given.get(i, ()) if d["text"] not in texts}
+            left[place].append(replace(problem, demonstrations=(*problem.demonstrations, *more.values())))
+    for (place, earlier, why), pairs in gone.items() if is_main() else ():
+        here, there = (every[row][1] for row in pairs[0])
+        say(
+            f"left out {len(pairs)} of the {len(problems[place])} problems of {files[place]}, which stand in "
+            f"{files[earlier]}: {_WHY[why]}; for example {here.place or here.id} and {there.place or there.id}"
+        )
+    if empty := [file for file, of_source in zip(files, left, strict=True) if not of_source]:
+        raise DataError(f"every problem of {empty[0]} stands in an earlier file of data.train; leave it out")
+    return left
+
+
+_SIMILARITY = 0.8  # that of ``prefix-rl prepare``
+
+
+def _entry(problem: Problem) -> tuple:
+    """What :data:`~prefix_rl.data.duplicates.INDEX` holds of a problem."""
+    asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in problem.turns) or problem.text
+    hashes = (hash64(text) for text in (problem.id, squeezed(asked), squeezed(problem.answer)))
+    return *hashes, 0, len(problem.demonstrations), duplicates.bands(problem.text, problem.answer)

@@ -31,7 +31,8 @@ import numpy as np
 
 from .. import __version__, parts
 from ..errors import DataError
-from ..rewards.equality import TRAINING_RULES
+from ..rewards.equality import TRAINING_RULES, Rules
+from ..rewards.functions import MATH, find, source_sha256, verdicts
 from ..rewards.grading import VERSION as GRADER_VERSION
 from ..rewards.workers import Grader
 from .chunks import Chunks, as_line, working
@@ -46,7 +47,7 @@ from .settings import PRESETS, Settings  # noqa: F401  callers have both from he
 from .sources import fingerprint
 from .traces import tokenizer_sha256
 
-FORMAT = 2
+FORMAT = 3
 """Version of what these steps do: work of another one is not continued."""
 Progress = Callable[[str, int | None], Callable[[int], object]]
 
@@ -62,15 +63,16 @@ def prepare(
 ) -> dict:
     """Writes ``output`` (JSON Lines), ``<output>.manifest.json`` and ``<output>.dropped.jsonl``; returns the manifest.
 
-    Rows are ``{"id", "problem", "answer", "demonstrations": [{"text", "readable"}]}``, and ``pass_rate`` where it is
-    known. ``readable`` gives for each answer guard the offset in the text at which it ends every prefix
-    (:func:`~prefix_rl.rewards.guard.readable`); training takes it from there.
+    Rows are ``{"id", "problem", "answer", "demonstrations": [{"text", "readable"}]}``, ``pass_rate`` where it is known,
+    and whatever further columns the raw row has, for reward functions. ``readable`` gives for each answer guard the
+    offset in the text at which it ends every prefix (:func:`~prefix_rl.rewards.guard.readable`); training takes it from
+    there.
 
     Args:
         sources: local files, or ``owner/name`` on the hub, in the order of trust: of duplicates the first is kept.
         output: the training file; replaced as a whole when all is done.
         tokenizer: measures prompts and demonstrations; without one none is too long.
-        grader: the workers that grade.
+        grader: the workers that grade mathematics; for another ``settings.reward`` the limits of its process.
         progress: called with what is being done and how much of it there is; returns what to call with each advance.
 
     The same sources and settings give the same bytes, also if the work was cut off and continued.
@@ -85,9 +87,14 @@ def prepare(
     for name in ("max_completion_length", "max_prompt_length"):
         if getattr(settings, name) is not None and tokenizer is None:
             raise DataError(f"{name} needs a tokenizer to count with: give --tokenizer")
+    try:
+        find(settings.reward)
+    except LookupError as error:
+        raise DataError(f"prepare.reward = {settings.reward}: {error.args[0]}") from None
+    grader = verdicts([settings.reward], grader or Grader(rules=TRAINING_RULES))
     index = EvaluationIndex(load_sets(settings.against), settings.ngram, settings.spare_phrases)
     rates = load_pass_rates(settings.pass_rates) if settings.pass_rates else PassRates(())
-    facts = _facts(sources, settings, tokenizer)
+    facts = _facts(sources, settings, tokenizer, grader.rules)
     with working(output, {"format": FORMAT, **facts}) as chunks:
         counts = read_all(chunks, sources, settings, index, progress)
         found = Counter(number for one in counts for number in one["found"])
@@ -96,7 +103,7 @@ def prepare(
             for name, counted in one["contaminated"].items():
                 sets[name] = {what: n + counted.get(what, 0) for what, n in sets[name].items()}
         problems = Rows(chunks, counts, progress, settings.similarity)
-        made = make_all(chunks, problems, settings, tokenizer, rates, grader or Grader(rules=TRAINING_RULES), progress)
+        made = make_all(chunks, problems, settings, tokenizer, rates, grader, progress)
         if len(rates) and not sum(one["rated"] for one in made):
             raise DataError(
                 f"none of the {len(rates)} ids of {settings.pass_rates} is the id of a row; nothing was written"
@@ -133,14 +140,25 @@ def without_demonstrations(manifest: dict) -> str:
     )
 
 
-def is_verified(source: str) -> bool:
-    """Whether ``prepare`` graded the demonstrations of this very file as they would be graded now."""
+def is_verified(source: str, reward: str | None = MATH, rules: Rules | None = None) -> bool:
+    """Whether ``prepare`` graded the demonstrations of this very file as they would be graded now.
+
+    Args:
+        reward: by which reward; None: by any.
+        rules: by which rules of mathematics; None: by any.
+    """
     path = manifest_path(source)
     if not os.path.isfile(path):
         return False
     manifest = json.loads(path.read_text(encoding="utf-8"))
     graded_so = manifest.get("demonstrations_graded") is True and manifest.get("grader") == GRADER_VERSION
-    return graded_so and manifest.get("sha256") == fingerprint(source)
+    by = manifest.get("reward", {})
+    asked = {} if reward is None else _reward_facts(reward, rules)
+    return (
+        graded_so
+        and all(by.get(name) == value for name, value in asked.items())
+        and manifest.get("sha256") == fingerprint(source)
+    )
 
 
 def _check_output(sources: Sequence[str], output: Path) -> None:
@@ -155,7 +173,14 @@ def _check_output(sources: Sequence[str], output: Path) -> None:
             raise DataError(f"the output {output} is a source, too; it would be overwritten. Give another name")
 
 
-def _facts(sources: Sequence[str], settings: Settings, tokenizer) -> dict:
+def _reward_facts(name: str, rules: Rules | None) -> dict:
+    """What a verdict depends on beside the grader's version: for mathematics its rules, for others the code."""
+    if name != MATH:
+        return {"name": name, "module_sha256": source_sha256(name)}
+    return {"name": name, **({} if rules is None else {"rules": asdict(rules)})}
+
+
+def _facts(sources: Sequence[str], settings: Settings, tokenizer, rules: Rules) -> dict:
     """Whatever the output depends on, as it stands in the manifest."""
     rates = settings.pass_rates
     return {
@@ -165,6 +190,7 @@ def _facts(sources: Sequence[str], settings: Settings, tokenizer) -> dict:
         "pass_rates_sha256": fingerprint(rates) if rates and os.path.isfile(rates) else None,
         "tokenizer_sha256": None if tokenizer is None else tokenizer_sha256(tokenizer),
         "grader": GRADER_VERSION,
+        "reward": _reward_facts(settings.reward, rules),
         "versions": {
             "prefix_rl": __version__,
             **{name: version(name) for name in ("math-verify", "datasketch", "numpy")},

@@ -56,8 +56,8 @@ def load(
 
     A row holds ``problem`` (a text or messages), ``answer`` and, where there are any, ``demonstrations`` (texts, or
     objects with a ``text``) or one ``solution``; or chat messages, or TRL's ``prompt`` and ``completion``
-    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing or null; it is then
-    empty. With ``columns`` the further ones of each row are kept.
+    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing, null or empty. With
+    ``columns`` the further ones of each row are kept.
 
     Raises:
         DataError: naming every row that does not, or whose id an earlier row has.
@@ -85,7 +85,7 @@ def load(
 def row_faults(row: dict, answers: bool = True) -> list[str]:
     """What is wrong with a row; empty if nothing is. Without ``answers`` it may do without one."""
     wrong = []
-    for column in ("problem", "answer") if answers or row.get("answer") is not None else ("problem",):
+    for column in ("problem", "answer") if answers or row.get("answer") not in (None, "") else ("problem",):
         value = row.get(column)
         if column not in row:
             wrong.append(f"no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
@@ -226,22 +226,25 @@ def graded(
 
 
 def verify(
-    problems: Sequence[Problem], grader: Grader, progress: Callable[[int], object] | None = None
+    problems: Sequence[Problem],
+    grader: Grader,
+    progress: Callable[[int], object] | None = None,
+    wanted: Outcome = Outcome.RIGHT,
 ) -> tuple[list[Problem], list[Problem], Counter]:
     """Grades every demonstration by the training reward.
 
     Returns:
-        The problems with those demonstrations that earn the reward; the problems whose gold answer cannot be parsed
-        (left out of the first list); and the outcomes of the demonstrations.
+        The problems with those demonstrations that have the ``wanted`` outcome; the problems whose gold answer cannot
+        be parsed (left out of the first list); and the outcomes of the demonstrations.
     """
     kept, bad_gold, counts = [], [], Counter()
     for problem, outcomes in zip(problems, graded(problems, grader, progress), strict=True):
         if set(outcomes) == {Outcome.BAD_GOLD}:
             bad_gold.append(problem)
             continue
-        right = tuple(d for d, o in zip(problem.demonstrations, outcomes, strict=False) if o is Outcome.RIGHT)
+        fit = tuple(d for d, o in zip(problem.demonstrations, outcomes, strict=False) if o is wanted)
         counts.update(outcomes[: len(problem.demonstrations)])
-        kept.append(replace(problem, demonstrations=right))
+        kept.append(replace(problem, demonstrations=fit))
     return kept, bad_gold, counts
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..rewards.functions import needed
 from . import duplicates
 from .chunks import Chunks, as_line
-from .columns import check_columns, normalize, unread_columns
+from .columns import check_columns, further_columns, normalize, unread_columns
 from .contamination import LONG, LONG_RUN, EvaluationIndex
 from .difficulty import is_rate
 from .funnel import Funnel
@@ -23,6 +24,7 @@ from .texts import hash64, squeezed
 if TYPE_CHECKING:
     from .prepare import Progress, Settings
 
+_OURS = ("problem", "answer", "problem_id")  # what a reward function is given of every row
 _HEAD = 100  # rows of a source in which a named column must occur
 
 
@@ -51,11 +53,11 @@ def _rows(sources: Sequence[str], settings: Settings) -> Iterator[tuple[str, str
 
 def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: EvaluationIndex, advance) -> dict:
     funnel, lines, entries, offset = Funnel(), [], [], 0
-    found, contaminated, last, unread = set(), {}, True, set()
+    found, contaminated, last, unread, wanted = set(), {}, True, set(), needed(settings.reward)
     for default_id, place, raw in rows:
         advance(1)
         unread.update(unread_columns(raw, settings.columns))
-        row = _checked(default_id, place, raw, settings, funnel)
+        row = _checked(default_id, place, raw, settings, wanted, funnel)
         hit = index.find(row["problem"]) if row else None
         if hit:
             name, _, _ = index.problems[hit.problem]
@@ -97,13 +99,17 @@ def _without_system(row: dict) -> None:
         row["turns"] = turns
 
 
-def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel: Funnel) -> dict | None:
-    """The row as training reads it, or None if it cannot be used."""
-    row = normalize(raw, settings.columns)
+def _checked(
+    default_id: str, place: str, raw: dict, settings: Settings, wanted: Sequence[str], funnel: Funnel
+) -> dict | None:
+    """The row as training reads it, or None if it cannot be used: for one, by a reward that wants other columns."""
+    row, columns = normalize(raw, settings.columns), further_columns(raw, settings.columns)
     if row.get("id") is None or settings.renumber:
         row["id"] = default_id
     wrong = row.pop("faults", [])
-    wrong += [fault for fault in row_faults(row) if not wrong or "'problem'" not in fault]
+    wrong += [fault for fault in row_faults(row, "answer" in wanted) if not wrong or "'problem'" not in fault]
+    lacking = [name for name in wanted if name not in _OURS and columns.get(name) in (None, "")]
+    wrong += [f"no column {name!r}, which the reward {settings.reward} needs" for name in lacking]
     if not settings.system_turns:
         _without_system(row)
     if "pass_rate" in row and not is_rate(row["pass_rate"]):
@@ -115,7 +121,10 @@ def _checked(default_id: str, place: str, raw: dict, settings: Settings, funnel:
         faults = [what.partition("; there are")[0] for what in wrong]  # the columns of the source are others
         funnel.drop("check", faults[0], named, count, faults=faults, columns=list(raw))
         return None
-    row = {"place": place, **row, "id": str(row["id"]), "answer": str(row["answer"]), "problem": str(row["problem"])}
+    answer = "" if row.get("answer") is None else str(row["answer"])
+    row = {"place": place, **row, "id": str(row["id"]), "answer": answer, "problem": str(row["problem"])}
+    if columns:
+        row["columns"] = columns
     made = []
     for n, given in enumerate(row["demonstrations"]):
         demonstration = {"text": given} if isinstance(given, str) else dict(given)

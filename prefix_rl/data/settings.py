@@ -46,6 +46,9 @@ class Settings:
     """Measured pass rates: rows of id and pass_rate (or right, attempts), or a trace store."""
     pass_rate: tuple[Fraction, Fraction] | None = None
     """Keep problems with a pass rate from LOW to HIGH, both included."""
+    reward: str = "math"
+    """The reward that a demonstration must earn: math, code, or the dotted path of a function of your own, as the first
+    of ``reward.functions`` of the recipe that trains on the file."""
     append_answer: bool = False
     """Append the gold answer in a box to demonstrations that mark no final answer, as published solutions often do
     not; those that mark a wrong one are dropped all the same."""

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..cuts import Cut, sentence_places
 from ..errors import DataError, RecipeError, unavailable
 from ..prefixes import AnswerGuard, Demonstration
 from ..rewards.guard import safe_cuts
@@ -278,6 +279,8 @@ class DemonstrationTable(Sequence):
         turn: what the prompts end with and what ends a completion. A demonstration gets the ids that it has behind such
             a prompt, and loses the thought that it opens if the prompt has opened it.
         problems: the text of each row's problem: what it gives is no secret.
+        cut: where demonstrations may be cut, as far as a text tells: ``sentences``. What a policy tells of them
+            (:func:`~prefix_rl.cuts.needs_scores`) comes later.
     """
 
     def __init__(
@@ -289,7 +292,9 @@ class DemonstrationTable(Sequence):
         usable: Callable[[Demonstration], bool] = Demonstration.usable,
         turn: Turn | None = None,
         problems: Sequence[str] | None = None,
+        cut: Cut = "tokens",
     ):
+        self._cut = cut
         self._texts, self._answers, self._problems = demonstrations, answers, problems
         self._tokenizer, self._guard, self._usable = tokenizer, guard, usable
         self._turn = turn or turn_of([], tokenizer)
@@ -327,7 +332,8 @@ class DemonstrationTable(Sequence):
         else:
             cuts = safe_cuts(text, answer, ends, self._guard, problem, known)
         end = self._turn.end if given.get("ended", True) else None
-        return Demonstration(tuple(ids), *cuts, stop=end)
+        places = sentence_places(text, ends) if self._cut == "sentences" else None
+        return Demonstration(tuple(ids), *cuts, stop=end, places=places)
 
 
 def _opened_again(text: str, opening: str) -> int:

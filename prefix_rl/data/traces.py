@@ -278,10 +278,12 @@ class TraceStore:
         for batch in self.batches(names):
             yield from (Trace(**row) for row in batch.to_pylist())
 
-    def usable(self, problem_ids: Sequence[str] | None = None, right: bool = True) -> Iterator[Trace]:
-        """The traces that can be demonstrations, of these problems: the right ones that ended by themselves, or all.
+    def usable(
+        self, problem_ids: Sequence[str] | None = None, outcome: Outcome | None = Outcome.RIGHT
+    ) -> Iterator[Trace]:
+        """The traces that can be demonstrations, of these problems: those of an ``outcome`` that ended by themselves.
 
-        The others are not brought into memory.
+        None: all there are. The others are not brought into memory.
         """
         import pyarrow
         import pyarrow.compute
@@ -291,9 +293,9 @@ class TraceStore:
             compute = pyarrow.compute
             if wanted is not None:
                 batch = batch.filter(compute.is_in(batch["problem_id"], value_set=wanted))
-            if right:
+            if outcome is not None:
                 ended = compute.invert(batch["truncated"])
-                batch = batch.filter(compute.and_(compute.equal(batch["outcome"], str(Outcome.RIGHT)), ended))
+                batch = batch.filter(compute.and_(compute.equal(batch["outcome"], str(outcome)), ended))
             yield from (Trace(**row) for row in batch.to_pylist())
 
     def outcomes(self) -> Iterator[dict[str, Any]]:

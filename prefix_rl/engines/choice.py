@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import preflight
+from ..finite import check_saved_weights
 from .base import Engine
 from .vllm import require_vllm
 
@@ -42,6 +44,8 @@ def engine_for(policy: Policy, max_length: int, at_once: int | None = None) -> E
     if settings.name == "vllm":
         from .vllm import VllmEngine
 
+        for place in dict.fromkeys((policy.base, policy.path)):
+            check_saved_weights(Path(place))  # vLLM loads them in processes of its own
         return VllmEngine(
             policy.base, policy.stops, max_length, settings, at_once=at_once, dtype=dtype_of(policy),
             revision=policy.revision, adapters=policy.adapters,

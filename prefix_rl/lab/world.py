@@ -37,7 +37,7 @@ _HELD_OUT = 10**6  # seeds of held-out problems start here
 
 # The settings that only one of the worlds has
 _OWN = {
-    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled"),
+    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled", "leap"),
     "parities": ("length", "spaced"),
 }
 
@@ -71,10 +71,14 @@ class World:
     """Training problems."""
     held_out: Annotated[int, Ge(1), Le(10**5)] = 256
     """Problems to evaluate on."""
-    demonstrations: Literal["clean", "garbled", "slipping", "restating"] = "clean"
+    demonstrations: Literal["clean", "garbled", "slipping", "restating", "terse"] = "clean"
     """Their author. clean: an expert. garbled: some totals are random numbers, though chain and answer are right.
     slipping: a weaker teacher, some of whose totals are one too high; chain and answer are right. restating: an expert
-    of other habits, who writes every addition before its total (so solutions are twice as long)."""
+    of other habits, who writes every addition before its total (so solutions are twice as long). terse: a faultless
+    expert who leaps: in the place of most totals stands a comma, and each total that is written follows from ``leap``
+    additions at once."""
+    leap: Annotated[int, Ge(2)] = 3
+    """terse: additions from one total that is written to the next, at most."""
     garbled: Fraction = 0.3
     """The share of totals that garbled and slipping demonstrations get wrong."""
     demonstrated: Annotated[int, Ge(0), Le(10**5)] | None = None
@@ -124,6 +128,16 @@ class World:
     def marked(self) -> tuple[int, int, int]:
         """The totals (counted from 0) that the answer takes: after a third, two thirds and all of the way."""
         return tuple(round(self.slots * third / 3) - 1 for third in (1, 2, 3))
+
+    @property
+    def landings(self) -> list[bool]:
+        """For each total, whether a terse expert writes it: the marked ones, and every ``leap``-th before each.
+
+        >>> [j for j, written in enumerate(World().landings) if written]
+        [0, 3, 6, 9, 12, 13, 16, 19]
+        """
+        following = [min(mark for mark in self.marked if mark >= j) for j in range(self.slots)]
+        return [(mark - j) % self.leap == 0 for j, mark in enumerate(following)]
 
 
 @dataclass(frozen=True)
@@ -184,6 +198,8 @@ def _problems(world: World, count: int, seed: int, name: str, kind: str, demonst
         answer = [int(made.totals[i, j]) for j in world.marked]
         additions = [f"{int(s):+d}" for s in made.steps[i]]
         totals = [str(int(t)) for t in written[i]]
+        if kind == "terse":
+            totals = [total if there else "," for total, there in zip(totals, world.landings, strict=True)]
         if kind == "restating":
             totals = [word for pair in zip(additions, totals, strict=True) for word in pair]
         box = rf"\boxed{{( {' , '.join(map(str, answer))} )}}"

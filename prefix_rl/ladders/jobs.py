@@ -62,7 +62,7 @@ def _job(ladder: Ladder, cell: Cell, seed: int, settings: Mapping[str, Any], tri
     overrides = ladder.overrides(cell, seed, settings)
     recipe = load_recipe(ladder.recipe(cell.arm), overrides)
     resolved = recipe.resolved()
-    del resolved["output"], resolved["speed"]  # neither changes what is learned
+    del resolved["output"], resolved["speed"], resolved["safety"]  # none changes what is learned
     identity = json.dumps([resolved, ladder.levels], sort_keys=True, default=str)
     asked = ladder.collect(cell) if recipe.data.traces else None
     if asked:

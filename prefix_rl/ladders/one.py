@@ -17,6 +17,7 @@ from ..evaluation.sampling import by_problem, sample
 from ..parts import Lock, write_text
 from ..progress import run_or_explain, say
 from ..recipe import evaluation_data, load_recipe
+from ..rewards.functions import logged_as
 from .jobs import RESULT, Job
 from .plan import as_overrides
 
@@ -77,7 +78,8 @@ def steps_of(run: Path) -> int:
 def curve_of(run: Path) -> list[dict[str, float]]:
     """Unprefixed held-out accuracy while training, with what had been spent by then."""
     lines = _metrics_of(run)
-    first = f"eval_rewards/{load_recipe(run / 'recipe.yaml').reward.functions[0]}/mean"  # math alone is eval_reward
+    reward = load_recipe(run / "recipe.yaml").reward.functions[0]
+    first = f"eval_rewards/{logged_as(reward)}/mean"  # a function alone is eval_reward
     flops = {m["step"]: m["cost/flops"] for m in lines if "cost/flops" in m}
     return [
         {"step": m["step"], "flops": flops[m["step"]], "accuracy": m.get(first, m["eval_reward"])}

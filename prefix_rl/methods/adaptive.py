@@ -10,13 +10,13 @@
     then nothing is given.
   - *setpoint*, AdaPrefix-GRPO (arXiv 2607.07674): a common length and an offset for each problem hold success at
     ``target``; over the last part of the run all lengths fall to 0.
-  - *search*, BREAD (arXiv 2506.17211): no prefix until a whole group fails, then a binary search for the shortest with
-    which success lies in a band.
+  - *search*, deferred: no prefix until a whole group fails, then a binary search for the shortest with which success
+    lies in a band, one trial each time the problem comes round. BREAD (:mod:`.bread`) searches within the step.
 
-- *Credit, which tokens move, extra objective.* As in ``of``. Behind PrefixRL the prefix is context, as in the three
+- *Credit, which tokens move, extra objective.* As in ``of``. Behind PrefixRL the prefix is context, as in both
   papers.
 
-Open points and how they are settled here: AdaPrefix-GRPO is known from its abstract alone, BREAD and AdaBack from
+Open points and how they are settled here: AdaPrefix-GRPO is known from its abstract alone, AdaBack from
 accounts of others, so ``target``, the band, the gains and the annealing are ours. Success is the mean reward of the
 group's prefixed rollouts, those without a reward left out. The copies of a problem share its controller. What a
 controller is told is the length that was given, which the answer guard may have cut short. While lengths are annealed,
@@ -55,7 +55,7 @@ class Adaptive(Combined):
     of: Method = field(default_factory=lambda: PrefixRL(cuts=1, plain=0))
     """prefix_rl, by default with one row for each problem and no other, as in the papers; or prefix_rft."""
     rule: Literal["interval", "setpoint", "search"] = "interval"
-    """interval: AdaBack. setpoint: AdaPrefix-GRPO. search: BREAD."""
+    """interval: AdaBack. setpoint: AdaPrefix-GRPO. search: deferred."""
     target: Fraction = 0.5
     """interval: the mean reward from which on a length was enough. setpoint: where success is held (the paper: 0.5)."""
     average: Fraction = 0.8
@@ -102,6 +102,11 @@ class Adaptive(Combined):
         faults = super().faults(training)
         if self.least > self.most:
             faults.append(f"method.least = {self.least} is above method.most = {self.most}")
+        if self.of.needs.wrong:
+            faults.append(
+                "method.of.traces = wrong: the rules hold that a longer prefix makes a problem easier, and behind a "
+                "failure it is harder; take prefix_rl by itself, with low and high"
+            )
         names = {name for cls in type(self.of).__mro__ for name in _LENGTHS.get(cls.__module__.rpartition(".")[2], ())}
         for key in fields(self.of):
             value = getattr(self.of, key.name)

@@ -7,65 +7,31 @@ A rollout is ``prompt | prefix | continuation``. A method says
 3. which tokens move (:meth:`Method.update_mask`),
 4. by what extra objective (:meth:`Method.weights`, decided on the generation batch, and :meth:`Method.extra_loss`),
 
-and, where the run itself decides, what is remembered of it (:meth:`Method.remember`), each with a pure function of its
-arguments. Beforehand it declares what it needs of a run (:attr:`Method.needs`) and what a run consists of
-(:attr:`Method.stages`). The answers here are the plainest ones: they are Dr.GRPO. A new method is a new module in this
-folder with one subclass that answers the one or two questions where its paper differs. Its fields are the ``method:``
-block of a recipe.
+and, where the run itself decides, which rows of failed groups are generated again (:meth:`Method.help`) and what is
+remembered (:meth:`Method.remember`), each with a pure function of its arguments. Beforehand it declares what it needs
+of a run (:attr:`Method.needs`) and what a run consists of (:attr:`Method.stages`). The answers here are the plainest
+ones: they are Dr.GRPO. A new method is a new module in this folder with one subclass that answers the one or two
+questions where its paper differs. Its fields are the ``method:`` block of a recipe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from annotated_types import Interval
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..advantages import group_centered, to_tokens
-from ..prefixes import Demonstration, Prefix
+from ..prefixes import Prefix
 from ..rollouts import Memory, MicroBatch, Rollouts, Row, Step
+from .needs import Earlier, Further, Hint, Needs  # noqa: F401  callers have Further from here
 from .stage import Stages
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]
-
-
-@dataclass(frozen=True)
-class Further:
-    """Further continuations of what rollouts began with. They are sampled and graded; none is trained on."""
-
-    count: int
-    """C, continuations of each rollout. Their rewards are :attr:`~prefix_rl.rollouts.Rollouts.continued`."""
-    beginnings: Callable[[Rollouts], Int[Tensor, " B"]]
-    """Number of tokens of each completion that they keep; its prefix in any case. A whole completion leaves nothing to
-    continue: its rewards are the rollout's own."""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Things that a run computes only for methods that need them."""
-
-    prefixes: bool = False
-    """Rollouts start from prefixes. A run in which no row got one that was to have one stops with an error."""
-    whole: bool = False
-    """Demonstrations are used from beginning to end, injected or learned; otherwise the answer stays unread."""
-    entropies: bool = False
-    """:meth:`Method.update_mask` reads entropies. They cost a pass without gradient over the prefixed rows."""
-    further: Further | None = None
-    """Continuations of beginnings, beside the rollouts; None: none."""
-
-    def usable(self, demonstration: Demonstration, longest: int | None = None) -> bool:
-        """True if a demonstration serves; the others are as if they were not there.
-
-        One that is used whole needs a token, and must fit into ``longest`` tokens with its end (None: it may be of any
-        length). Of the others some prefix must leave the answer unread and a token to generate.
-        """
-        if not self.whole:
-            return demonstration.usable()
-        return len(demonstration.ids) > 0 and (longest is None or len(demonstration.ids) < longest)
 
 
 @dataclass(frozen=True)
@@ -101,6 +67,16 @@ class Method:
         a prefix could not, the run stops with an error.
         """
         return None
+
+    def help(self, rollouts: Rollouts, step: Step) -> Mapping[int, Prefix | Earlier]:
+        """Rows to generate once more within this step, by their number in the batch, and each one's prefix.
+
+        A new rollout takes the place of the old one, for all that follows; the old one has still cost what it cost.
+        Asked again with what came of it, up to :attr:`Needs.help_rounds` times, until it names no row:
+        ``rollouts.earlier`` are the same rows before each round, ``rollouts.rows`` have the demonstrations. Every rank
+        is asked with the rollouts of all; draws follow from ``(step.seed, step.index, row, round)``.
+        """
+        return {}
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         """The credit of each token: ``r_i - mean(group)`` on all tokens of rollout i (Dr.GRPO, arXiv 2503.20783)."""

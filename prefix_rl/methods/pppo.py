@@ -6,21 +6,26 @@
 - *Injected.* Nothing: no demonstrations are needed. The beginning is the policy's own.
 - *Which tokens move.* The first ``eta`` of each rollout (``H``); the others stay in the normalizer, so the loss grows
   with ``eta``. It starts at ``share`` and is raised by ``step``, at most to ``most``, whenever the evaluation reward
-  has stopped improving (Progressive Prefix Retention).
+  has stopped improving (Progressive Prefix Retention): ``eta_e = eta_{e-1}`` if ``V_e - V_{e-1} > 0``, else
+  ``eta_{e-1} + step``, with ``V_e`` the reward of evaluation e.
 - *Continued.* From the beginning of each rollout, its first ``eta``, ``continuations`` further ones are sampled and
   graded.
 - *Credit.* ``R_i = sum_j r(c_ij) + r(o_i)`` over rollout and continuations, then
   ``A_i = (R_i - mean(group)) / (std(group) + 1e-6)`` (Continuation Accumulated Reward).
 
 Only the abstract and an account of the paper were read; the rest is our reading. Open points and how they are settled
-here: "stops improving" is ``patience`` evaluations in a row that do not exceed the best so far, and after a rise the
-count begins anew; the token mean is that of a generation batch over all ranks; the standard deviation is that of a
-sample (divided by N - 1). A continuation that could not be scored is left out, and the sum scaled up for it.
+here: the paper's text speaks of no gain over consecutive evaluations and says of no number of them, its formula of one,
+so ``patience`` is 1. With more, so many evaluations in a row must show no gain, and after a rise the count begins anew.
+``compare: best`` measures the gain against the best evaluation so far, which noise makes raise later after a dip and
+sooner after a lucky one; with ``patience: 2`` it was the rule here until November 2026. The token mean is that of a
+generation batch over all ranks; the standard deviation is that of a sample (divided by N - 1). A continuation that
+could not be scored is left out, and the sum scaled up for it.
 """
 
 from __future__ import annotations
 
 import fractions
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -53,8 +58,10 @@ class PPPO(Method):
     """Amount by which it is raised."""
     most: Share = 0.35
     """Largest share that it is raised to."""
-    patience: Annotated[int, Ge(1)] = 2
-    """Evaluations in a row without a new best reward after which it is raised (ours; the paper's is not known)."""
+    compare: Literal["previous", "best"] = "previous"
+    """Evaluation that a reward must exceed to be a gain: the previous one (the paper), or the best so far."""
+    patience: Annotated[int, Ge(1)] = 1
+    """Evaluations in a row without a gain after which it is raised (the paper's formula: 1)."""
     continuations: Annotated[int, Ge(0)] = 8
     """Further continuations of each rollout's beginning, whose rewards add to its own. 0: its own reward alone."""
     normalize: bool = True
@@ -91,12 +98,12 @@ class PPPO(Method):
         return float(min(raised, _exact(self.most))) if self.progressive else self.share
 
     def remember_evaluation(self, memory: Memory, reward: float) -> Memory:
-        rises, waited = memory.get("rises", 0), memory.get("waited", 0) + 1
-        if "best" not in memory or reward > memory["best"]:
-            return {**memory, "best": reward, "waited": 0}
-        if waited < self.patience:
-            return {**memory, "waited": waited}
-        return {**memory, "rises": rises + 1, "waited": 0}
+        before = memory.get(self.compare, -math.inf)
+        rises, waited = memory.get("rises", 0), 0 if reward > before else memory.get("waited", 0) + 1
+        if waited == self.patience:
+            rises, waited = rises + 1, 0
+        kept = max(reward, before) if self.compare == "best" else reward
+        return {**memory, self.compare: kept, "rises": rises, "waited": waited}
 
     def metrics(self, memory: Memory) -> dict[str, float]:
         return {"share": self.share_now(memory)}

@@ -32,10 +32,11 @@ from ..prefixes import Prefix, cut, draw_fraction, uniform
 from ..rollouts import Rollouts, Row, Step
 from ..schedules import cosine_decay
 from .base import Fraction, Method, Needs
+from .cutting import Cutting
 
 
 @dataclass(frozen=True)
-class PrefixRFT(Method):
+class PrefixRFT(Cutting, Method):
     """Prefix-RFT with the paper's settings as defaults. ``prefixed: 0`` is Dr.GRPO."""
 
     prefixed: Annotated[int, Ge(0)] = 1
@@ -69,7 +70,8 @@ class PrefixRFT(Method):
     @property
     def needs(self) -> Needs:
         injects = self.prefixed > 0
-        return Needs(prefixes=injects, entropies=injects and self.tokens in ("top_entropy", "low_entropy"))
+        ranks = self.tokens in ("top_entropy", "low_entropy")
+        return Needs(prefixes=injects, entropies=injects and ranks, cut=self.cut)
 
     def faults(self, training: Mapping[str, object]) -> list[str]:
         faults = []

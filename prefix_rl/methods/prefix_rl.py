@@ -9,6 +9,12 @@
 - *Credit.* ``r - mean(group)`` among the rollouts of one (problem, prefix).
 - *Which tokens move.* Those that the policy wrote. The prefix is context: no gradient, no importance weight.
 
+``traces: wrong`` is failure-prefix conditioning (arXiv 2601.20829): prefixes of the policy's rare *wrong* traces, for
+problems that it solves almost always. A plain group of such a problem has no signal; behind the beginning of a failure
+success is rarer, and what is learned is to recover. The paper chooses the length at which accuracy is closest to 1/2;
+here ``low`` and ``high`` are given, and a longer prefix makes a problem harder. Every prefix stops before the trace
+states its answer, as before the right one shows.
+
 The traces are the policy's own, from ``prefix-rl collect`` (``data.traces``), or any demonstrations. The paper's
 ``plain: 0`` experiment trains on prefixed problems alone and asks for unprefixed accuracy (back-generalization).
 """
@@ -25,10 +31,11 @@ from annotated_types import Ge
 from ..prefixes import Prefix, cut, draw_fraction, uniform
 from ..rollouts import Row, Step
 from .base import Fraction, Method, Needs
+from .cutting import Cutting
 
 
 @dataclass(frozen=True)
-class PrefixRL(Method):
+class PrefixRL(Cutting, Method):
     """PrefixRL with the paper's settings as defaults. ``cuts: 0`` is Dr.GRPO."""
 
     cuts: Annotated[int, Ge(0)] = 3
@@ -45,9 +52,12 @@ class PrefixRL(Method):
     """problem: copies are counted for each problem, as in the paper. epoch: problems with a trace are repeated until
     cuts : plain holds for the whole epoch, however few they are."""
 
+    traces: Literal["right", "wrong"] = "right"
+    """wrong: prefixes of the policy's own failures, for problems that it solves almost always; needs data.traces."""
+
     @property
     def needs(self) -> Needs:
-        return Needs(prefixes=self.cuts > 0)
+        return Needs(prefixes=self.cuts > 0, wrong=self.traces == "wrong", cut=self.cut)
 
     def faults(self, training: Mapping[str, object]) -> list[str]:
         faults = []

@@ -34,11 +34,12 @@ from ..prefixes import Prefix, cut, uniform
 from ..rollouts import MicroBatch, Rollouts, Row, Step
 from ..schedules import cosine_decay
 from .base import Fraction, Method, Needs
+from .cutting import Cutting
 from .imitation import imitation_loss, imitation_weights
 
 
 @dataclass(frozen=True)
-class UFT(Method):
+class UFT(Cutting, Method):
     """UFT with the paper's settings as defaults. ``count: 0`` is Dr.GRPO."""
 
     count: Annotated[int, Ge(0)] = 5
@@ -56,7 +57,7 @@ class UFT(Method):
 
     @property
     def needs(self) -> Needs:
-        return Needs(prefixes=self.count > 0)
+        return Needs(prefixes=self.count > 0, cut=self.cut)
 
     def faults(self, training: Mapping[str, object]) -> list[str]:
         if self.pieces == "binomial":

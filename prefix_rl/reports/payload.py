@@ -22,7 +22,7 @@ KINDS = (PREFIX, KEPT, CONTINUATION)
 CUT = len(KINDS)
 """The kind of a segment that says how many characters were left out."""
 _COLUMNS = ("row", "prompt", "answer", "prefix_tokens", "demonstration_tokens", "completion_ids", "segments", "reward",
-            "outcome", "advantage", "found", "token_ends", "advantages", "entropies")  # fmt: skip
+            "rewards", "outcome", "advantage", "found", "token_ends", "advantages", "entropies")  # fmt: skip
 _OF_SUMMARY = ("row", "prompt", "answer", "prefix_tokens", "completion_ids", "reward", "outcome")
 
 
@@ -181,6 +181,7 @@ def _rollout(record: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
     found = {
         "segments": [part for segment in kept for part in segment],
         "reward": finite(record.get("reward"), 4),
+        **({"rewards": {n: finite(v, 4) for n, v in record["rewards"].items()}} if record.get("rewards") else {}),
         "outcome": record.get("outcome"),
         "advantage": finite(record.get("advantage"), 4),
         "found": record.get("found"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, quantiles
 
 from ..batches import batches, world_size
+from ..cuts import needs_scores
 from ..data.tokenizer import DemonstrationTable
 from ..errors import RecipeError
 from ..recipe import Recipe
@@ -53,6 +54,11 @@ def preview(
     group_size = recipe.training_value("num_generations")
     if not recipe.method.needs.prefixes:
         raise RecipeError(f"method {recipe.method_name} with these settings starts no rollout from a prefix")
+    if needs_scores(recipe.method.needs.cut):
+        raise RecipeError(
+            f"prefixes that are cut by {recipe.method.needs.cut} follow from what the policy says of each "
+            "demonstration before the first step: there is nothing to show beforehand (the run logs prefix/length)"
+        )
     copies = recipe.method.copies([bool(table[problem]) for problem in range(len(table))])
     epoch = [(problem, copy) for problem, count in enumerate(copies) for copy in range(count)]
     total = total_steps(recipe, len(epoch) if repeats is None else sum(repeats[problem] for problem, _ in epoch))
@@ -74,7 +80,7 @@ def preview(
             Lengths(
                 step,
                 [len(p.ids) for p in drawn],
-                [len(p.ids) / p.of for p in drawn],
+                [p.fraction for p in drawn],
                 mean(len(p.ids) < p.drawn for p in drawn),
             )
         )

@@ -21,7 +21,7 @@ from annotated_types import Ge
 from . import expressions
 from .notation import Number, clean, cleaned, number, words
 from .structure import Chain, Group, chain, parse, split
-from .wording import UNITS, conflict, one_unit, spoken, untexted
+from .wording import UNITS, conflict, one_unit, singular, spoken, untexted
 
 MAX_ANSWER_CHARACTERS = 1_000
 """A longer answer is wrong unless it is the gold answer to the letter: no answer of a benchmark comes near, and
@@ -189,7 +189,36 @@ def _same_group(a: Group, g: Group, rules: Rules) -> bool:
         return all(
             _same_group(part, one, rules) if several is a else _same_group(one, part, rules) for part in several.parts
         )
+    if (_is_one(a, g) and _are_several(g)) or (_is_one(g, a) and _are_several(a)):
+        return False  # which a parser would take its time to say
     return bool(a.text and g.text) and _same_expression(_member(a.text), _member(g.text), rules)
+
+
+_COLLECTS = re.compile(
+    r"[,;<>|\[\]]|\\[{}\\]|\\(?:pm|mp|begin|cup|cap|setminus|in|ni|le|ge|ne|not|mathbb|infty|emptyset|bar|text|l?vert)"
+    r"(?![A-Za-z])"
+)
+"""The signs of which an expression with several parts, or one for a set, holds at least one."""
+
+
+_ROWS = re.compile(r"[,;\[\]]|\\[{}\\]|\\(?:pm|mp|begin|text)(?![A-Za-z])")
+"""The same, for what a matrix can be."""
+
+
+def _is_one(group: Group, other: Group) -> bool:
+    """Whether an expression is a single value, or an equality of such: no set, and no collection by another name.
+
+    Args:
+        other: what it is compared with: a relation may stand for a set, and for no matrix.
+    """
+    if group.kind != "text" or (_ROWS if other.kind == "matrix" else _COLLECTS).search(group.text):
+        return False
+    return max(map(len, (words(group.text) or "").split()), default=1) < 2  # a word may be the name of a set
+
+
+def _are_several(group: Group) -> bool:
+    """Whether a collection has two values at least."""
+    return len(group.parts) > 1 or (group.kind == "matrix" and any(len(row.parts) > 1 for row in group.parts))
 
 
 def _as_group(text: Group) -> Group:
@@ -275,7 +304,7 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
         return other is not None and other.value == int(digits)
     v, w = words(a), words(g)
     if (v and max(map(len, v.split())) > 2) or (w and max(map(len, w.split())) > 2):
-        return v == w if v and w else _same_phrase(a, g)
+        return [*map(singular, v.split())] == [*map(singular, w.split())] if v and w else _same_phrase(a, g)
     if v and w and (v == w or len(v) == len(w) == 1):
         return v == w  # x and X are two, or two choices
     one, other = chain(a), chain(g)

@@ -44,10 +44,10 @@ _TURN = re.compile(
     re.IGNORECASE,
 )
 _OPENED = re.compile(
-    r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>|\[THINK\]|◁think▷|<\|channel\|>analysis"
+    r"<(?:seed:)?(?:[tT]hink|[tT]hinking|[tT]hought|[rR]easoning|scratchpad|analysis)>|<\|begin_of_thought\|>|\[THINK\]|◁think▷|<\|channel\|>analysis"
 )
 _CLOSED = re.compile(
-    r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>"
+    r"</(?:seed:)?(?:[tT]hink|[tT]hinking|[tT]hought|[rR]easoning|scratchpad|analysis)>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{}\\$]+)")
 _HASHES = re.compile(r"####[ \t]*(?=\S)(?P<answer>[^\n]+)")

@@ -2,34 +2,27 @@
 
 A function has the signature that TRL gives its own: ``prompts``, ``completions``, every further column of the row,
 ``continuation_start``; it returns one number for each completion, None where it has none. Unless it says
-``in_process = True``, it runs in a process of its own (:class:`_Process`), with the memory and the deadline of
+``in_process = True``, it runs in a process of its own (:mod:`.process`), with the memory and the deadline of
 ``reward``. What goes wrong in it does not raise where it happens, since the other ranks would wait for this one: it is
 kept as :attr:`Function.fault`, and :func:`agreed` raises it on all of them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import contextlib
+import hashlib
 import importlib
 import inspect
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from multiprocessing.connection import Connection, Pipe
-from numbers import Real
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
 from .grading import Outcome, Verdict
+from .process import Lost, Process, RewardError, called, raised, told
 from .workers import Grader
 
 MATH = "math"
@@ -38,12 +31,7 @@ NAMED = {MATH: "prefix_rl.rewards.math_reward", "code": "prefix_rl.rewards.code.
 COLUMNS = "further_columns"
 """The column under which the data set holds the further columns of a row, as JSON: no type of theirs is changed."""
 _GIVEN = {"prompts", "completions", "completion_ids", "continuation_start", "trainer_state", "log_extra", "log_metric"}
-_START_SECONDS = 120
-_AT_ONCE = 64
-
-
-class RewardError(UserError):
-    """A reward function that raised, did not answer in time, or returned something other than rewards."""
+_AT_ONCE = 16  # completions of a call in grading: one that hangs holds up so many times the deadline
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------
@@ -105,6 +93,21 @@ def needed(name: str) -> list[str]:
         return []
 
 
+def logged_as(name: str) -> str:
+    """The name of a function in TRL's log: ``rewards/NAME/mean``.
+
+    >>> logged_as("math"), logged_as("my_package.rewards.length")
+    ('math_reward', 'my_package.rewards.length')
+    """
+    return NAMED[name].rpartition(".")[2] if name in NAMED else name
+
+
+def source_sha256(name: str) -> str:
+    """The hash of the file of the module that a function stands in: which code has decided."""
+    path = sys.modules[(NAMED.get(name, name)).rpartition(".")[0]].__file__
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def faults(names: Sequence[str], weights: Sequence[float] | None) -> list[str]:
     """What is wrong with ``reward.functions`` and ``reward.weights``."""
     found = []
@@ -136,6 +139,10 @@ def faults(names: Sequence[str], weights: Sequence[float] | None) -> list[str]:
 class Function:
     """A reward function as the trainer calls it: it never raises, see :attr:`fault`.
 
+    A call that is late, or in which the process of the function dies, is repeated for each completion alone. Those that
+    it then is late or dies on get 0; their share, where there are any, is logged as ``rewards/NAME/timeout`` and
+    ``rewards/NAME/crash``.
+
     Args:
         name: as the recipe has it; the log has ``rewards/NAME``.
         function: what is called.
@@ -145,37 +152,99 @@ class Function:
 
     fault: RewardError | None = None
     """What went wrong in the last call."""
+    all_lost = False
+    """Whether that is that it was late or died on every completion: with those of other ranks it may be a few."""
 
     def __init__(self, name: str, function: Callable[..., Any], deadline: float = 5.0, memory_mb: int = 2048):
-        self.name, self.function, self.deadline = name, function, deadline
-        self.__name__ = getattr(function, "__name__", name) if name in NAMED else name
-        self._process = None if getattr(function, "in_process", False) else _Process(name, memory_mb)
+        self.name, self.function, self.deadline, self.memory_mb = name, function, deadline, memory_mb
+        self.__name__ = logged_as(name)
+        self._process = None if getattr(function, "in_process", False) else Process(name, memory_mb)
 
     def __call__(self, prompts, completions, **given: Any) -> list[float | None]:
         """One reward for each completion; 0 for all of them if there is a fault, which nobody will train on."""
-        self.fault = None
+        self.fault, self.all_lost = None, False
         try:
-            return self.rewards(prompts=prompts, completions=completions, **given)
+            values = self.outcomes(prompts=prompts, completions=completions, **given)
         except UserError as error:
             self.fault = error if isinstance(error, RewardError) else RewardError(error.what, error.faults)
-        return [0.0] * len(completions)
+            return [0.0] * len(completions)
+        for outcome in (Outcome.TIMEOUT, Outcome.CRASH):
+            if (count := values.count(outcome)) and (log := given.get("log_metric")):
+                log(f"rewards/{self.__name__}/{outcome}", count / len(values))
+        if self.all_lost:
+            self.fault = self.lost_all(values)
+        return [0.0 if isinstance(value, Outcome) else value for value in values]
 
     def rewards(self, **given: Any) -> list[float | None]:
-        """One reward for each completion.
+        """One reward for each completion, 0 for those that it is late or dies on.
 
         Raises:
-            RewardError: if the function raises, does not answer in time, or returns something else.
+            RewardError: if the function raises, returns something else, or is late or dies on all of them.
+        """
+        values = self.outcomes(**given)
+        if self.all_lost:
+            raise self.lost_all(values)
+        return [0.0 if isinstance(value, Outcome) else value for value in values]
+
+    def outcomes(self, **given: Any) -> list[float | Outcome | None]:
+        """The same, with ``timeout`` or ``crash`` for a completion that it was late or died on.
+
+        Raises:
+            RewardError: if the function raises or returns something else.
         """
         count = len(given["completions"])
         given = self._accepted(_expanded({"continuation_start": [0] * count, **given}))
-        if self._process:
-            return self._process.call(given, self.deadline * max(count, 1))
+        self.all_lost = False
         try:
-            return _called(self.function, given)
+            if self._process:
+                return self._process.call(given, self.deadline * max(count, 1))
+            return called(self.function, given)
+        except Lost as lost:
+            self._how = lost.how
+            values = [lost.outcome] * count if count < 2 else self._each_alone(given, count)
         except UserError:
             raise
         except Exception as error:  # whatever it is, it ends the run on all ranks
-            raise _raised(self.name, _told(error)) from error
+            raise raised(self.name, told(error)) from error
+        self.all_lost = all(isinstance(value, Outcome) for value in values)
+        return values
+
+    def _each_alone(self, given: Mapping[str, Any], count: int) -> list[float | Outcome | None]:
+        """:meth:`outcomes` of completions one by one, each with a deadline of its own, and what they log together."""
+        extra: dict[str, list] = {}
+        metrics: dict[str, list[float]] = {}
+        values: list[float | Outcome | None] = []
+        for i in range(count):
+            of_row = {n: v[i : i + 1] if isinstance(v, list) and len(v) == count else v for n, v in given.items()}
+            if given.get("log_extra"):
+                of_row["log_extra"] = lambda name, said, i=i: extra.setdefault(name, [None] * count).__setitem__(
+                    i, said[0]
+                )
+            if given.get("log_metric"):
+                of_row["log_metric"] = lambda name, value: metrics.setdefault(name, []).append(value)
+            try:
+                values += self._process.call(of_row, self.deadline)
+            except Lost as lost:
+                values.append(lost.outcome)
+        for name, said in extra.items():
+            given["log_extra"](name, said)
+        for name, said in metrics.items():
+            given["log_metric"](name, sum(said) / len(said))
+        return values
+
+    def lost_all(self, values: Sequence[Outcome]) -> RewardError:
+        """What to say where no completion was rewarded."""
+        late, died = values.count(Outcome.TIMEOUT), values.count(Outcome.CRASH)
+        alone = f"; called for each of the {len(values)} completions alone, " if len(values) > 1 else ": "
+        return RewardError(
+            f"the reward function {self.name} gave no reward: its process {self._how}{alone}it was late on {late} and "
+            f"died on {died}. Nothing can be learned from that",
+            [
+                f"reward.deadline = {self.deadline:g} s is for one completion; raise it if the function needs longer",
+                f"reward.memory_mb = {self.memory_mb} MiB is what its process may take",
+                "in_process = True as an attribute of the function has it run in the training process, without limits",
+            ],
+        )
 
     def _accepted(self, given: dict[str, Any]) -> dict[str, Any]:
         parameters = _parameters(self.function)
@@ -222,10 +291,12 @@ def agreed(functions: Iterable[object], objects: Callable[[list], list]) -> Iter
     own = [function for function in functions if isinstance(function, Function)]
     if not own:
         return
-    told = objects([next(((f.fault.what, f.fault.faults) for f in own if f.fault), None)])
-    for rank, fault in enumerate(told):
-        if fault:
-            raise RewardError(fault[0] + (f" (on rank {rank})" if len(told) > 1 else ""), fault[1])
+    told = objects([[(f.fault.what, f.fault.faults, f.all_lost) if f.fault else None for f in own]])
+    for place in range(len(own)):
+        of_ranks = [of_rank[place] for of_rank in told]
+        for rank, fault in enumerate(of_ranks):
+            if fault and (not fault[2] or all(of_ranks)):  # what was lost on every row of one rank need not be on all
+                raise RewardError(fault[0] + (f" (on rank {rank})" if len(told) > 1 else ""), fault[1])
 
 
 def _expanded(given: dict[str, Any]) -> dict[str, Any]:
@@ -233,143 +304,6 @@ def _expanded(given: dict[str, Any]) -> dict[str, Any]:
     rows = [json.loads(row) for row in given.pop(COLUMNS, None) or ()]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names} | given
-
-
-def _called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float | None]:
-    made = function(**given)
-    if inspect.iscoroutine(made):
-        made = asyncio.run(made)
-    count, made = len(given.get("completions", made)), made.tolist() if hasattr(made, "tolist") else made
-    if not isinstance(made, list | tuple) or len(made) != count:
-        what = f"{len(made)} values" if isinstance(made, list | tuple) else f"a {type(made).__name__}"
-        raise TypeError(
-            f"returned {what} for {count} completions; it must return a list of one number or None for each"
-        )
-    found: list[float | None] = []
-    for place, value in enumerate(made):
-        value = value.item() if hasattr(value, "item") else value
-        if value is not None and not (isinstance(value, Real) and not math.isinf(value)):
-            raise TypeError(f"returned {value!r} for completion {place}; it must be a finite number or None")
-        found.append(None if value is None or math.isnan(value) else float(value))
-    return found
-
-
-def _told(error: BaseException) -> tuple[str, list[str]]:
-    lines = traceback.format_exception(error)
-    return f"{type(error).__name__}: {error}", "".join(lines).rstrip().splitlines()[-8:]
-
-
-def _raised(name: str, told: tuple[str, list[str]]) -> RewardError:
-    return RewardError(f"the reward function {name} failed: {told[0]}", told[1])
-
-
-# --- in a process of its own ------------------------------------------------------------------------------------------
-
-
-class _Process:
-    """The caller's end of the process of one function. It starts at the first call, and after it was killed."""
-
-    def __init__(self, name: str, memory_mb: int):
-        self.name, self.memory_mb = name, memory_mb
-        self._process: subprocess.Popen | None = None
-        self._owner = os.getpid()
-        atexit.register(self.close)
-
-    def call(self, given: dict[str, Any], seconds: float) -> list[float | None]:
-        """What the function returns for these arguments, within so many seconds."""
-        logs = {name: given.pop(name) for name in ("log_extra", "log_metric") if given.get(name)}
-        if state := given.pop("trainer_state", None):
-            given["trainer_state"] = {name: getattr(state, name) for name in ("global_step", "max_steps", "epoch")}
-        try:
-            if self._process is None or self._process.poll() is not None:
-                self._start()
-            self._connection.send((seconds, list(logs), given))
-            told = self._answer(seconds, f"did not answer within {seconds:g} s (reward.deadline for each completion)")
-        except BaseException:
-            self.close()  # what it would answer later belongs to no call
-            raise
-        rewards, logged = told
-        for name, call in logged:
-            logs[name](*call)
-        return rewards
-
-    def _start(self) -> None:
-        self._owner = os.getpid()
-        self._connection, theirs = Pipe()
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from prefix_rl.rewards.functions import _serve; _serve({theirs.fileno()})"],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            start_new_session=True,  # what it starts ends with it
-        )
-        theirs.close()
-        self._connection.send((self.name, self.memory_mb))
-        self._answer(_START_SECONDS, f"could not be imported within {_START_SECONDS} s")
-
-    def _answer(self, seconds: float, late: str) -> Any:
-        try:
-            if not self._connection.poll(seconds):
-                raise RewardError(f"the reward function {self.name} {late}")
-            good, told = self._connection.recv()
-        except (EOFError, OSError):
-            code = self._process.wait()
-            raise RewardError(
-                f"the process of the reward function {self.name} ended (status {code}); it may take reward.memory_mb = "
-                f"{self.memory_mb} MiB"
-            ) from None
-        if not good:
-            raise _raised(self.name, told)
-        return told
-
-    def close(self) -> None:
-        process, self._process = self._process, None
-        if process and self._owner == os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            self._connection.close()
-
-
-def _serve(handle: int) -> None:
-    """The life of such a process: call what comes until the pipe closes."""
-    import resource
-
-    connection = Connection(handle)
-    name, memory_mb = connection.recv()
-    try:
-        function = find(name)
-    except LookupError as error:
-        connection.send((False, (error.args[0], [])))
-        return
-    with open("/proc/self/statm", encoding="ascii") as file:
-        taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (taken + memory_mb * 2**20,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection.send((True, None))
-    while True:
-        try:
-            seconds, logs, given = connection.recv()
-        except EOFError:
-            return
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)  # if the trainer is killed, nobody else is left to end it
-        logged: list[tuple[str, tuple]] = []
-        for log in logs:
-            given[log] = partial(_log, logged, log)
-        if "trainer_state" in given:
-            given["trainer_state"] = SimpleNamespace(**given["trainer_state"])
-        try:
-            answer = (True, (_called(function, given), logged))
-        except Exception as error:  # whatever it is, it is told
-            answer = (False, _told(error))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send(answer)
-
-
-def _log(logged: list[tuple[str, tuple]], log: str, *call: Any) -> None:
-    logged.append((log, call))
 
 
 # --- as a verdict -----------------------------------------------------------------------------------------------------
@@ -400,7 +334,8 @@ def gold_of(grader: object, problem: Any) -> str:
 class FunctionGrader:
     """Decides by a reward function, in the place of the :class:`~prefix_rl.rewards.workers.Grader` of mathematics.
 
-    Right is a value of at least 1, wrong a smaller one; None is ``bad_gold``. A sample is ``(text, row, start)``, where
+    Right is a value of at least 1, wrong a smaller one; None is ``bad_gold``; a function that was late or died on a
+    completion makes it ``timeout`` or ``crash``. A sample is ``(text, row, start)``, where
     the row is what :func:`gold_of` gives.
     """
 
@@ -418,19 +353,21 @@ class FunctionGrader:
         """One verdict for each sample, in order.
 
         Raises:
-            RewardError: if the function fails.
+            RewardError: if the function raises, or is late or dies on all of the first samples.
         """
         found: list[Verdict] = []
         for start in range(0, len(samples), _AT_ONCE):
             part = [(*sample, 0)[:3] for sample in samples[start : start + _AT_ONCE]]
             texts, rows, starts = (list(column) for column in zip(*part, strict=True))
             rows = [json.loads(row)["row"] for row in rows]
-            values = self.function.rewards(
+            values = self.function.outcomes(
                 prompts=[row["problem"] for row in rows],
                 completions=texts,
                 continuation_start=starts,
                 **{COLUMNS: list(map(as_json, rows))},
             )
+            if self.function.all_lost and not found and len(part) > 1:
+                raise self.function.lost_all(values)
             found += map(_verdict, values)
             if progress:
                 progress(len(part))
@@ -449,5 +386,7 @@ class FunctionGrader:
         self.mathematics.close()
 
 
-def _verdict(value: float | None) -> Verdict:
+def _verdict(value: float | Outcome | None) -> Verdict:
+    if isinstance(value, Outcome):
+        return Verdict(value)
     return Verdict(Outcome.BAD_GOLD if value is None else Outcome.RIGHT if value >= 1 else Outcome.WRONG)

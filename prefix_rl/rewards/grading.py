@@ -105,10 +105,11 @@ def _last_parts(formula: str) -> list[str]:
 
 
 _SENTINELS = frozenset(
-    "proof proofs prove proved proven proofneeded proofrequired proofproblem seeproof theproofisinthesolution qed "  # noqa: SIM905
-    "notfound answernotfound noanswer noanswerfound noanswerprovided noanswergiven notavailable notprovided notgiven "
-    "unavailable unknown null nan undefinedanswer missing missinganswer tbd todo seesolution seeabove seeexplanation "
-    "seethesolution solution omitted placeholder error invalid".split()
+    "proof proofs prove proved proven proofneeded proofrequired proofproblem seeproof proofomitted "  # noqa: SIM905
+    "proofbelow theproofisinthesolution qed notfound answernotfound noanswer noanswerfound "
+    "noanswerprovided noanswergiven notavailable notprovided notgiven unavailable notapplicable "
+    "unanswerable nonegiven unknown null nan undefinedanswer missing missinganswer tbd todo "
+    "seesolution seeabove seeexplanation seethesolution solution omitted placeholder error invalid".split()
 )
 """What data sets write where they have no answer (NuminaMath: ``proof``, ``notfound``); letters alone, in lower case."""  # noqa: E501
 

@@ -40,13 +40,14 @@ _STATEMENT = re.compile(
 )
 _MARK = re.compile(r"\\boxed|\\fbox|####|<[aA]nswer>")
 _WORDS = re.compile(r"(?:[fF]inal|FINAL|[cC]orrect|CORRECT|[aA]nswer|ANSWER)")
-_SEPARATED = r"\d{1,3}(?:(?:,|\{,\}|\\,|,?\\!|\\ )\s?\d{3}(?!\d))+(?:\.\d+)?"
+_SEPARATED = r"\d{1,3}(?:(?:,|\{,\}|\\,|,?\\!|\\ | )\s?\d{3}(?!\d))+(?:\.\d+)?"
 _INTEGER = r"\{\s{0,3}-?\s{0,3}\d{1,30}\s{0,3}\}"
 _LITERAL = re.compile(
     rf"(?:\d{{1,20}}\s{{0,3}})?\\[dtc]?frac\s{{0,3}}(?:{_INTEGER}|\d)\s{{0,3}}(?:{_INTEGER}|\d)(?:\s{{0,2}}\\?%)?"
     rf"|(?:\d{{1,20}}\s{{1,3}})?\d{{1,30}}\s?/\s?\d{{1,30}}(?:\s?\\?%)?"
-    rf"|(?:{_SEPARATED}|\d+(?:\.\d+)?|\.\d+)(?:\s?\\?%|\s?(?:\\times|\\cdot|×)\s?10\s?\^\s?(?:\{{\s?-?\d{{1,3}}\s?\}}|\d))?"
+    r"|\(\s?[-−]?\d{1,30}\s?\)\s?/\s?(?:\d{1,30}|\(\s?[-−]?\d{1,30}\s?\))"
     r"|\d{0,20}[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"
+    rf"|(?:{_SEPARATED}|\d+(?:\.\d+)?|\.\d+)(?:\s?\\?%|\s?(?:\\times|\\cdot|×)\s?10\s?\^\s?(?:\{{\s?-?\d{{1,3}}\s?\}}|\d))?"
 )
 """Whatever denotes one rational number, as it is written."""
 _DIGITS = 400  # of a number that is read
@@ -60,7 +61,7 @@ _BETWEEN = re.compile(  # between the parts of one list
 )
 # A side of an equation: numbers, letters that stand alone, operators, brackets, commands of mathematics.
 _RUN = re.compile(
-    r"(?:[\d+\-*/^_(){}|!%−×·÷√π]|\[(?=[^\[\]]{1,9}\]\{)|(?<=\d)\](?=\{)|[.,](?=\d)|(?<=\S)[ ](?=\S)|\\[,;:! %]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"  # noqa: E501
+    r"(?:[\d+\-*/^_(){}|!%−×·÷√∛∜π⁰¹²³⁴-⁹⁺⁻ⁿ½⅓⅔¼¾]|\[(?=[^\[\]]{1,9}\]\{)|(?<=\d)\](?=\{)|[.,](?=\d)|(?<=\S)[ ](?=\S)|\\[,;:! %]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"  # noqa: E501
     r"|\\(?:[dtc]?frac|sqrt|cdot|times|div|pi|left|right|sin|cos|tan|ln|log|exp|binom|theta|alpha|beta|circ)(?![A-Za-z])){1,400}"
 )
 _BRACKETS = re.compile(r"(?:\\[{(\[]|[(\[])(?:[^()\[\]$]|\([^()$]{0,80}\)){1,200}?(?:\\[})\]]|[)\]])")
@@ -161,11 +162,13 @@ class _Target:
         self.numbers = [n for part in (group.parts or (group,)) if (n := number(part.text))]
         self.tree = tree(group.text) if group.kind == "text" and not self.numbers else None
         self.tree = None if self.tree == MALFORMED else self.tree
+        if self.tree and (value := values.rational(self.tree)) is not None:  # 2^{10}: also shown by 1,024
+            self.numbers = [Number(value, False)]
         self._known: dict[str, frozenset[int]] = {}
         self._places: dict[str, tuple] = {}
-        self.all_numbers = len(self.numbers) == len(group.parts or (group,))
+        self.all_numbers = not self.tree and len(self.numbers) == len(group.parts or (group,))
         self._given: set[int] = set()
-        if problem and self.all_numbers:
+        if problem and (self.all_numbers or self.tree):
             for m in _LITERAL.finditer(problem):
                 self._given |= self.parts_of(m[0])
 
@@ -222,6 +225,8 @@ class _Target:
         if self.group.kind in ("tuple", "union", "matrix", "list"):
             last = self.last_part(text, limit) if self.all_numbers and self.group.kind in ("list", "tuple") else limit
             limit = min(self.brackets(text, limit), last)
+        if self.tree and self.numbers:
+            limit = next((s for s, _, parts in self.occurrences(text, limit) if self.counts(text, s, parts)), limit)
         if self.tree:
             limit = self.expression(text, limit, values.size(self.tree))
         elif self.group.kind == "list" and not self.all_numbers:
@@ -289,7 +294,7 @@ class _Target:
     def wanted(self) -> Callable[[str], bool]:
         """A quick test that a span must pass: it holds a sign that the answer cannot do without."""
         names: set[str] = set()
-        for mark, variants in (("pi", ("pi", "π")), ("sqrt", ("sqrt", "√", "^")), ("root", ("sqrt", "√", "^"))):
+        for mark, variants in (("pi", ("pi", "π")), ("sqrt", ("sqrt", "√", "∛", "∜", "^"))):
             if mark in self.group.text:
                 return lambda span: any(v in span for v in variants)
         names = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", self.group.text))

@@ -30,10 +30,14 @@ class Reward(Rules):
     memory_mb: Annotated[int, Ge(256), Le(2**20)] = 2048
     """Address space of one grading process, MiB; for a function of your own, beyond what its import took."""
 
+    @property
+    def rules(self) -> Rules:
+        """The rules of mathematics alone."""
+        return Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
+
     def grader(self) -> Grader:
         """The workers that grade by these settings; they start when first needed."""
-        rules = Rules(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Rules)})
-        return Grader(self.workers, self.deadline, self.memory_mb, rules)
+        return Grader(self.workers, self.deadline, self.memory_mb, self.rules)
 
     @property
     def columns(self) -> list[str]:

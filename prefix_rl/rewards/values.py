@@ -328,12 +328,30 @@ def proportional(a: Tree, b: Tree) -> bool:
     return len(ratios) == _ENOUGH and all(abs(r - ratios[0]) <= abs(ratios[0]) * mpmath.mpf(2) ** -150 for r in ratios)
 
 
+def rational(tree: Tree) -> Fraction | None:
+    """The exact value of a tree without letters, if it is rational.
+
+    >>> two, ten = ("n", Fraction(2), False), ("n", Fraction(10), False)
+    >>> rational(("^", two, ten)), rational(("root", ten, two))
+    (Fraction(1024, 1), None)
+    """
+    names: set = set()
+    if _survey(tree, names, constants := set()) or names or constants:
+        return None
+    try:
+        with mpmath.workprec(_PRECISIONS[0]):
+            value = _Values({}, False).of(tree)
+    except (_NoValue, _TooLarge, ZeroDivisionError, ValueError, OverflowError, NotImplementedError):
+        return None
+    return value if isinstance(value, Fraction) else None
+
+
 def size(tree: Tree) -> int:
-    """The operations of a tree; a sign is none.
+    """The operations of a tree; a sign is none, and a fraction of two numbers is a number.
 
     >>> size(("/", ("c", "pi"), ("n", Fraction(2), False)))
     1
     """
-    if tree[0] in ("n", "x", "c"):
+    if tree[0] in ("n", "x", "c") or (tree[0] == "/" and tree[1][0] == tree[2][0] == "n"):
         return 0
     return (tree[0] != "neg") + sum(size(part) for part in tree[1:] if isinstance(part, tuple))

@@ -68,7 +68,12 @@ def untexted(text: str) -> str:
     return _BARE.sub(r" \1 ", text).strip()
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """A word without the ending of the plural.
+
+    >>> [singular(word) for word in ("cities", "boxes", "solutions", "class")]
+    ['city', 'box', 'solution', 'class']
+    """
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     if word.endswith(("ches", "shes", "sses", "xes")):
@@ -95,11 +100,11 @@ def droppable(phrase: str, after_number: bool) -> bool:
         counts = words[0][0] in "万亿千百十" and words[0][1:2] not in ("克", "米", "瓦", "升", "卡")
         return after_number and not counts and not set(words[0]) & set("倍半不是或和")
     if not after_number:
-        return all(_singular(w) in UNITS or w in ("square", "sq", "cubic", "cu", "per", "units") for w in words)
+        return all(singular(w) in UNITS or w in ("square", "sq", "cubic", "cu", "per", "units") for w in words)
     for place, word in enumerate(words):
         if word in _STAY and not (word in _ADJECTIVES and place < len(words) - 1 and words[-1].endswith("s")):
             return (word == "only" and len(words) == 1) or (
-                word in ("squared", "cubed", "approximately") and _singular(words[place - 1]) in UNITS
+                word in ("squared", "cubed", "approximately") and singular(words[place - 1]) in UNITS
             )
     return len(words) <= 6
 
@@ -132,7 +137,7 @@ def conflict(ours: str, theirs: str) -> bool:
 
 def _kinds(phrase: str) -> list[str]:
     words = [w.lower() for w in _WORD.findall(re.sub(r"\\(?!text)[A-Za-z]+", " ", untexted(phrase)))]
-    return [s for w in words if w not in _IDLE and w not in _ADVERBS and (s := _singular(w)) not in _IDLE]
+    return [s for w in words if w not in _IDLE and w not in _ADVERBS and (s := singular(w)) not in _IDLE]
 
 
 def one_unit(phrase: str) -> str | None:

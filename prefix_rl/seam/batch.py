@@ -6,15 +6,16 @@ with one more field filled. While TRL computes a loss, a :class:`Forward` is ope
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
+from ..costs import Cost
 from ..prefixes import Prefix
-from ..rollouts import Row, Step
+from ..rollouts import Rollouts, Row, Step
 from .ranks import Ranks
 
 ROW = "dataset_row"
@@ -32,23 +33,60 @@ class Planned:
     of: torch.Tensor  # tokens of the demonstration; 0: no prefix was planned
     complete: torch.Tensor  # bool: the whole demonstration and its end
     asked: torch.Tensor  # bool: the row was to start from a prefix
+    fractions: torch.Tensor  # share of a demonstration that is injected, as the method counts; NaN: none was planned
 
     @classmethod
     def over(cls, ranks: Ranks, plan: Sequence[Prefix], asked: Sequence[bool]) -> Planned:
         """Gathered from what each rank has planned for its own rows."""
-        own = [[len(p.ids), p.drawn, p.of, p.complete, was] for p, was in zip(plan, asked, strict=True)]
-        lengths, drawn, of, complete, asked = ranks.all(torch.tensor(own, device=ranks.device)).unbind(dim=1)
-        return cls(lengths, drawn, of, complete.bool(), asked.bool())
+        own = torch.tensor([[len(p.ids), p.drawn, p.of, p.complete, was] for p, was in zip(plan, asked, strict=True)])
+        # the bits of a double travel as an integer, beside the others
+        shares = torch.tensor([p.fraction for p in plan], dtype=torch.double).view(torch.long)
+        found = ranks.all(torch.cat([own, shares.unsqueeze(1)], dim=1).to(ranks.device))
+        lengths, drawn, of, complete, asked, shares = found.unbind(dim=1)
+        return cls(lengths, drawn, of, complete.bool(), asked.bool(), shares.contiguous().view(torch.double))
 
     @property
     def prefixed(self) -> torch.Tensor:
         """True for the rollouts that start from a prefix."""
         return self.lengths > 0
 
-    @property
-    def fractions(self) -> torch.Tensor:
-        """Share of a demonstration that is injected; NaN where no prefix was planned."""
-        return torch.where(self.of > 0, self.lengths.double() / self.of, torch.nan)
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one call of generation and grading has found, for the rows of this rank in their order."""
+
+    prompts: Sequence[int]  # tokens of each prompt
+    ids: Sequence[Sequence[int]]  # of each completion
+    logps: Sequence[Sequence[float | None]] | None  # the sampler's, if it tells; None where nobody sampled
+    rewards: torch.Tensor  # (G, F), of the graded rows of all ranks
+    extra: Mapping[str, Sequence]  # what reward functions logged of each graded row of this rank
+    told: Mapping[str, Sequence[float]]  # the metrics that they logged
+
+
+Sample = Callable[[Sequence[Mapping[str, Any]], Sequence[Prefix], Sequence[Prefix], Sequence[int]], Sampled]
+"""``sample(inputs, begun, plan, graded)``: what is written behind ``begun``, and what the rows ``graded`` earn, where
+the policy's own text begins behind the row's prefix in ``plan``."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Rollouts of this rank that stand after rounds of help or exchange: TRL takes them as its own."""
+
+    ids: Sequence[Sequence[int]]
+    logps: Sequence[Sequence[float | None]] | None
+    rewards: torch.Tensor  # (B, F), of all ranks
+    extra: Mapping[str, Sequence]  # what reward functions logged of each
+    told: Mapping[str, Sequence[float]]  # the metrics that they logged, once for each row graded in any round
+    earlier: Sequence[Rollouts]  # see Rollouts.earlier
+    own: Rollouts | None  # those of the batch's own problems, if others have taken the place of some
+    cost: Cost  # of the rollouts that were discarded
+    metrics: Mapping[str, float]
+
+    def logged(self, extra: dict[str, list], metrics: dict[str, list]) -> torch.Tensor:
+        """The rewards, after putting what the functions logged where TRL would find it."""
+        extra.update({name: list(values) for name, values in self.extra.items()})
+        metrics.update({name: list(values) for name, values in self.told.items()})
+        return self.rewards
 
 
 @dataclass(frozen=True)
@@ -60,6 +98,8 @@ class GenerationBatch:
     plan: Sequence[Prefix]
     planned: Planned
     step: Step
+    hints: Planned | None = None  # of a method whose prefixes stand in the prompts
+    settled: Settled | None = None  # rollouts that are there already
     begun: bool = False  # the prefixes have been injected: where TRL comes back (for tools), no more are
     completions: Sequence[Sequence[int]] | None = None  # prefix and continuation of each row of this rank
     rewards: torch.Tensor | None = None  # (B,) over all ranks, NaN where there is none

@@ -12,8 +12,8 @@ from ..errors import DataError
 from ..losses import divergence
 from ..methods.base import Method
 from ..prefixes import Demonstration, Prefix
-from ..rollouts import MicroBatch, Rollouts, Step
-from .batch import ROW, GenerationBatch
+from ..rollouts import MicroBatch, Rollouts, Row, Step
+from .batch import COPY, ROW, GenerationBatch
 from .planning import check_tokens
 from .ranks import Ranks
 
@@ -28,9 +28,24 @@ class Credit:
 
     @classmethod
     def by(
-        cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None, whole: Rollouts | None = None
-    ) -> Credit:
-        """The method's answers: advantages from the ``whole`` rollouts, tokens and weights from those in the loss."""
+        cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None, whole: Rollouts | None = None,
+        kept: torch.Tensor | None = None,
+    ) -> Credit:  # fmt: skip
+        """The method's answers: advantages from the ``whole`` rollouts, tokens and weights from those in the loss.
+
+        Where not all groups are ``kept (P,)``, it answers as if the others were not there, and nothing of those moves.
+        """
+        if kept is not None and not bool(kept.all()):
+            rows = kept.repeat_interleave(rollouts.group_size)
+            spread = [
+                torch.zeros_like(rollouts.completion_mask, dtype=of) for of in (torch.float, torch.float, torch.bool)
+            ]
+            if bool(kept.any()):
+                given = rollouts.of_groups(kept), None if entropies is None else entropies[rows]
+                found = cls.by(method, *given, whole.of_groups(kept))
+                for all_rows, own in zip(spread, (found.advantages, found.weights, found.moving), strict=True):
+                    all_rows[rows] = own.to(all_rows.dtype)
+            return cls(*spread)
         moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
         return cls(method.advantages(whole or rollouts), method.weights(rollouts), moving)
 
@@ -112,19 +127,25 @@ def gathered(
     """
     own = torch.stack([output["completion_ids"], output["completion_mask"].long(), prefixes.long()], dim=2)
     ids, completion, prefix = ranks.rows(own, fill=0).unbind(dim=2)
-    problems = ranks.all(torch.tensor([given[ROW] for given in batch.inputs], device=ids.device))
+    own = torch.tensor([[given[ROW], given[COPY]] for given in batch.inputs], device=ids.device)
+    problems, copies = ranks.all(own).unbind(dim=1)
+    size = batch.rows[0].group_size
     return Rollouts(
         completion_ids=ids,
         completion_mask=completion.bool(),
         prefix_mask=prefix.bool(),
         prefixed=batch.planned.prefixed,
         rewards=batch.rewards,
-        group_size=batch.rows[0].group_size,
+        group_size=size,
         step=batch.step,
         problems=problems,
         demonstrated=torch.tensor([bool(demonstrations[row]) for row in problems.tolist()], device=ids.device),
         fractions=batch.planned.fractions,
         continued=batch.rewards.new_zeros(len(batch.rewards), 0),
+        rows=[
+            Row(i, size, problem, demonstrations[problem], copy)
+            for i, (problem, copy) in enumerate(zip(problems.tolist(), copies.tolist(), strict=True))
+        ],
     )
 
 

@@ -11,18 +11,16 @@ from ..costs import Cost, inference_flops
 from ..methods.base import Further
 from ..prefixes import Prefix
 from ..rollouts import Rollouts
-from .batch import GenerationBatch
+from .batch import GenerationBatch, Sample
 from .ranks import Ranks
-
-Sample = Callable[[list[int], list[Prefix]], tuple[torch.Tensor, list[list[int]]]]
-"""``sample(rows, beginnings)``: the rewards ``(len(rows),)`` and the ids of one continuation of each beginning."""
 
 
 def beginnings(kept: Sequence[int], plan: Sequence[Prefix], completions: Sequence[Sequence[int]]) -> list[Prefix]:
     """The beginning of each completion in the place of a prefix: its first ``kept`` tokens, its prefix in any case.
 
-    >>> beginnings([1, 3], [Prefix([7, 8]), Prefix([])], [[7, 8, 9], [4, 5, 6]])
-    [Prefix(ids=[7, 8], drawn=0, of=0, complete=False), Prefix(ids=[4, 5, 6], drawn=0, of=0, complete=True)]
+    >>> found = beginnings([1, 3], [Prefix([7, 8]), Prefix([])], [[7, 8, 9], [4, 5, 6]])
+    >>> [(begun.ids, begun.complete) for begun in found]
+    [([7, 8], False), ([4, 5, 6], True)]
     """
     found = []
     for length, planned, ids in zip(kept, plan, completions, strict=True):
@@ -38,6 +36,7 @@ def continued(
     output: Mapping[str, torch.Tensor],
     ranks: Ranks,
     sample: Sample,
+    total: Callable[[torch.Tensor], torch.Tensor],
     parameters: int,
 ) -> tuple[Rollouts, Cost]:
     """The rollouts with the rewards ``(B, C)`` of C further continuations of each one's beginning, and what those cost.
@@ -52,9 +51,10 @@ def continued(
     rows = [row for row in range(own) for _ in range(count)]
     rewards, generated, encoded = [], 0, 0
     for some in (rows[start : start + own] for start in range(0, len(rows), own)):
-        found, completions = sample(some, [begun[row] for row in some])
-        rewards.append(found)
-        for row, whole in zip(some, completions, strict=True):
+        inputs, plan = [batch.inputs[row] for row in some], [batch.plan[row] for row in some]
+        found = sample(inputs, [begun[row] for row in some], plan, range(len(some)))
+        rewards.append(total(found.rewards)[ranks.own(len(some))])
+        for row, whole in zip(some, found.ids, strict=True):
             generated += len(whole) - len(begun[row].ids)
             encoded += 0 if begun[row].complete else prompts[row] + len(whole)
     device = rollouts.rewards.device

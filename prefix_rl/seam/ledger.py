@@ -35,6 +35,14 @@ def off_the_record(metrics: MutableMapping[str, list], *pending: MutableMapping)
             one.clear()
 
 
+@contextmanager
+def uncounted(state) -> Iterator[None]:
+    """A block whose tokens TRL's own count of them leaves out."""
+    before = state.num_input_tokens_seen
+    yield
+    state.num_input_tokens_seen = before
+
+
 class Clock:
     """Adds up the seconds of what is timed, until they are taken."""
 
@@ -104,11 +112,21 @@ def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict
     if here.any():
         found["prefix/length"] = planned.lengths[here].float().mean()
         found["prefix/fraction"] = rollouts.fractions[here].mean()
-        found["prefix/kept_share"] = (credit.moving & rollouts.prefix_mask).sum() / tokens
+        found["prefix/kept_share"] = (credit.moving & rollouts.prefix_mask).sum() / tokens.clamp(min=1)
         continuation = rollouts.continuation_mask & here.unsqueeze(1)
         if continuation.any():
             found["prefix/continuation_advantage"] = credit.advantages[continuation].mean()
     return {name: float(value) for name, value in found.items()}
+
+
+def hint_metrics(hints: Planned) -> dict[str, float]:
+    """Number of rollouts whose prompt has a hint, and the hints' length and share of their demonstrations."""
+    here = hints.prefixed
+    found = {"hint/rollouts": float(here.sum())}
+    if here.any():
+        found |= {"hint/length": float(hints.lengths[here].float().mean()),
+                  "hint/fraction": float(hints.fractions[here].mean())}  # fmt: skip
+    return found
 
 
 def entropy_metrics(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..arguments import demonstrations_and_answers
 from ..data.mixing import REPEATS
 from ..data.tokenizer import DemonstrationTable, continuation_start
-from ..errors import DataError, RecipeError
+from ..errors import DataError
 from ..methods.base import Method
 from ..prefixes import NO_PREFIX, Demonstration, Prefix, join
 from ..rollouts import Row, Step
-from ..speed.order import CONSTANT_NORMALIZER
 from .batch import COPY, ROW, GenerationBatch, Planned
 from .ranks import Ranks
 
@@ -21,51 +20,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 T = TypeVar("T")
-
-
-def check_settings(method: Method, arguments, kl_on: str, options: Mapping[str, Any]) -> None:
-    """TRL's ``arguments``, where the KL falls and the trainer's further ``options`` go together with this method.
-
-    Raises:
-        RecipeError: naming all that do not.
-    """
-    faults = method.faults(vars(arguments))
-    if arguments.scale_rewards != "none":
-        faults.append(f"scale_rewards = {arguments.scale_rewards}: the method gives the advantages, set it to none")
-    if arguments.multi_objective_aggregation != "sum_then_normalize":
-        faults.append("multi_objective_aggregation must be sum_then_normalize: the method gives the advantages")
-    if kl_on not in ("moving", "all"):
-        faults.append(f"kl_on = {kl_on}: there are moving and all")
-    token_level = arguments.importance_sampling_level == "token"
-    if kl_on == "all" and (arguments.loss_type not in CONSTANT_NORMALIZER or not token_level):
-        faults.append("kl_on = all needs loss_type = dr_grpo and importance_sampling_level = token")
-    if kl_on == "all" and not arguments.beta:
-        faults.append("kl_on = all says nothing with beta = 0: there is no KL")
-    bonus = arguments.entropy_coef or arguments.use_adaptive_entropy
-    if bonus and arguments.top_entropy_quantile < 1 and method.needs.prefixes:
-        faults.append(
-            "an entropy bonus together with top_entropy_quantile: TRL would rank prefix tokens by the policy's mean "
-            "entropy; give only one of them"
-        )
-    if begins(method) and (options.get("rollout_func") or options.get("environment_factory")):
-        faults.append("rollout_func and environment_factory generate past the place where prefixes are injected")
-    if faults:
-        raise RecipeError("these settings contradict the method:", faults)
-
-
-def check_text_only(method: Method, takes_images: bool) -> None:
-    """The model takes nothing but text, if the policy is to go on from ids.
-
-    Raises:
-        RecipeError: if it takes images too.
-    """
-    if takes_images and begins(method):
-        raise RecipeError("prefixes are token ids behind a text prompt; this model takes images too")
-
-
-def begins(method: Method) -> bool:
-    """True if the policy is to go on from token ids behind the prompt."""
-    return method.needs.prefixes or method.needs.further is not None
 
 
 def taken_apart(dataset: Dataset) -> tuple[Dataset, list[list], list[str]]:
@@ -89,14 +43,14 @@ def usable_demonstrations(
         DataError: if the method injects prefixes and there is none.
     """
     usable = partial(method.needs.usable, longest=longest)
-    table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, **how)
-    if not method.needs.prefixes or any(table):
+    table = DemonstrationTable(demonstrations, answers, tokenizer, usable=usable, cut=method.needs.cut, **how)
+    if not (method.needs.prefixes or method.needs.hint) or any(table):
         return table
     why = (
         f"empty, or longer than max_completion_length = {longest} with its end"
         if method.needs.whole
         else "shorter than two tokens, or shows its answer from the first token on (answer_guard = none would "
-        "allow that)"
+        "allow that), or before its first sentence ends where method.cut = sentences"
     )
     raise DataError(
         f"{type(method).__name__} starts rollouts from demonstrations, but no demonstration can be used: every "
@@ -143,8 +97,9 @@ class Planner:
     ):  # fmt: skip
         self.method, self.demonstrations, self.dataset = method, demonstrations, dataset
         self.group_size, self.ranks, self.tokenizer = group_size, ranks, tokenizer
+        self.identities = list(zip(dataset[ROW], dataset[COPY], strict=True))
         # reversed, so that of a problem's copies the first one counts
-        self.place_of = {problem: i for i, problem in reversed(list(enumerate(dataset[ROW])))}
+        self.place_of = {problem: i for i, (problem, _) in reversed(list(enumerate(self.identities)))}
 
     def planned(self, inputs: Sequence[Mapping[str, Any]], step: Step) -> GenerationBatch:
         """The rows of this rank, or those of the problems that are due in their place, with their prefixes.
@@ -162,14 +117,35 @@ class Planner:
             for i, given in enumerate(inputs)
         ]
         plan, asked = plan_of(self.method, rows, step)
-        planned = Planned.over(self.ranks, plan, asked)
-        if self.method.needs.prefixes and bool(planned.asked.any()) and not bool(planned.prefixed.any()):
+        planned, hints = Planned.over(self.ranks, plan, asked), None
+        injects = self.method.needs.prefixes or self.method.needs.hint
+        if injects and bool(planned.asked.any()) and not bool(planned.prefixed.any()):
             raise DataError(
                 f"step {step.index}: {type(self.method).__name__} injected no prefix although rows of "
                 "the batch ask for one; going on would be plain Dr.GRPO under another name. Look at min_prefix_tokens, "
                 "max_prefix_tokens and the answer guard"
             )
-        return GenerationBatch(inputs, rows, plan, planned, step)
+        if self.method.needs.hint:
+            inputs = [self.hinted(given, prefix) for given, prefix in zip(inputs, plan, strict=True)]
+            plan, hints = [NO_PREFIX] * len(plan), planned
+            planned = Planned.over(self.ranks, plan, [False] * len(plan))
+        return GenerationBatch(inputs, rows, plan, planned, step, hints)
+
+    def planned_row(self, given: Mapping[str, Any], row: Row, step: Step) -> tuple[Mapping[str, Any], Row, Prefix]:
+        """One row by itself: as TRL gets it, and what it starts from."""
+        [prefix], _ = plan_of(self.method, [row], step)
+        return (self.hinted(given, prefix), row, NO_PREFIX) if self.method.needs.hint else (given, row, prefix)
+
+    def hinted(self, given: Mapping[str, Any], prefix: Prefix) -> Mapping[str, Any]:
+        """TRL's row with a hint at the end of its prompt: of the text, or of its last turn."""
+        if not prefix.ids:
+            return given
+        # half a character at its end is none
+        hint = self.tokenizer.decode(prefix.ids, skip_special_tokens=True).rstrip("\ufffd")
+        prompt, behind = given["prompt"], self.method.needs.hint.text.replace("{}", hint)
+        if isinstance(prompt, str):
+            return {**given, "prompt": prompt + behind}
+        return {**given, "prompt": [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + behind}]}
 
     def for_grading(
         self, plan: Sequence[Prefix], inputs: Sequence[Mapping[str, Any]], completions, completion_ids

@@ -20,6 +20,7 @@ from ..checkpoints import mark_whole
 from ..costs import Cost
 from ..errors import CheckpointError
 from ..methods.base import Method
+from ..parts import write_text
 from ..rollouts import Memory
 
 
@@ -124,8 +125,10 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            found = [(line, json.loads(line)) for line in lines if line.endswith("}")]
+            # the summary is of the whole run, and comes again at its end
+            kept = [line for line, log in found if log["step"] <= state.global_step and "train_runtime" not in log]
+            write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs:
@@ -156,7 +159,9 @@ def older_kept(arguments, state: TrainerState) -> Iterator[int | None]:
 def keep_whole(
     run: str, arguments, state: TrainerState, facts: Mapping[str, Any], cost: Cost, limit: int | None
 ) -> None:
-    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``."""
+    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``, if this rank saves."""
+    if not arguments.should_save:
+        return
     now = {"step": state.global_step, "world_size": arguments.world_size, "cost": asdict(cost)}
     mark_whole(Path(run, f"checkpoint-{state.global_step}"), {**facts, **now})
     rotate_checkpoints(output_dir=run, save_total_limit=limit)

@@ -1,17 +1,18 @@
 """The trainer: TRL's GRPOTrainer with the questions of a :class:`~prefix_rl.methods.base.Method` asked.
 
 This is the only file that knows TRL's private names. It wraps nine members of ``GRPOTrainer`` 1.16; each wrapper calls
-``super()`` once, and no body of TRL is copied. A generation batch is
+``super()``, unless what it would do is done already, and no body of TRL is copied. A generation batch is
 
 1. *planned*: each row gets its prefix, which travels as token ids behind the prompt;
-2. *continued* by the policy, and prefix and continuation are joined, so that all else sees one completion;
+2. *continued* by the policy (in rounds, where groups are helped or exchanged, see :mod:`.helping`), and prefix and
+   continuation are joined, so that all else sees one completion;
 3. *graded*, with the column ``continuation_start``: where in a completion's text the policy's own begins;
 4. *credited*: the method decides once, on the whole batch over all ranks, however that is then cut into micro-batches;
 5. *masked*: tokens that do not move are context, in no term of the loss, no ratio and no count;
 6. given the method's *extra objective*, if it has one.
 
-Around the model goes the fast path (:mod:`prefix_rl.speed`); all else is TRL's. Two attributes change in a run:
-``_open``, the open batch, and ``_saved``, what a checkpoint saves. (``_grading`` and ``_encoder`` count, for the log.)
+Around the model goes the fast path (:mod:`prefix_rl.speed`); all else is TRL's. In a run ``_open`` changes, the open
+batch, ``_saved``, what a checkpoint saves, and once ``_scores``; ``_grading`` and ``_encoder`` count, for the log.
 """
 
 from __future__ import annotations
@@ -27,59 +28,61 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from ..arguments import check_trainable, tokenizer_of
-from ..costs import Cost
+from ..costs import Cost, parameters_of
 from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
 from ..speed.forward import Encoder, transformers_model
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
-from . import credit, further, ledger, planning, resume, vllm
-from .batch import COPY, ROW, Forward, GenerationBatch, Slot
+from ..updates import FiniteUpdates
+from . import checks, credit, ledger, planning, resume, scores, vllm
+from .batch import COPY, ROW, Forward, GenerationBatch, Sampled, Slot
+from .deciding import Deciding
+from .helping import settled
 from .ranks import Ranks
+from .signal import SCALE
 from .turn import turn_behind
 
 
-class PrefixTrainer(GRPOTrainer):
+class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     """GRPO in which rollouts may start from a prefix of a demonstration.
 
     Args:
-        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``.
-            ``args`` needs ``loss_type="dr_grpo"`` for Dr.GRPO, and ``scale_rewards="none"``. ``train_dataset`` may
-            have a column ``demonstrations`` (for each row a list of texts) beside ``prompt`` and ``answer``.
+        model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``, but
+            ``scale_rewards="none"``, for Dr.GRPO ``loss_type="dr_grpo"``, and rows may have ``demonstrations``, texts;
+            ``safety`` are the settings of :class:`~prefix_rl.updates.FiniteUpdates`.
         method: answers the questions.
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.rewards.guard.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.
         facts: what a checkpoint must record for :func:`~prefix_rl.checkpoints.check_continues`.
         spent: the cost of what came before this run (collected traces, a supervised stage): it counts as its own.
-        budget: floating-point operations, ``spent`` included, at which training stops; None: no such limit.
+        budget: operations, ``spent`` included, at which training stops; None: no such limit.
         speed: what is done to compute less; None: all of it. :data:`~prefix_rl.speed.settings.OFF` is TRL's own path.
         kl_on: where the KL of ``args.beta`` falls: on tokens that the surrogate moves, or on ``"all"``, context too.
+        groups_without_signal, resample_rounds: what becomes of groups that nothing is learned from, see docs/signal.md.
 
     Raises:
-        RecipeError: for settings that contradict the method.
-        DataError: if the method injects prefixes and no row has a usable demonstration.
+        RecipeError, DataError: settings contradict the method; it injects prefixes, and no demonstration can be used.
     """
 
     def __init__(
         self, model, reward_funcs, args: GRPOConfig, train_dataset: Dataset, eval_dataset: Dataset | None = None,
         processing_class=None, *, method: Method, answer_guard: AnswerGuard = "mention", rollouts_every: int = 0,
         facts: Mapping[str, object] | None = None, spent: Cost | None = None, budget: float | None = None,
-        speed: Speed | None = None, kl_on: Literal["moving", "all"] = "moving", **kwargs,
+        speed: Speed | None = None, kl_on: Literal["moving", "all"] = "moving",
+        groups_without_signal: checks.WithoutSignal = "keep", resample_rounds: int = 3, **kwargs,
     ):  # fmt: skip
-        planning.check_settings(method, args, kl_on, kwargs)
+        checks.check_settings(method, args, kl_on, groups_without_signal, kwargs)
         processing_class = processing_class or tokenizer_of(model)
         train_dataset, demonstrations, answers = planning.taken_apart(train_dataset)
         self.method, self.speed, self.kl_on = method, speed or Speed(), kl_on
         self.rollouts_every, self.facts = rollouts_every, facts or {}
         self._open, self._saved, self._grading = Slot(), resume.Saved(method, spent or Cost()), ledger.Clock()
         self._encoder = Encoder(self.speed, anywhere=lambda flag: bool(self._ranks.largest(flag)))
-        super().__init__(
-            model, reward_funcs, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset,
-            processing_class=processing_class, **kwargs,
-        )  # fmt: skip
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_trainable(self.model)
-        planning.check_text_only(method, self._is_vlm)
+        checks.check_text_only(method, self._is_vlm)
         prompts = train_dataset[:1]["prompt"]
         turn = turn_behind(self, self._tokenizer, prompts, self._tokenize_prompts(prompts)[0] if prompts else [])
         self.demonstrations = planning.usable_demonstrations(
@@ -88,10 +91,14 @@ class PrefixTrainer(GRPOTrainer):
         rows, copies = planning.epoch(method, self.demonstrations, train_dataset)
         self.train_dataset = self.train_dataset.select(rows).add_column(ROW, rows).add_column(COPY, copies)
         self._ranks = Ranks(self.accelerator)
+        self._scores = scores.Scores(self.demonstrations, method.needs.cut, self._ranks, args.output_dir)
         self._planner = planning.Planner(
-            method, self.demonstrations, self.train_dataset, self.num_generations, self._ranks, self._tokenizer
+            method, self._scores, self.train_dataset, self.num_generations, self._ranks, self._tokenizer
         )
-        self._parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        self._deciding = Deciding(
+            self._planner, args, groups_without_signal, resample_rounds, parameters_of(self.model), self._sampled,
+            self._total, lambda *of: self._get_per_token_logps_and_entropies(self.model, *of, compute_entropy=True),
+        )  # fmt: skip
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
         self._generating = vllm.generating(self, self._ranks)
         for callback in self._saved.callbacks(budget, args.output_dir):
@@ -103,14 +110,17 @@ class PrefixTrainer(GRPOTrainer):
         return self._saved.cost
 
     def _step_now(self) -> Step:
-        now, budget = self.state, self.max_completion_length
-        return Step(now.global_step, now.max_steps, self.args.seed, budget, self._saved.memory)
+        at, end, longest = self.state.global_step, self.state.max_steps, self.max_completion_length
+        return Step(at, end, self.args.seed, longest, self._saved.memory)
 
     # --- 1 planned ----------------------------------------------------------------------------------------------------
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:  # evaluation never sees a prefix
             return super()._generate_and_score_completions(inputs)
+        self._saved.spend(self._scores.ready(self, self._deciding.encode, self._tokenize_prompts))
         batch = self._planner.planned(inputs, self._step_now())
+        with self._open.holding(batch), ledger.uncounted(self.state):  # TRL counts what stands at last
+            batch = settled(batch, self._deciding)
         imitated = bool(batch.planned.complete.all())  # the policy writes nothing: its reward of 1 would mislead
         with self._open.holding(batch):
             with self._off_the_record() if imitated else nullcontext():
@@ -120,6 +130,8 @@ class PrefixTrainer(GRPOTrainer):
     # --- 2 continued --------------------------------------------------------------------------------------------------
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
         batch, budget = self._open.get(GenerationBatch), self.max_completion_length
+        if batch and batch.settled:
+            return batch.settled.ids, batch.settled.logps
         plan, rows = batch.plan if batch and not batch.begun else None, range(len(prompt_ids))
         if plan is not None:
             self._open.fill(begun=True)
@@ -139,61 +151,52 @@ class PrefixTrainer(GRPOTrainer):
 
     # --- 3 graded -----------------------------------------------------------------------------------------------------
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        batch, step = self._open.get(GenerationBatch), self.state.global_step
-        if batch:
-            inputs = self._planner.for_grading(batch.plan, inputs, completions, completion_ids_list)
-        with self._grading.running(), self._ranks.agreed(self.reward_funcs):
-            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        rewards = credit.total(rewards_per_func, self.reward_weights, step)
-        credit.check_scored(rewards, step)
+        batch = self._open.get(GenerationBatch)
+        if batch and batch.settled:
+            rewards_per_func = batch.settled.logged(self._pending_extra_logs, self._pending_metrics)
+        else:
+            if batch:
+                inputs = self._planner.for_grading(batch.plan, inputs, completions, completion_ids_list)
+            with self._grading.running(), self._ranks.agreed(self.reward_funcs):
+                rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = self._total(rewards_per_func)
+        credit.check_scored(rewards, self.state.global_step)
         if batch:
             told = credit.told(self._pending_extra_logs, self.reward_func_names, rewards_per_func)
             self._open.fill(completions=completion_ids_list, rewards=rewards, **told)
             self._log(ledger.reward_metrics(rewards, batch, self._ranks))
         return rewards_per_func
 
-    def _sampled(self, rows: list[int], beginnings: list[Prefix]) -> tuple[torch.Tensor, list[list[int]]]:
-        """The rewards and the ids of one continuation of each beginning, which stands in the place of a prefix."""
-        batch = self._open.get(GenerationBatch)
-        inputs, plan = [batch.inputs[row] for row in rows], [batch.plan[row] for row in rows]
+    def _total(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
+        return credit.total(rewards_per_func, self.reward_weights, self.state.global_step)
+
+    def _sampled(self, inputs, begun: list[Prefix], plan: list[Prefix], graded: list[int]) -> Sampled:
+        """What is written behind ``begun``, and what the rows ``graded`` earn; nothing of it is in TRL's metrics."""
         prompts = [given["prompt"] for given in inputs]
-        with self._open.holding(replace(batch, plan=beginnings, begun=False)), self._off_the_record():
-            _, ids, _, completions, *_ = self._generate(prompts)
-            inputs = self._planner.for_grading(plan, inputs, completions, ids)
+        batch = replace(self._open.get(GenerationBatch), plan=begun, begun=False, settled=None)
+        with self._open.holding(batch), self._off_the_record():
+            prompt_ids, ids, _, completions, logps, *_ = self._generate(prompts)
+            told = self._planner.for_grading(plan, inputs, completions, ids)
+            of_graded = ([of[row] for row in graded] for of in (told, prompts, completions, ids))
             with self._grading.running(), self._ranks.agreed(self.reward_funcs):
-                rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, ids)
-        rewards = credit.total(rewards_per_func, self.reward_weights, self.state.global_step)
-        return rewards[self._ranks.own(len(rows))], ids
+                rewards = super()._calculate_rewards(*of_graded)
+            logged = self._pending_extra_logs, self._pending_metrics
+            extra, told = ({name: list(values) for name, values in of.items()} for of in logged)
+        return Sampled([len(row) for row in prompt_ids], ids, logps, rewards, extra, told)
 
     # --- 4 credited ---------------------------------------------------------------------------------------------------
     def _credited(self, output: dict) -> dict:
         """TRL's batch with what the method decides on it: advantages, weights and which tokens move, by token."""
-        batch, ranks, needs = self._open.get(GenerationBatch), self._ranks, self.method.needs
-        prefixes, entropies, cost = credit.prefix_mask(batch.plan, output), None, Cost()
-        if needs.entropies:
-            encode = partial(self._get_per_token_logps_and_entropies, self.model, compute_entropy=True)
-            entropies = credit.prefix_entropies(encode, output, prefixes, self.args.per_device_train_batch_size, ranks)
-        rollouts = credit.gathered(ranks, batch, output, prefixes, self.demonstrations)
-        whole = credit.whole(ranks, batch, rollouts)
-        if needs.further:
-            whole, cost = further.continued(needs.further, batch, whole, output, ranks, self._sampled, self._parameters)
-            self._log({"reward_continued": torch.nanmean(whole.continued)})
-        decided = credit.Credit.by(self.method, rollouts, entropies, whole)
-        self._saved.remember(self.method.remember(self._saved.memory, whole))
-        self._saved.spend(cost + ledger.cost_of(
-            rollouts, decided, batch.planned, output, ranks, self._parameters, self.num_iterations, needs.entropies,
-            whole,
-        ))  # fmt: skip
-        self._log(ledger.prefix_metrics(rollouts, batch.planned, decided) if needs.prefixes else {})
-        self._log(vllm.difference(output, prefixes, ranks))
+        found = self._deciding.on(batch := self._open.get(GenerationBatch), output, self.num_iterations)
+        self._saved.remember(found.memory)
+        self._saved.spend(found.cost)
+        self._log(found.metrics)
         self._log(ledger.totals(self.method, self._saved.memory, self.cost), last=True)
-        own, width = ranks.own(len(batch.inputs)), prefixes.size(1)
-        output |= {**decided.keys(own, width), "prefix_mask": prefixes, "rewards": batch.rewards[own]}
-        output |= credit.only_moving(output, output["update_mask"], ranks)
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
         if self.rollouts_every and generation % self.rollouts_every == 0:
-            ledger.save(self.args.output_dir, ledger.records(batch, output, self._tokenizer, entropies, own), ranks)
-        return output
+            seen = found.output, self._tokenizer, found.entropies, self._ranks.own(len(batch.inputs))
+            ledger.save(self.args.output_dir, ledger.records(batch, *seen), self._ranks)
+        return found.output
 
     # --- 5 masked, 6 given the extra objective ------------------------------------------------------------------------
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -201,12 +204,10 @@ class PrefixTrainer(GRPOTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if forward := self._open.get(Forward):
                 extra = self.method.extra_loss(credit.micro_batch(inputs, self._step_now()), *forward.found)
-                if self.beta and self.kl_on == "all":
-                    kl = credit.kl_on_context(inputs, forward.found[0], self.args)
-                    extra = kl if extra is None else extra + kl
-                if extra is not None:
-                    loss = loss + extra / self.current_gradient_accumulation_steps
-                loss = loss * inputs.get(SHARE, 1.0)
+                kl = credit.kl_on_context(inputs, forward.found[0], self.args) if self.kl_on == "all" else None
+                for term in (extra, kl):
+                    loss = loss if term is None else loss + term / self.current_gradient_accumulation_steps
+                loss = loss * inputs.get(SHARE, 1.0) * inputs.get(SCALE, 1.0)
                 if self.method.needs.prefixes:
                     told = forward.found[1].detach(), inputs["completion_mask"].bool(), inputs["prefix_mask"]
                     self._log(ledger.entropy_metrics(*told, self._ranks))
@@ -216,6 +217,7 @@ class PrefixTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
         logps, entropies, aux_loss = self._encoder(score, model, self._inner_of(model), *args, **kwargs)
+        self.seen("the log-probabilities", logps)
         if forward := self._open.get(Forward):
             self._open.fill(found=(logps, entropies))
             if self._entropy_bonus_enabled:
@@ -223,8 +225,7 @@ class PrefixTrainer(GRPOTrainer):
         return logps, entropies, aux_loss
 
     def _prepare_inputs(self, generation_batch):
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
+        before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
         made, accumulation = self._buffered_inputs, self.args.gradient_accumulation_steps
         reorders = self.speed.order and may_reorder(self.args, self._is_vlm) and self._step % accumulation == 0
         if not self.model.training or made is before or not reorders:
@@ -256,5 +257,4 @@ class PrefixTrainer(GRPOTrainer):
         with resume.older_kept(self.args, self.state) as limit:
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            resume.keep_whole(self._get_output_dir(trial=trial), self.args, self.state, self.facts, self.cost, limit)
+        resume.keep_whole(self._get_output_dir(trial=trial), self.args, self.state, self.facts, self.cost, limit)

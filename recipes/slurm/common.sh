@@ -13,6 +13,26 @@ run() {
     fi
 }
 
+# Runs the training. SLURM's warning before the end (--signal=B:USR1@300 comes to this script, scancel --signal=TERM too)
+# goes on to it; a training that has saved because of it ends with 75, and then the job is queued again.
+again() {
+    if [[ -n ${DRY_RUN:-} ]]; then
+        run "$@"
+        return
+    fi
+    local step='' asked='' code
+    trap 'asked=yes; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true' USR1 TERM # srun hands it on to its tasks
+    "$@" &
+    step=$!
+    [[ -z $asked ]] || kill -USR1 "$step"
+    while code=0; wait "$step" || code=$?; kill -0 "$step" 2>/dev/null; do :; done # a trap ends one wait
+    trap - USR1 TERM
+    if [[ $code -eq 75 && -n ${SLURM_JOB_ID:-} ]]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    return "$code"
+}
+
 nodes() {
     if [[ -n ${NODES:-} ]]; then
         tr ' ,' '\n\n' <<<"$NODES"

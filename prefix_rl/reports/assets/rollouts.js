@@ -209,6 +209,8 @@ function drawRollout(rollout, answer, id, most) {
   const outcome = rollout.outcome, right = outcome === "right";
   const verdict = outcome === null ? "no verdict" : own(OUTCOMES, outcome) ?? outcome;
   const told = [`reward ${short(rollout.reward)}`, `advantage ${rollout.advantage > 0 ? "+" : ""}${short(rollout.advantage)}`];
+  const apart = Object.entries(rollout.rewards ?? {}).map(([name, value]) => `${name} ${short(value)}`);
+  if (apart.length) told[0] += ` (${apart.join(", ")})`;
   if (rollout.tokens !== null && rollout.tokens !== undefined) told.push(plural(rollout.tokens, "token"));
   told.push(rollout.prefix ? `prefix ${rollout.prefix}${rollout.of ? ` of ${rollout.of}` : ""}` : "no prefix");
   if (rollout.found) told.push(`found ${rollout.found}, compared with ${answer || "nothing"}`);

@@ -1,0 +1,192 @@
+"""The process in which a reward function of the user's runs, and how a call of the function ends.
+
+A call ends in one of three ways. The function answers. It raises, which is a mistake in the function and ends the run
+(:class:`RewardError`). Or the call is lost (:class:`Lost`), because it was late or its process died: that may be the
+doing of a single completion, and :class:`~prefix_rl.rewards.functions.Function` looks for which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import inspect
+import math
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing.connection import Connection, Pipe
+from numbers import Real
+from types import SimpleNamespace
+from typing import Any
+
+from ..errors import UserError
+from .grading import Outcome
+
+LOGS = ("log_extra", "log_metric")
+"""Arguments of TRL's that a function calls; what it tells them in its process is told here."""
+_START_SECONDS = 120
+
+
+class RewardError(UserError):
+    """A reward function that raised, was late on every completion, or returned something other than rewards."""
+
+
+class Lost(Exception):
+    """A call that was late (``timeout``) or whose process died (``crash``); ``how`` says it in words."""
+
+    def __init__(self, outcome: Outcome, how: str):
+        super().__init__(how)
+        self.outcome, self.how = outcome, how
+
+
+class Process:
+    """The caller's end of the process of one function. It starts at the first call, and after it was killed."""
+
+    def __init__(self, name: str, memory_mb: int):
+        self.name, self.memory_mb = name, memory_mb
+        self._process: subprocess.Popen | None = None
+        self._owner = os.getpid()
+        atexit.register(self.close)
+
+    def call(self, given: Mapping[str, Any], seconds: float) -> list[float | None]:
+        """What the function returns for these arguments, within so many seconds.
+
+        Raises:
+            Lost: if it is late or its process dies.
+            RewardError: if it raises, returns something else, or cannot be imported there.
+        """
+        given = dict(given)
+        logs = {name: given.pop(name) for name in LOGS if given.get(name)}
+        if state := given.pop("trainer_state", None):
+            given["trainer_state"] = {name: getattr(state, name) for name in ("global_step", "max_steps", "epoch")}
+        try:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            rewards, logged = self._ask((seconds, list(logs), given), seconds)
+        except BaseException:
+            self.close()  # what it would answer later belongs to no call
+            raise
+        for name, call in logged:
+            logs[name](*call)
+        return rewards
+
+    def _start(self) -> None:
+        self._owner = os.getpid()
+        self._connection, theirs = Pipe()
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        code = f"from prefix_rl.rewards import functions, process; process.serve({theirs.fileno()}, functions.find)"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            start_new_session=True,  # what it starts ends with it
+        )
+        theirs.close()
+        try:
+            self._ask((self.name, self.memory_mb), _START_SECONDS)
+        except Lost as lost:  # no completion has to do with it
+            raise RewardError(
+                f"the reward function {self.name} could not be imported: its process {lost.how}"
+            ) from None
+
+    def _ask(self, what: tuple, seconds: float) -> Any:
+        try:
+            self._connection.send(what)
+            if not self._connection.poll(seconds):
+                raise Lost(Outcome.TIMEOUT, f"did not answer within {seconds:g} s")
+            good, told = self._connection.recv()
+        except (EOFError, OSError):
+            raise Lost(Outcome.CRASH, f"ended (status {self._process.wait()})") from None
+        if not good:
+            raise raised(self.name, told)
+        return told
+
+    def close(self) -> None:
+        """Ends the process."""
+        process, self._process = self._process, None
+        if process and self._owner == os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            self._connection.close()
+
+
+def serve(handle: int, find: Callable[[str], Callable[..., Any]]) -> None:
+    """The life of such a process: call what comes until the pipe closes."""
+    import resource
+
+    connection = Connection(handle)
+    name, memory_mb = connection.recv()
+    try:
+        function = find(name)
+    except LookupError as error:
+        connection.send((False, (error.args[0], [])))
+        return
+    with open("/proc/self/statm", encoding="ascii") as file:
+        taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (taken + memory_mb * 2**20,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection.send((True, None))
+    while True:
+        try:
+            seconds, logs, given = connection.recv()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)  # if the trainer is killed, nobody else is left to end it
+        logged: list[tuple[str, tuple]] = []
+        for log in logs:
+            given[log] = partial(_log, logged, log)
+        if "trainer_state" in given:
+            given["trainer_state"] = SimpleNamespace(**given["trainer_state"])
+        try:
+            answer = (True, (called(function, given), logged))
+        except Exception as error:  # whatever it is, it is told
+            answer = (False, told(error))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send(answer)
+
+
+def _log(logged: list[tuple[str, tuple]], log: str, *call: Any) -> None:
+    logged.append((log, call))
+
+
+def called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float | None]:
+    """What a function returns for these arguments: one number for each completion, None where it has none.
+
+    Raises:
+        TypeError: if it returns something else.
+    """
+    made = function(**given)
+    if inspect.iscoroutine(made):
+        made = asyncio.run(made)
+    count, made = len(given.get("completions", made)), made.tolist() if hasattr(made, "tolist") else made
+    if not isinstance(made, list | tuple) or len(made) != count:
+        what = f"{len(made)} values" if isinstance(made, list | tuple) else f"a {type(made).__name__}"
+        raise TypeError(
+            f"returned {what} for {count} completions; it must return a list of one number or None for each"
+        )
+    found: list[float | None] = []
+    for place, value in enumerate(made):
+        value = value.item() if hasattr(value, "item") else value
+        if value is not None and not (isinstance(value, Real) and not math.isinf(value)):
+            raise TypeError(f"returned {value!r} for completion {place}; it must be a finite number or None")
+        found.append(None if value is None or math.isnan(value) else float(value))
+    return found
+
+
+def told(error: BaseException) -> tuple[str, list[str]]:
+    """An error in one line, and the end of where it was raised."""
+    lines = traceback.format_exception(error)
+    return f"{type(error).__name__}: {error}", "".join(lines).rstrip().splitlines()[-8:]
+
+
+def raised(name: str, told: tuple[str, list[str]]) -> RewardError:
+    """The error of a run whose reward function raised."""
+    return RewardError(f"the reward function {name} failed: {told[0]}", told[1])

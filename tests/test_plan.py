@@ -1,0 +1,162 @@
+"""``prefix-rl plan``: what a recipe's keys and an accelerate file change, and what is advised."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from prefix_rl import plan as plans
+from prefix_rl.cli import app
+from prefix_rl.errors import UnreachableError, UserError
+from prefix_rl.plan import GIB, Machine, plan, read_launch, report
+from prefix_rl.reports.tables import text_table
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = {
+    "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 3584, "intermediate_size": 18944,
+    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+    "max_position_embeddings": 16384, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", lambda *a, **k: pytest.fail("loads weights"))
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    """A folder with the configuration of a model of 7 billion parameters, and no weights."""
+    folder = tmp_path_factory.mktemp("seven")
+    (folder / "config.json").write_text(json.dumps(NUMBERS))
+    return f"model.name_or_path={folder}"
+
+
+def of(recipe, *overrides, **how):
+    return plan(f"recipes/{recipe}.yaml", overrides, **how)
+
+
+def test_the_head_of_a_recipe_says_how_it_is_launched(seven):
+    found = of("qwen2.5-math-7b/prefix_rft", seven)
+    assert (found.launch.stage, found.launch.deepspeed, found.machine.devices) == (3, True, 8)
+    assert any("recipes/accelerate/zero3.yaml" in note for note in found.notes)
+    assert found.fits
+    # 8 devices share 12 bytes for each of the parameters: float32 copy and two moments
+    assert found.stages["rollouts"].optimizer == 12 * 7_615_616_512 / 8
+    assert found.vllm == 0.3 * 80 * GIB
+
+
+def test_tokens_operations_and_hours_in_numbers(seven):
+    machine = Machine(8, 80 * GIB, tflops=1000, mfu=0.5, generation_mfu=0.1)
+    found = of("qwen2.5-math-7b/dr_grpo", seven, machine=machine, prompt=1000)
+    # 8 devices x 4 rollouts x 32 micro-batches = 1,024 rollouts of 8,192 tokens
+    assert found.generated == 1024 * 8192
+    assert found.trained == 1024 * 9192
+    n = 7_615_616_512
+    assert found.flops == pytest.approx((2 + 6) * n * 1024 * 9192)
+    assert found.seconds == pytest.approx(n * 1024 * 9192 * (2 / 0.1 + 6 / 0.5) / 8e15)
+    assert found.steps == 500
+
+
+def test_a_frozen_copy_and_a_second_pass_count(seven):
+    one = of("qwen2.5-math-7b/dr_grpo", seven)
+    more = of("qwen2.5-math-7b/dr_grpo", seven, "training.beta=0.1")
+    assert more.flops / one.flops == pytest.approx(10 / 8)  # 2 N D more
+    assert more.stages["rollouts"].parameters - one.stages["rollouts"].parameters == 2 * 7_615_616_512 / 8
+
+
+def test_both_stages_of_a_method_are_told(seven):
+    found = of("qwen2.5-math-7b/sft_then_rl", seven)
+    assert list(found.stages) == ["supervised", "rollouts"]
+    assert list(of("qwen2.5-math-7b/sft", seven).stages) == ["supervised"]
+    assert of("qwen2.5-math-7b/sft", seven).generated == 0
+
+
+def test_what_does_not_fit_gets_keys_that_make_it_fit(seven):
+    found = of("smollm2-135m/dr_grpo", seven, machine=Machine(2, 80 * GIB))
+    assert not found.fits
+    advice = dict(found.advice)
+    assert "training.gradient_checkpointing=true" in advice
+    assert "--accelerate recipes/accelerate/zero3.yaml" in advice
+    lora = "model.use_peft=true model.lora_dropout=0.0"
+    assert advice[lora] < found.machine.memory
+    again = of("smollm2-135m/dr_grpo", seven, *lora.split(), machine=found.machine)
+    assert again.peak == advice[lora]  # the advice holds when it is taken
+    assert again.fits
+    text = report(found, text_table)
+    assert "it does NOT fit" in text
+    assert lora in text
+
+
+def test_the_advice_keeps_the_size_of_a_step(seven):
+    found = of("qwen2.5-math-7b/sft_then_rl", seven, machine=Machine(1, 24 * GIB))
+    (change,) = [c for c, _ in found.advice if c.startswith("training.per_device_train_batch_size")]
+    again = of("qwen2.5-math-7b/sft_then_rl", seven, *change.split(), machine=found.machine)
+    assert again.batches == found.batches
+
+
+def test_adapters_are_counted_and_quantized_weights_are_small(seven):
+    plain = of("smollm2-135m/dr_grpo", seven, "model.use_peft=true", "model.lora_dropout=0.0", "model.lora_r=16")
+    # q_proj 3584 -> 3584 and v_proj 3584 -> 512 in each of 28 layers, 16 (in + out) each
+    assert plain.shape.trained == 28 * 16 * (3584 + 3584 + 3584 + 512)
+    assert plain.stages["rollouts"].optimizer == 8 * plain.shape.trained
+    small = of("smollm2-135m/dr_grpo", seven, "model.use_peft=true", "model.load_in_4bit=true")
+    assert small.stages["rollouts"].parameters < 0.25 * plain.stages["rollouts"].parameters
+    assert any("lora_dropout=0.0" in note for note in small.notes)
+
+
+def test_offloading_and_deepspeeds_own_file(tmp_path):
+    (tmp_path / "ds.json").write_text(json.dumps(
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    ))  # fmt: skip
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(
+        {"distributed_type": "DEEPSPEED", "num_processes": 4, "deepspeed_config": {"deepspeed_config_file": "ds.json"}}
+    ))  # fmt: skip
+    assert read_launch(str(file)) == plans.Launch(str(file), 4, 2, True, True, False)
+    found = of("lab/dr_grpo", accelerate=str(file))
+    assert found.machine.devices == 4
+    assert found.stages["rollouts"].optimizer == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("distributed_type: FSDP", "FSDP, stage 0, 1 processes cannot be estimated"),
+        ("a: [", "cannot be read"),
+        ("num_processes: many", "cannot be read"),
+        ("num_processes: 0", "0 processes cannot be estimated"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: 3}", "cannot be read"),
+        ("{distributed_type: DEEPSPEED, deepspeed_config: {deepspeed_config_file: no.json}}", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_estimated_is_explained(tmp_path, text, message):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        read_launch(str(tmp_path / "x.yaml"))
+    assert message in str(error.value)
+
+
+def test_a_model_that_is_not_here_is_explained(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UnreachableError, match=r"is not on this machine, and the hub does not answer.*model.name_or_path"):
+        of("qwen2.5-math-7b/prefix_rft", "model.name_or_path=nobody/has-this")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1}))
+    with pytest.raises(UserError, match=r"\(gpt2\) cannot be estimated: its configuration has no intermediate_size"):
+        of("lab/dr_grpo", f"model.name_or_path={tmp_path}")
+
+
+def test_the_command(seven):
+    done = CliRunner().invoke(app, ["plan", "recipes/lab/prefix_rft.yaml", "--json", "--memory", "2"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["parameters"], told["fits"], told["memory"]) == (113088, False, 2 * GIB)
+    done = CliRunner().invoke(app, ["plan", "recipes/qwen2.5-math-7b/uft.yaml", seven, "--gpus", "8", "--memory", "80"])
+    assert "ZeRO-3 on 8 devices of 80.0 GiB" in done.output
+    assert "it fits" in done.output
