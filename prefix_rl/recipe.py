@@ -262,7 +262,8 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
             except UnreachableError as error:
                 missing.append(f"{name}: {error}")
             except DataError as error:
-                faults += [f"{name}: {error.what}", *error.faults]
+                stored = recipe.data.traces and recipe.data.traces in error.what
+                faults += [f"{'data.traces' if stored else name}: {error.what}", *error.faults]
         if train:
             faults += contradictions.with_data(recipe, train)
             if recipe.reward.takes_columns:

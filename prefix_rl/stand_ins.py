@@ -233,8 +233,10 @@ def _continuous(args: TrainingArguments) -> None:
 def _on_meta(config: PretrainedConfig, attention: str | None):
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import set_zero3_state
 
-    with torch.device("meta"):
+    # Under ZeRO-3 transformers would share its parameters out among the ranks, and it has none: told that it is done
+    with torch.device("meta"), set_zero3_state():
         options = {} if attention is None else {"attn_implementation": attention}
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
 

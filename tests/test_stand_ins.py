@@ -1,6 +1,7 @@
 """What only TRL, transformers, torch and peft can judge is asked of them before a model is loaded."""
 
 import pytest
+import transformers
 from hostile import ROOT
 
 from prefix_rl import stand_ins
@@ -70,3 +71,23 @@ def test_what_the_libraries_would_refuse_late_is_said(overrides, said):
 )  # fmt: skip
 def test_what_they_take_is_taken(overrides):
     assert found(*overrides) == ""
+
+
+def test_a_stand_in_of_a_sharded_policy_is_whole():
+    """Under ZeRO-3 transformers makes models in pieces, of parameters that a stand-in has none of."""
+    from transformers.integrations import deepspeed
+
+    from prefix_rl.stand_ins import _on_meta
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    stage = deepspeed.HfDeepSpeedConfig(
+        {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+    )  # held: transformers knows it for as long as somebody does
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        model = _on_meta(transformers.Qwen2Config(vocab_size=30, num_key_value_heads=1, **small), None)
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+        del stage
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert model.get_input_embeddings().weight.shape == (30, 16)
