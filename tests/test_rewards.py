@@ -250,7 +250,7 @@ def test_a_lost_completion_is_a_verdict_of_its_own(late):
 
 
 def test_memory_that_is_allowed_is_there(own):
-    assert call(own("hungry", memory_mb=2048), "a") == [2.0**30]  # control of the cap above
+    assert call(own("hungry", memory_mb=2048, deadline=60), "a") == [2.0**30]  # control of the cap above
 
 
 # --- on several ranks -------------------------------------------------------------------------------------------------
