@@ -318,7 +318,7 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
     evaluation = recipe.evaluation
     if evaluation.allow_overlap or evaluation.data is None:
         return []
-    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
+    if not held_out and (evaluation.data == LAB or os.path.isfile(evaluation.data)):
         try:
             return evaluation_data(recipe)
         except DataError:

@@ -121,9 +121,11 @@ def _optimizer(args: TrainingArguments):
 
     model = torch.nn.Linear(2, 2)
     cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-    if any(
-        name in options for name in ("params", "model", "optimizer_dict")
-    ):  # layers of the true model are chosen by name
+    plain = copy.copy(args)
+    plain.optim_args = None
+    if args.optim_args and (cls, options) == Trainer.get_optimizer_cls_and_kwargs(plain, model):
+        raise ValueError("this optimizer reads none of these arguments")
+    if any(name in options for name in ("params", "model", "optimizer_dict")):  # of the true model's layers, by name
         return None
     return cls(model.parameters(), **options)
 

@@ -185,7 +185,8 @@ class FiniteUpdates:
                     at = seen.at(self.state.global_step + 1)
                     what = f"NaN or infinity in {', '.join(everywhere)}"
                     say(f"{at}: {what}; this update is left out ({seen.in_a_row} in a row)")
-            if self.accelerator.scaler is None:  # it leaves the update out by itself
+            # a gradient's scaler and DeepSpeed leave the update out by themselves
+            if self.accelerator.scaler is None and not self.is_deepspeed_enabled:
                 model.zero_grad(set_to_none=True)  # an optimizer does not touch what has no gradient
             return
         self._stop(everywhere)

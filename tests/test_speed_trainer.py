@@ -54,6 +54,16 @@ def assert_same_training(tmp_path, method, start=None, **changes):
     return fast
 
 
+def test_noise_on_the_embeddings_takes_the_plain_path_and_says_so(tmp_path):
+    with pytest.warns(
+        UserWarning, match="takes the plain path, since its embeddings get noise .training.neftune_noise"
+    ):
+        noisy = trained(tmp_path / "fast", DrGRPO(), Speed(order=False, shared_prefill=False), neftune_noise_alpha=5.0)
+    plain = trained(tmp_path / "plain", DrGRPO(), OFF, neftune_noise_alpha=5.0)
+    assert noisy._encoder.tokens["encoded"] == 0
+    assert parameters(noisy).equal(parameters(plain))  # the same noise, padding included
+
+
 @pytest.mark.parametrize(
     "method", [PREFIXES, PrefixRL(), DrGRPO(), LUFFY(), SFTLoss(weight=0.7)], ids=lambda m: type(m).__name__
 )

@@ -58,7 +58,7 @@ def test_what_the_libraries_would_refuse_late_is_said(overrides, said):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [], ["training.optim=adafactor"], ["training.optim_args=beta1=0.5", "training.optim=adafactor"],
+        [], ["training.optim=adafactor"],
         ["training.lr_scheduler_type=cosine_with_min_lr", "training.lr_scheduler_kwargs={min_lr_rate: 0.1}"],
         ["training.gradient_checkpointing=true", "training.gradient_checkpointing_kwargs={use_reentrant: true}"],
         ["training.generation_kwargs={do_sample: false}"], ["training.generation_kwargs={min_new_tokens: 3}"],

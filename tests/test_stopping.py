@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from test_multirank import ACCELERATE
 from test_train import PREFIX_RFT, SMALL, run, same_run
 
@@ -120,6 +121,23 @@ def test_a_process_that_stands_still_ends_both_and_says_what_waits_for_what(tmp_
     assert "asking" in (tmp_path / "run" / "stacks" / "rank-1.txt").read_text()
     assert (tmp_path / "run" / "stacks" / "rank-0.txt").exists()
     assert "longer than safety.end_after allows" in done.stderr
+
+
+@pytest.mark.multirank
+def test_sharded_processes_leave_out_what_is_not_finite_and_stop_together(tmp_path):
+    # DeepSpeed makes the update within backward; weights of 1e9 give NaN from the second step on
+    done = two(tmp_path / "run", "method={name: luffy}", "training.learning_rate=1e9", "training.warmup_steps=0",
+               "training.save_steps=1", "safety={not_finite: skip, skips_in_a_row: 1}", parallel="zero2")  # fmt: skip
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert (
+        "step 2: NaN or infinity in the log-probabilities, the loss, the gradient's norm; this update is left out"
+        in (done.stderr)
+    )
+    assert "error: step 3: NaN or infinity in " in done.stderr
+    assert "error on rank 1: step 3: " in done.stderr
+    last = checkpoints.last_whole(tmp_path / "run")
+    assert last.name == "checkpoint-2"
+    assert all(value.isfinite().all() for value in load_file(last / "model.safetensors").values())
 
 
 # --- a full disk --------------------------------------------------------------------------------------------------------

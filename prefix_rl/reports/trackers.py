@@ -68,7 +68,7 @@ class Trackers(TrainerCallback):
             self.recipe["model"]["name_or_path"],
             data if isinstance(data, str) else "",
         )
-        return [Path(name).name[:60].replace(",", " ") for name in names if name]
+        return [Path(name).name[:60].replace(",", " ") for name in dict.fromkeys(names) if name]
 
     def _wandb(self):
         if "wandb" not in self.trainer.args.report_to:
