@@ -80,14 +80,16 @@ def test_a_fault_names_the_file_and_line_in_which_its_value_stands(write):
         "mine.yaml", "include: base.yaml\n\ntraining: {max_stepz: 3}\nmethod:\n  name: dr_grpo\n  share: 0.2\n"
     )
     said = refused(path)
-    assert f'training.learning_rate = "fast": must be a number (in {base}, line 8)' in said
+    assert f'training.learning_rate = "fast": must be a number of at least 0 (in {base}, line 8)' in said
     assert f"training.max_stepz: no such key (did you mean max_steps?) (in {path}, line 3)" in said
     assert f"not of dr_grpo (in {path}, line 6)" in said
 
 
 def test_a_fault_of_what_an_override_set_names_no_file(write):
     path = write("mine.yaml", "include: base.yaml\n")
-    assert refused(path, ["training.learning_rate=fast"]).endswith('training.learning_rate = "fast": must be a number')
+    assert refused(path, ["training.learning_rate=fast"]).endswith(
+        'learning_rate = "fast": must be a number of at least 0'
+    )
     assert "line" not in refused(path, ["training={learning_rate: fast}"])
 
 

@@ -142,7 +142,9 @@ def test_a_file_that_cannot_be_estimated_is_explained(tmp_path, text, message):
 
 def test_a_model_that_is_not_here_is_explained(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UnreachableError, match=r"is not on this machine, and the hub does not answer.*model.name_or_path"):
+    with pytest.raises(
+        UnreachableError, match=r"is not on this machine, and the hub does not answer.*model.name_or_path"
+    ):
         of("qwen2.5-math-7b/prefix_rft", "model.name_or_path=nobody/has-this")
 
 

@@ -60,7 +60,8 @@ def test_prompt_prefix_guard_gold_and_verdicts(recipe):
     right, wrong = view.demonstrations
     assert (right.verdict, right.used, right.tokens) == ("right", True, 29)
     assert (wrong.verdict, wrong.used) == ("wrong", False)
-    assert right.safe_text == right.text[: right.safe_tokens] and "5" not in right.safe_text
+    assert right.safe_text == right.text[: right.safe_tokens]
+    assert "5" not in right.safe_text
     plain, prefixed = sorted(view.starts, key=lambda start: start.tokens)
     assert (plain.rollouts, plain.room) == (7, 40)
     # 0.5 * 29 = 14 tokens of the right one
