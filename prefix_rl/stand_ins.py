@@ -231,10 +231,18 @@ def _continuous(args: TrainingArguments) -> None:
 def _on_meta(config: PretrainedConfig, attention: str | None):
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.integrations import deepspeed
 
-    with torch.device("meta"):
-        options = {} if attention is None else {"attn_implementation": attention}
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
+    # under DeepSpeed's stage 3 transformers would share the parameters out as they are made, and these hold nothing
+    sharded = deepspeed._hf_deepspeed_config_weak_ref and deepspeed._hf_deepspeed_config_weak_ref()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        with torch.device("meta"):
+            options = {} if attention is None else {"attn_implementation": attention}
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
+    finally:
+        if sharded:
+            deepspeed.set_hf_deepspeed_config(sharded)
 
 
 def _adapters(recipe: Recipe, model) -> None:
