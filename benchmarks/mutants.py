@@ -4,8 +4,8 @@
 
 A module of ``prefix_rl`` (its path with dots) and the files of tests/ that are about it. A fault is one of: another
 comparison, another operator, ``and`` for ``or``, a condition turned around, a number one larger, ``return None``.
-Annotations, imports and errors are left alone. Of the faults of a module ``--most`` are drawn (``--seed``). Prints for
-each module how many were found, and the others with their line.
+Annotations, decorators, imports and errors are left alone. Of the faults of a module ``--most`` are drawn (``--seed``).
+The module's own examples count as tests. Prints for each module how many were found, and the others with their line.
 
 Everything heavy is imported once; a fault is tried in a fork of this process, so it costs the tests alone.
 """
@@ -43,9 +43,10 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, ...]]:
             isinstance(node, ast.Constant) and type(node.value) in (int, float, bool)
         ):
             yield node
-        annotations = {id(getattr(node, name, None)) for name in ("annotation", "returns")}
+        left = {id(getattr(node, name, None)) for name in ("annotation", "returns")}
+        left |= {id(decorator) for decorator in getattr(node, "decorator_list", ())}
         for child in ast.iter_child_nodes(node):
-            if id(child) not in annotations:
+            if id(child) not in left:
                 yield from visit(child)
 
     return visit(tree)
@@ -129,7 +130,7 @@ def main() -> None:
     for part in given.modules:
         module, _, files = part.partition("=")
         path = folder / "prefix_rl" / Path(*module.split(".")).with_suffix(".py")
-        tests = [f"tests/{name}.py" for name in files.split(",")]
+        tests = [*(f"tests/{name}.py" for name in files.split(",")), str(path)]
         source = path.read_text(encoding="utf-8")
         if run(folder, tests, given.limit) != "lived":
             sys.exit(f"{module}: the tests fail without any fault")

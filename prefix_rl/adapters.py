@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RecipeError
+from .errors import DataError, RecipeError
 from .fields import Field, fields_from_source
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def check_continues(folder: str | Path, peft: Mapping[str, Any]) -> None:
     Raises:
         RecipeError: naming each setting that differs from the one the adapters were trained with.
     """
-    saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+    saved = _saved(folder)
     found = []
     for key, name in _SAVED.items():
         if key not in peft or peft[key] == "all-linear":  # peft saves the names of the layers instead
@@ -175,18 +175,34 @@ def check_continues(folder: str | Path, peft: Mapping[str, Any]) -> None:
         )
 
 
+def _saved(folder: str | Path) -> dict[str, Any]:
+    """What the configuration of a folder of adapters holds."""
+    path = Path(folder, CONFIG)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged: it holds a {type(found).__name__}, not an object")
+    return found
+
+
 def _plain(value: Any) -> Any:
     """A setting as it compares: names have no order, and nothing chosen is nothing."""
-    return sorted([value] if isinstance(value, str) else value) if isinstance(value, (str, list)) else value or None
+    return (
+        sorted([value] if isinstance(value, str) else map(str, value))
+        if isinstance(value, (str, list))
+        else value or None
+    )
 
 
 def why_not_in_vllm(folder: str | Path) -> str | None:
     """Reason why vLLM cannot load these adapters beside their model, None if it can. Merged adapters always load."""
-    saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+    saved = _saved(folder)
     if saved.get("peft_type", "LORA") != "LORA":
         return f"they are of the kind {saved['peft_type']}, not LORA"
     if saved.get("use_dora"):
         return "they have magnitudes (use_dora)"
     if saved.get("modules_to_save"):
-        return f"they hold whole modules ({', '.join(saved['modules_to_save'])})"
+        return f"they hold whole modules ({', '.join(map(str, saved['modules_to_save']))})"
     return None

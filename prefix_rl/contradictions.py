@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import adapters
@@ -60,7 +60,7 @@ def between_blocks(recipe: Recipe) -> list[str]:
         faults.append("data.prompt = chat: the lab's policy knows no chat template; set data.prompt = plain")
     if recipe.data.prompt == "plain" and recipe.data.system_prompt is not None:
         faults.append("data.system_prompt needs data.prompt = chat")
-    if recipe.model.chat_template and not Path(recipe.model.chat_template).is_file():
+    if recipe.model.chat_template and not os.path.isfile(recipe.model.chat_template):
         faults.append(f"model.chat_template: there is no file {recipe.model.chat_template}")
     if recipe.model.chat_template and recipe.data.prompt == "plain":
         faults.append("model.chat_template needs data.prompt = chat: a plain prompt goes through no template")

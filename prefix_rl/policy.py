@@ -7,6 +7,7 @@ without loading them, so whatever is wrong with it is said in seconds, and in th
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,10 +78,10 @@ def find(name: str | Path, world: World | None = None, revision: str | None = No
         path = base_policy(world or World())
         return Place(path, path)
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # which says no of a name that is too long, where Path's raises
         parent = Path(name).parent
-        if looks_like_a_path(str(name)) or (str(parent) != "." and parent.is_dir()):
-            there = [str(p) for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
+        if looks_like_a_path(str(name)) or (str(parent) != "." and os.path.isdir(parent)):
+            there = [str(p) for p in folder.parent.glob("*") if p.is_dir()] if os.path.isdir(folder.parent) else []
             raise DataError(
                 f"there is no folder {name} (from {Path.cwd()}), and no model on the hub has a name like that"
                 f"{nearest(str(folder), there)}"
@@ -136,19 +137,19 @@ def _adapted(folder: Path) -> Place:
     try:
         given = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
         base, revision = given["base_model_name_or_path"], given.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {error}"
         ) from error
     if not isinstance(base, str) or not base:
         what = f"base_model_name_or_path = {base!r}; write its name or folder there"
         raise DataError(f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {what}")
-    if not Path(base).is_dir() and looks_like_a_path(base):
+    if not os.path.isdir(base) and looks_like_a_path(base):
         raise DataError(
             f"{folder} holds adapters of the model {base}, and there is no such folder (from {Path.cwd()}); bring it "
             f"back, or set base_model_name_or_path in {folder / adapters.CONFIG} to where it is now"
         )
-    if Path(base).is_dir():
+    if os.path.isdir(base):
         revision = None
         if (inner := find(base)).adapters:
             raise DataError(f"{folder} holds adapters of {base}, which are adapters themselves; merge those first")
@@ -230,8 +231,8 @@ class Policy:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.base, revision=self.revision)
-        except (OSError, ValueError, KeyError) as error:
+            return AutoConfig.from_pretrained(self.base, revision=self.revision, trust_remote_code=False)
+        except Exception as error:  # whatever transformers raises at what stands in the file
             raise unavailable(f"no model could be loaded from {self.base}", error) from error
 
     @cached_property
@@ -244,6 +245,8 @@ class Policy:
                 return GenerationConfig.from_pretrained(source, revision=self.revision)
             except OSError:
                 continue
+            except Exception as error:  # as of the configuration
+                raise unavailable(f"the generation settings of {source} cannot be read", error) from error
         return GenerationConfig(eos_token_id=getattr(self.config.get_text_config(), "eos_token_id", None))
 
     @property
@@ -471,7 +474,6 @@ class Policy:
         Raises:
             DataError: if it cannot be loaded, or is not finite.
         """
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         options = {"dtype": "float32", **self.loading_to_train} if trainable else {"dtype": "auto", **self.loading}
@@ -482,7 +484,7 @@ class Policy:
 
                 model = PeftModel.from_pretrained(model, self.adapters, is_trainable=trainable)
                 model = model if trainable else model.merge_and_unload()
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        except Exception as error:  # of a damaged folder the libraries raise whatever their parts do
             raise unavailable(f"no model could be loaded from {self.path}", error) from error
         check_weights(model.named_parameters(), self.path)
         return model if trainable else model.to(self.device).eval()

@@ -262,7 +262,8 @@ def read_run(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Reading:
             except UnreachableError as error:
                 missing.append(f"{name}: {error}")
             except DataError as error:
-                faults += [f"{name}: {error.what}", *error.faults]
+                stored = recipe.data.traces and recipe.data.traces in error.what
+                faults += [f"{'data.traces' if stored else name}: {error.what}", *error.faults]
         if train:
             faults += contradictions.with_data(recipe, train)
             if recipe.reward.takes_columns:
@@ -317,7 +318,7 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
     evaluation = recipe.evaluation
     if evaluation.allow_overlap or evaluation.data is None:
         return []
-    if not held_out and (evaluation.data == LAB or Path(evaluation.data).is_file()):
+    if not held_out and (evaluation.data == LAB or os.path.isfile(evaluation.data)):
         try:
             return evaluation_data(recipe)
         except DataError:

@@ -121,9 +121,11 @@ def _optimizer(args: TrainingArguments):
 
     model = torch.nn.Linear(2, 2)
     cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-    if any(
-        name in options for name in ("params", "model", "optimizer_dict")
-    ):  # layers of the true model are chosen by name
+    plain = copy.copy(args)
+    plain.optim_args = None
+    if args.optim_args and (cls, options) == Trainer.get_optimizer_cls_and_kwargs(plain, model):
+        raise ValueError("this optimizer reads none of these arguments")
+    if any(name in options for name in ("params", "model", "optimizer_dict")):  # of the true model's layers, by name
         return None
     return cls(model.parameters(), **options)
 
@@ -231,18 +233,12 @@ def _continuous(args: TrainingArguments) -> None:
 def _on_meta(config: PretrainedConfig, attention: str | None):
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.integrations import deepspeed
+    from transformers.modeling_utils import set_zero3_state
 
-    # under DeepSpeed's stage 3 transformers would share the parameters out as they are made, and these hold nothing
-    sharded = deepspeed._hf_deepspeed_config_weak_ref and deepspeed._hf_deepspeed_config_weak_ref()
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        with torch.device("meta"):
-            options = {} if attention is None else {"attn_implementation": attention}
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
-    finally:
-        if sharded:
-            deepspeed.set_hf_deepspeed_config(sharded)
+    # Under ZeRO-3 transformers would share its parameters out among the ranks, and it has none: told that it is done
+    with torch.device("meta"), set_zero3_state():
+        options = {} if attention is None else {"attn_implementation": attention}
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), **options)
 
 
 def _adapters(recipe: Recipe, model) -> None:

@@ -68,9 +68,10 @@ def _trained(
     """The run in its folder, which can be written; ``path`` is where the recipe was read."""
     policy = Policy(_with_date_of(run, recipe))
     recipe = policy.recipe
-    # a hint makes a prompt longer
-    room = recipe.training_value("max_completion_length") + (hint.longest if (hint := recipe.method.needs.hint) else 0)
-    policy.check_problems(problems, room, "training.max_completion_length")
+    room, setting = recipe.training_value("max_completion_length"), "training.max_completion_length"
+    if hint := recipe.method.needs.hint:  # it makes prompts longer
+        room, setting = room + hint.longest, f"{setting} + method.max_hint_tokens"
+    policy.check_problems(problems, room, setting)
     raise_if(path, contradictions.vllm_context(recipe, policy, [*problems, *held_out]))
     reward = recipe.rewards()
     # Joins the processes, and says what TRL does not accept before anything is graded or trained

@@ -5,6 +5,8 @@ that is raised) or ``hang`` (more CPU time than :data:`CPU_SECONDS`; time that o
 """
 
 import contextlib
+import gzip
+import json
 import os
 import signal
 import traceback

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefix_rl.advantages import group_centered, to_tokens
+from prefix_rl.advantages import group_centered, group_std, to_tokens
 
 
 def slow(rewards, size, without):
@@ -45,6 +45,17 @@ def test_pooled_and_unprefixed_credit_of_a_prefix_differ_by_seven_eighths():
 def test_unscored_rollouts_get_no_credit_and_do_not_move_the_mean():
     advantages = group_centered(torch.tensor([1.0, torch.nan, 0.0, 0.0]), 4)
     assert advantages.tolist() == pytest.approx([2 / 3, 0, -1 / 3, -1 / 3])
+
+
+@pytest.mark.parametrize("reward", [0.1, 0.3, 0.7, 0.9, 2 / 3])
+def test_equal_rewards_get_exactly_no_credit(reward):
+    """In single precision the mean of eight such rewards is off by up to 6e-8, and a group would seem to differ."""
+    rewards = torch.full((8,), reward)
+    assert bool((rewards - rewards.nanmean() != 0).any())
+    assert group_centered(rewards, 8).eq(0).all()
+    assert group_std(rewards, 8).eq(0).all()
+    without = torch.arange(8) < 1
+    assert group_centered(torch.cat([torch.zeros(1), rewards[1:]]), 8, without)[1:].eq(0).all()
 
 
 def test_groups_do_not_mix():

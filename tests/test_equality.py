@@ -583,3 +583,16 @@ def test_what_is_too_large_is_equal_to_itself_alone_and_costs_no_time():
         assert not same(tower, tower + "+1")
         assert not same(tower, "1")
     assert time.process_time() - began < 2
+
+
+def test_a_single_value_is_told_from_a_collection_without_a_parser(monkeypatch):
+    monkeypatch.setattr("prefix_rl.rewards.expressions.same", lambda *given: pytest.fail("asked"))
+    matrix = r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"
+    for one, several in [("p(x) = x^2 + 9", r"(3,\frac{\pi}{2})"), ("r_9", "(1,9)"), (r"|y| \ge 9", matrix)]:
+        assert not same(one, several)
+        assert not same(several, one)
+
+
+def test_the_plural_of_a_word_is_the_same_word():
+    assert same("no solutions", r"\text{no solution}")
+    assert not same("no solutions", "one solution")

@@ -183,3 +183,14 @@ def test_the_cases_of_other_graders_get_their_verdicts(shared_data):
         return rf"\boxed{{{row['prediction']}}}" if bare else row["prediction"]
 
     assert len(disagreements(core, boxed)) <= 0.01 * len(core)
+
+
+@pytest.mark.parametrize("gold", ["proof omitted", "Not applicable", "unanswerable", "None given"])
+def test_a_sentinel_is_no_gold(gold):
+    assert judge(rf"\boxed{{{gold}}}", gold).outcome == "bad_gold"
+
+
+@pytest.mark.parametrize("mark", ["<Think>", "<seed:think>", "<scratchpad>", "<analysis>", "<Thinking>"])
+def test_a_thought_by_another_name_that_was_cut_off_concludes_nothing(mark):
+    assert judge(rf"{mark}so \boxed{{4}}", "4").outcome == "no_answer"
+    assert judge(rf"{mark}\boxed{{3}}{mark.replace('<', '</')}\boxed{{4}}", "4").outcome == "right"

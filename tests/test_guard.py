@@ -27,7 +27,7 @@ from prefix_rl.rewards.workers import Grader
         (r"at $4:30 \text{ p.m.}$", r"\text{4:30 p.m.}", "at $"), ("1, 2, then 3 and 4", "3, 4", "1, 2, then 3 and "), (r"\frac{50}{5} of them", "10", ""),
         ("it is 2⅓", r"\frac73", "it is "), ("it is 1½ now", "1.5", "it is "), ("total 1 250 now", "1250", "total "), ("so (-1)/2 of", r"-\frac12", "so "),
         ("so it is 1,024", "2^{10}", "so it is "), ("so it is 2¹⁰", "2^{10}", "so it is "), ("f is x²+1 here", "x^2+1", "f is "),
-        ("it is ∛4", r"\sqrt[3]{4}", "it is "), ("it is $4^{1/3}$", r"\sqrt[3]{4}", "it is $"), ("it is $720$", "6!", "it is $"),
+        ("it is ∛4", r"\sqrt[3]{4}", "it is "), ("it is $720$", "6!", "it is $"),
     ],
 )  # fmt: skip
 def test_a_mention_is_what_the_grader_takes_for_the_answer(text, answer, kept):

@@ -32,7 +32,7 @@ from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.fields import fields_from_source
 from prefix_rl.grade import grade
 from prefix_rl.grpo_fields import BOUNDED, FREE, REFUSED
-from prefix_rl.recipe import load_recipe
+from prefix_rl.recipe import load_recipe, read_run
 from prefix_rl.rewards.workers import Grader
 
 LAB = ROOT / "recipes" / "lab" / "prefix_rft.yaml"
@@ -132,6 +132,15 @@ def test_values_that_no_recipe_can_have(override, said):
     with cpu_budget(), pytest.raises(RecipeError) as raised:
         load_recipe(LAB, [override])
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.traces", "evaluation.data", "model.name_or_path", "model.chat_template",
+                                 "output.dir", "evaluation.benchmarks", "model.revision"])  # fmt: skip
+def test_names_that_no_file_can_have(key):
+    outcomes = Outcomes()
+    for value in ("x" * 5000, "a/" * 3000, "'" + "x" * 300 + "/y.jsonl'", "''", "/dev/zero", ".", "/", "'*'", "'~'"):
+        outcomes.run((key, value[:20]), lambda value=value: read_run(LAB, [f"{key}={value}"]))
+    outcomes.check()
 
 
 def test_every_field_of_trl_is_bounded_free_or_refused():

@@ -16,7 +16,7 @@ from prefix_rl.errors import RecipeError, UserError
 from prefix_rl.evaluation.metrics import _crossed, over_seeds, paired_difference
 from prefix_rl.ladders.climb import climb
 from prefix_rl.ladders.jobs import Job, chosen_settings, final_jobs, search_jobs, settings_for
-from prefix_rl.ladders.one import run_one, steps_of
+from prefix_rl.ladders.one import curve_of, run_one, steps_of
 from prefix_rl.ladders.plan import Cell, Collect, load_ladder
 from prefix_rl.ladders.report import _flops_to, report
 from prefix_rl.recipe import read_yaml
@@ -516,3 +516,11 @@ def test_steps_are_counted_though_nothing_is_evaluated_on_the_way(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert steps_of(tmp_path) == 3
     assert steps_of(tmp_path / "nothing") == 0
+
+
+def test_a_curve_is_that_of_the_first_reward_where_there_are_several(tmp_path):
+    recipe = {"include": str(LAB / "prefix_rft.yaml"), "reward": {"functions": ["math", "code"]}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    values = {"eval_reward": 1.5, "eval_rewards/math_reward/mean": 0.5, "eval_rewards/code_reward/mean": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "cost/flops": 1e9, **values}) + "\n")
+    assert curve_of(tmp_path) == [{"step": 1, "flops": 1e9, "accuracy": 0.5}]

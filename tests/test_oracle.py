@@ -161,6 +161,7 @@ METHODS = [
     PrefixRFT(tokens="low_entropy", scope="row"), PrefixRFT(credit="unprefixed"), PrefixRFT(credit="released"),
     PrefixRL(), PrefixRL(plain=0), LUFFY(), SFTLoss(), SFTLoss(tokens="uncertain"),
     SFTLoss(weight=0.9, schedule="chord", warmup=1), UFT(), UFT(weight=0.5), UFT(pieces="uniform", weight=0.0),
+    PrefixRFT(cut="entropy"), UFT(cut="surprisal", weight=0.5),
     Adaptive(), Adaptive(rule="setpoint"), Adaptive(of=PrefixRFT()), TEMPO(of=DrGRPO()), TEMPO(of=PrefixRL()), TEMPO(of=RFT),
 ]  # fmt: skip
 

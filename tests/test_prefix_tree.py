@@ -105,6 +105,11 @@ def test_the_deviation_is_that_of_torch():
     assert group_std(rewards, 4).tolist() == pytest.approx(by_torch.tolist())
 
 
+def test_the_deviation_of_two_that_have_a_reward():
+    # mean 2, squares 1 + 1, over 2 - 1
+    assert group_std(torch.tensor([3.0, 1.0, torch.nan, torch.nan]), 4).tolist() == pytest.approx([math.sqrt(2)] * 4)
+
+
 def test_a_group_of_64_with_8192_tokens_each_takes_seconds():
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 50_000, (64, 8192), generator=random)

@@ -1,23 +1,27 @@
 """QuestA: a hint at the end of the prompt, in training alone."""
 
 import json
+from pathlib import Path
 
 import pytest
 from small import dataset, with_chat_template
 from test_methods import TRAINING, rows
 from test_oracle import Run, agrees
+from test_train import SMALL
 from test_trainer import TOKENIZER, parameters
 from test_trainer import trainer as make
 from trl import GRPOTrainer
 
-from prefix_rl.errors import DataError
+from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.questa import QuestA
 from prefix_rl.prefixes import tokens_in
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.rollouts import Step
+from prefix_rl.train import train
 
+LAB = Path(__file__).parents[1] / "recipes" / "lab"
 ALWAYS = QuestA(switch=99, first=0.3)
 
 
@@ -112,4 +116,13 @@ def test_demonstrations_are_needed_and_room_for_the_hint(tmp_path):
         make(tmp_path, ALWAYS, data=dataset(demonstrations=False))
     with pytest.raises(DataError, match="injected no prefix"):
         make(tmp_path, QuestA(first=1e-9, then=1e-9, cut="entropy"), data=dataset(), max_steps=1).train()
-    assert load_recipe("recipes/lab/questa.yaml").uses_demonstrations
+    assert load_recipe(str(LAB / "questa.yaml")).uses_demonstrations
+
+
+def test_a_run_in_the_lab_has_room_for_its_hints_or_says_that_it_has_not(tmp_path):
+    small = [*SMALL, f"output.dir={tmp_path}", "training.max_steps=2", "training.save_strategy=no", "method.switch=1"]
+    with pytest.raises(RecipeError, match=r"max_completion_length \+ method\.max_hint_tokens = 2078"):
+        train(str(LAB / "questa.yaml"), [*small, "method.max_hint_tokens=2048"])
+    train(str(LAB / "questa.yaml"), small)
+    shown = [[len(json.loads(r["prompt"]).split()) for r in read_rollouts(tmp_path, index)] for index in range(2)]
+    assert min(shown[0]) > max(shown[1]) > 22  # twenty additions and the question mark, with half or a quarter behind

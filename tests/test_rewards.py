@@ -461,7 +461,7 @@ def test_prepare_drops_what_the_reward_cannot_grade_and_refuses_one_that_is_none
 
 def test_the_command_prepares_by_the_first_reward_of_a_recipe(tmp_path):
     write(tmp_path / "raw.jsonl", [{"problem": "1?", "level": "Well", "solution": "Well, so."}])
-    recipe = {**yaml.safe_load(LAB.read_text()), "reward": {"functions": ["my_rewards.own.first_word"]}}
+    recipe = {"include": str(LAB), "reward": {"functions": ["my_rewards.own.first_word"]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     given = [
         str(tmp_path / "raw.jsonl"),

@@ -64,6 +64,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, save_steps, resumed
 STAGE = "{epochs: 1, batch_size: 4, per_device_batch_size: 2, learning_rate: 1e-3}"
 OTHERS = {
     "prefix_rl": "{name: prefix_rl}",
+    "arg": "{name: arg}",  # help within the step, cuts by the first policy's surprisal, a memory
     "luffy": "{name: luffy}",
     "sft_loss": "{name: sft_loss, weight: 0.5, schedule: chord, warmup: 2}",
     "sft_then_rl": f"{{name: sft_then_rl, supervised: {STAGE}}}",

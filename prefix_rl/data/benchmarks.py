@@ -96,7 +96,7 @@ def load(
             a problem or an answer, two rows with one id, or a hub that cannot be reached.
     """
     folder = folder or os.environ.get(FOLDER_VARIABLE)
-    if folder and not Path(folder).is_dir():
+    if folder and not os.path.isdir(folder):
         raise DataError(f"there is no folder {folder} with files of benchmarks (--benchmarks or ${FOLDER_VARIABLE})")
     tasks, wrong = [], []
     for entry in on:
@@ -140,7 +140,7 @@ def _find(entry: str, folder: str | None) -> tuple[str, str | None, Benchmark | 
         return name, source, BENCHMARKS.get(name)
     if name in BENCHMARKS:
         return name, _in_folder(name, folder) if folder else None, BENCHMARKS[name]
-    if Path(entry).is_file() or entry.endswith(SUFFIXES) or "/" in entry:
+    if os.path.isfile(entry) or entry.endswith(SUFFIXES) or "/" in entry:
         stem = Path(entry).name
         for suffix in SUFFIXES:
             stem = stem.removesuffix(suffix)
@@ -154,7 +154,7 @@ def _find(entry: str, folder: str | None) -> tuple[str, str | None, Benchmark | 
 def _in_folder(name: str, folder: str) -> str | None:
     """The local file of a benchmark, None if the folder has none: then it comes from the hub."""
     candidates = [Path(folder, stem + suffix) for stem in (name, *BENCHMARKS[name].files) for suffix in SUFFIXES]
-    return next((str(path) for path in candidates if path.is_file()), None)
+    return next((str(path) for path in candidates if os.path.isfile(path)), None)
 
 
 def _from_hub(name: str, benchmark: Benchmark) -> Iterator[tuple[str, dict]]:

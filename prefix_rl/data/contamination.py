@@ -12,12 +12,12 @@ The published rule, and the default, knows no such exception.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 from ..errors import DataError
 from . import benchmarks
@@ -169,7 +169,7 @@ def load_sets(names: Sequence[str], split: str = "test") -> dict[str, list[tuple
 
 def sets_facts(names: Sequence[str]) -> list[dict]:
     """What identifies evaluation sets in a manifest."""
-    return [{"set": name, "sha256": fingerprint(name) if Path(name).is_file() else None} for name in names]
+    return [{"set": name, "sha256": fingerprint(name) if os.path.isfile(name) else None} for name in names]
 
 
 def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:

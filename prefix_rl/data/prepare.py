@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -147,7 +148,7 @@ def is_verified(source: str, reward: str | None = MATH, rules: Rules | None = No
         rules: by which rules of mathematics; None: by any.
     """
     path = manifest_path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     manifest = json.loads(path.read_text(encoding="utf-8"))
     graded_so = manifest.get("demonstrations_graded") is True and manifest.get("grader") == GRADER_VERSION
@@ -165,10 +166,10 @@ def _check_output(sources: Sequence[str], output: Path) -> None:
         raise DataError("there is no source to prepare")
     if output.suffix != ".jsonl":
         raise DataError(f"the output {output} must end in .jsonl: it is JSON Lines, and training reads it by that name")
-    if output.is_dir():
+    if os.path.isdir(output):
         raise DataError(f"the output {output} is a folder; give the name of a file")
     for source in sources:
-        if Path(source).is_file() and Path(source).resolve() == output.resolve():
+        if os.path.isfile(source) and Path(source).resolve() == output.resolve():
             raise DataError(f"the output {output} is a source, too; it would be overwritten. Give another name")
 
 
@@ -186,7 +187,7 @@ def _facts(sources: Sequence[str], settings: Settings, tokenizer, rules: Rules) 
         "sources": [{"source": s, "sha256": fingerprint(s)} for s in sources],
         "settings": asdict(settings),
         "evaluation_sets": sets_facts(settings.against),
-        "pass_rates_sha256": fingerprint(rates) if rates and Path(rates).is_file() else None,
+        "pass_rates_sha256": fingerprint(rates) if rates and os.path.isfile(rates) else None,
         "tokenizer_sha256": None if tokenizer is None else tokenizer_sha256(tokenizer),
         "grader": GRADER_VERSION,
         "reward": _reward_facts(settings.reward, rules),

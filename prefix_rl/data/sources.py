@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +31,14 @@ def read(source: str, split: str = "train") -> Iterator[tuple[str, dict]]:
             object in UTF-8; the lines are named.
     """
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(source):  # which says no of a name that is too long, where Path's raises
         if not source.endswith(SUFFIXES):
             raise DataError(f"cannot read {source}: the file must end in {', '.join(SUFFIXES)}")
         yield from _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
     elif source.count("/") == 1 and not source.startswith(("/", ".")) and not source.endswith(SUFFIXES):
         yield from _read_hub(source, split)
     else:
-        near = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        near = nearest(path.name, (p.name for p in path.parent.iterdir())) if os.path.isdir(path.parent) else ""
         raise DataError(
             f"there is no file {source} (from {Path.cwd()}){near}; give a path to a {', '.join(SUFFIXES)} file, "
             "or the owner/name of a data set on the hub"
@@ -47,7 +48,7 @@ def read(source: str, split: str = "train") -> Iterator[tuple[str, dict]]:
 def fingerprint(source: str) -> str | None:
     """The SHA-256 of a local file, None for a data set on the hub."""
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -44,12 +44,12 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
             f"no tokenizer could be loaded from {name_or_path}: the folder has none of {', '.join(_TOKENIZER_FILES)}; "
             "copy them there from the model that it was made from"
         )
-    probes = _probes(folder / "tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", **kwargs)
+        probes = _probes(folder / "tokenizer.json")
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", trust_remote_code=False, **kwargs)
         if _difference(tokenizer, probes):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, padding_side="left", **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the libraries raise at what stands in the files
         raise unavailable(f"no tokenizer could be loaded from {name_or_path}", error) from error
     if difference := _difference(tokenizer, probes):
         raise DataError(
@@ -159,7 +159,9 @@ def turn_of(
 def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, end: int | None = None) -> list[int]:
     """Every id that ends a completion: the model's, the tokenizer's and the chat template's."""
     declared = config.eos_token_id if config else None
-    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    declared = [] if declared is None else declared if isinstance(declared, list) else [declared]
+    if not all(isinstance(i, int) and 0 <= i < 2**31 for i in declared):
+        raise DataError(f"the model's generation_config.json has eos_token_id = {declared}: give ids, whole numbers")
     return [i for i in dict.fromkeys([*declared, tokenizer.eos_token_id, end]) if i is not None]
 
 

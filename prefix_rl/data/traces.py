@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ class TraceStore:
             DataError: if there is no such folder, it holds no trace store, or parts are missing.
         """
         folder = Path(folder)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DataError(f"there is no trace store {folder} (from {Path.cwd()}); `prefix-rl collect` makes one")
         try:
             facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
@@ -161,7 +162,7 @@ class TraceStore:
             raise DataError(
                 f"{folder} is not a trace store: it has no {_FACTS}; `prefix-rl collect` makes one"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{folder / _FACTS} is damaged: {error}; restore it, or collect anew elsewhere") from error
         if not known:
             raise DataError(

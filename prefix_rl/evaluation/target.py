@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -41,7 +42,7 @@ def find_target(name: str, config: str | None, overrides: Sequence[str]) -> tupl
     elif names_data:
         recipe = load_recipe({"model": {"name_or_path": name}, **DEFAULTS}, overrides)
     else:
-        there = find(name).path if folder.is_dir() else name
+        there = find(name).path if os.path.isdir(folder) else name
         newest = f"; the policy in it is {there}" if there != name else ""
         raise RecipeError(
             f"{name} is not the folder of a run{newest}. So it is not known what to evaluate it on; name benchmarks or "

@@ -217,8 +217,10 @@ def _is_one(group: Group, other: Group) -> bool:
 
 
 def _are_several(group: Group) -> bool:
-    """Whether a collection has two values at least."""
-    return len(group.parts) > 1 or (group.kind == "matrix" and any(len(row.parts) > 1 for row in group.parts))
+    """Whether a collection has two values at least; a determinant has one."""
+    if group.kind == "matrix":
+        return not re.search("[vV]matrix", group.text) and sum(len(row.parts) for row in group.parts) > 1
+    return len(group.parts) > 1
 
 
 def _as_group(text: Group) -> Group:

@@ -304,11 +304,15 @@ class _Target:
         if words(self.bare) or ":" in self.bare:  # literally or not at all
             return limit
         seen: set[str] = set()
+        relation = chain(self.bare)
+        equation = _letters(self.bare) if relation and relation.name is None else None
         for m in _FORMULA.finditer(text, 0, limit):
             span = m[1] or m[2] or m[3]
             if len(seen) >= _MAX_DEEP or span in seen or len(span) > 8 * len(self.bare) + 20:
                 continue
             seen.add(span)
+            if _PROSE.search(span) or (equation and _letters(span) != equation):
+                continue  # the computer algebra system is not asked about prose, or about an equation in other letters
             if same(span, self.bare):
                 return m.start() + 1
         return limit
@@ -349,6 +353,14 @@ class _Target:
                 shown = _LITERAL.fullmatch(text, m.start(), ends[k])
                 if shown and (parts := self.parts_of(shown[0])) and self.counts(text, m.start(), parts):
                     yield k + 1
+
+
+_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,20},?(?: [A-Za-z]{2,20},?){2}|^\s?[A-Za-z]{4,20}, ?$")
+
+
+def _letters(text: str) -> set[str]:
+    """The letters of an expression that stand alone."""
+    return set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|(?<=\d)[A-Za-z](?![A-Za-z])", text))
 
 
 _PLAIN = re.compile(r"\d+(?:\.\d+)?")

@@ -347,11 +347,11 @@ def rational(tree: Tree) -> Fraction | None:
 
 
 def size(tree: Tree) -> int:
-    """The operations of a tree; a sign is none, and a fraction of two numbers is a number.
+    """The operations of a tree; a sign is none.
 
     >>> size(("/", ("c", "pi"), ("n", Fraction(2), False)))
     1
     """
-    if tree[0] in ("n", "x", "c") or (tree[0] == "/" and tree[1][0] == tree[2][0] == "n"):
+    if tree[0] in ("n", "x", "c"):
         return 0
     return (tree[0] != "neg") + sum(size(part) for part in tree[1:] if isinstance(part, tuple))
