@@ -6,6 +6,7 @@ without loading them, so whatever is wrong with it is said in seconds, and in th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -134,20 +135,19 @@ def _policy_in(folder: Path) -> Path:
 
 def _adapted(folder: Path) -> Place:
     """Adapters and the model that they belong to."""
+    file = folder / adapters.CONFIG
     try:
-        given = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
+        given = json.loads(file.read_text(encoding="utf-8"))
         base, revision = given["base_model_name_or_path"], given.get("revision")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {error}"
-        ) from error
+        raise DataError(f"{file} does not say which model the adapters belong to: {error}") from error
     if not isinstance(base, str) or not base:
         what = f"base_model_name_or_path = {base!r}; write its name or folder there"
-        raise DataError(f"{folder / adapters.CONFIG} does not say which model the adapters belong to: {what}")
+        raise DataError(f"{file} does not say which model the adapters belong to: {what}")
     if not os.path.isdir(base) and looks_like_a_path(base):
         raise DataError(
             f"{folder} holds adapters of the model {base}, and there is no such folder (from {Path.cwd()}); bring it "
-            f"back, or set base_model_name_or_path in {folder / adapters.CONFIG} to where it is now"
+            f"back, or set base_model_name_or_path in {file} to where it is now"
         )
     if os.path.isdir(base):
         revision = None
@@ -245,7 +245,7 @@ class Policy:
                 return GenerationConfig.from_pretrained(source, revision=self.revision)
             except OSError:
                 continue
-            except Exception as error:  # as of the configuration
+            except Exception as error:
                 raise unavailable(f"the generation settings of {source} cannot be read", error) from error
         return GenerationConfig(eos_token_id=getattr(self.config.get_text_config(), "eos_token_id", None))
 
@@ -393,8 +393,6 @@ class Policy:
 
     def facts(self) -> dict[str, Any]:
         """Facts that prompts depend on besides the problems: for a card, and to see whether samples can be added to."""
-        import hashlib
-
         data, template = self.recipe.data, self.tokenizer.chat_template if self.chat else None
         return {
             "prompt": data.prompt,

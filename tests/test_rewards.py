@@ -250,7 +250,7 @@ def test_a_lost_completion_is_a_verdict_of_its_own(late):
 
 
 def test_memory_that_is_allowed_is_there(own):
-    assert call(own("hungry", memory_mb=2048), "a") == [2.0**30]  # control of the cap above
+    assert call(own("hungry", memory_mb=2048, deadline=60), "a") == [2.0**30]  # control of the cap above
 
 
 # --- on several ranks -------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_a_function_that_cannot_be_used_is_a_fault_of_the_recipe(name, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("[1]", "reward.weights has 1 numbers, and reward.functions 2"), ("[1, .inf]", "must be a finite number"),
+        ("[1]", "reward.weights has 1 numbers, and reward.functions 2"), ("[1, .inf]", "infinity is no value of a setting"),
         ("[0, 0]", "nothing is rewarded"), ("[1, a]", "must be a list, each a number"),
     ],
 )  # fmt: skip
