@@ -38,8 +38,8 @@ def trainer(folder, method=None, safety=None, reward=token_reward, model=None, *
 
 def made(name):
     cls = methods.find(name)
-    needs_more = {"of": PrefixRL()} if issubclass(cls, Combined) else {"progressive": False} if name == "pppo" else {}
-    return cls(**needs_more)
+    own = {"pppo": {"progressive": False}, "bread": {"cut": "tokens"}}.get(name, {})
+    return cls(**({"of": PrefixRL()} if issubclass(cls, Combined) else own))
 
 
 ROLLING = [name for name in methods.names() if ROLLOUTS in made(name).stages.order]
