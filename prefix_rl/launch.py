@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from .progress import say
-from .stopping import SIGNALS, STOPPED
+from .safety.stopping import SIGNALS, STOPPED
 
 _OTHERS = "SIGINT,SIGHUP,SIGQUIT"
 """The signals that stay torch's: on these it ends the processes."""

@@ -33,10 +33,10 @@ from .data.tokenizer import (
 )
 from .data.turns import one_of_each_shape, prompt_of, refuse_unshown, trimmed
 from .errors import DataError, RecipeError, UserError, at_most, nearest, unavailable
-from .finite import check_weights
 from .lab.world import World
 from .progress import bar
 from .recipe import LAB, Recipe, read_yaml
+from .safety.finite import check_weights
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

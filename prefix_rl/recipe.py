@@ -37,7 +37,7 @@ from .prefixes import AnswerGuard
 from .rewards import functions
 from .rewards.settings import Reward
 from .rewards.workers import Grader
-from .safety import Safety
+from .safety.settings import Safety
 from .speed.settings import Speed
 
 Fraction = Annotated[float, Interval(ge=0, le=1)]

@@ -93,7 +93,7 @@ def fine_tune(
 
     import torch
 
-    from .watched import train_watched
+    from .safety.watched import train_watched
 
     recipe, tokenizer = policy.recipe, policy.tokenizer
     settings = recipe.method.stages.supervised
@@ -144,8 +144,8 @@ def _trainer(
 
     from .model_card import OwnCard, card
     from .reports.terminal import show_lines
+    from .safety.updates import FiniteUpdates
     from .seam.resume import MetricsFile
-    from .updates import FiniteUpdates
 
     recipe, settings = policy.recipe, policy.recipe.method.stages.supervised
     shared = {key: recipe.training[key] for key in _SHARED_KEYS if key in recipe.training}

@@ -56,7 +56,7 @@ def train(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Path:
     preflight.check(recipe)
     run = Path(recipe.output.dir)
     _open_folder(run, recipe)
-    from .stopping import stops_when_asked
+    from .safety.stopping import stops_when_asked
 
     with stops_when_asked(recipe.safety.grace), alone_in(run, "training"), recorded(run, "training"):
         return _trained(path, recipe, problems, held_out, run)
@@ -86,7 +86,7 @@ def _reinforce(
     policy: Policy, problems: Sequence[Problem], held_out: Sequence[Problem], reward: Rewards, run: Path
 ) -> Path:
     """A run whose last stage are rollouts; a supervised stage before them is trained on the way."""
-    from .watched import train_watched
+    from .safety.watched import train_watched
 
     recipe = policy.recipe
     trainer = build(policy, problems, held_out, reward)

@@ -13,13 +13,13 @@ CORE = {"schedules", "prefixes", "cuts", "masks", "advantages", "losses", "costs
 LAYERS = [
     CORE,
     {"rollouts", "controllers"},
-    {"errors", "progress", "status", "fields", "grpo_fields", "yaml12", "includes", "parts", "options", "safety",
-     "finite"},
+    {"errors", "progress", "status", "fields", "grpo_fields", "yaml12", "includes", "parts", "options",
+     "safety.settings", "safety.finite"},
     {"methods.stage", "methods.needs", "methods.cutting"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},
     {"methods", "rewards", "checkpoints", "speed"},
-    {"data", "lab.world", "lab.parities", "engines", "processes", "updates", "stall", "stopping", "watched"},
+    {"data", "lab.world", "lab.parities", "engines", "processes", "safety"},
     {"recipe", "adapters", "arguments", "batches", "contradictions", "preflight", "reports", "stand_ins",
      "evaluation.settings", "evaluation.metrics", "evaluation.sampling", "lab"},
     {"policy", "engines.choice", "model_card"},
@@ -39,7 +39,7 @@ LAYERS = [
 HEAVY = {"trl", "transformers", "deepspeed", "wandb", "datasets", "accelerate", "peft", "vllm", "math_verify", "matplotlib",
          "pyarrow", "tokenizers", "datasketch"}  # fmt: skip
 MAY_IMPORT_HEAVY_AT_ONCE = {"seam.trainer", "seam.resume", "seam.scores", "speed.generation", "reports.terminal",
-                            "reports.trackers", "updates", "stall", "stopping", "watched"}  # fmt: skip
+                            "reports.trackers", "safety.updates", "safety.stall", "safety.stopping", "safety.watched"}  # fmt: skip
 
 
 @cache

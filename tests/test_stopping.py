@@ -18,8 +18,8 @@ from prefix_rl import checkpoints, status
 from prefix_rl.errors import CheckpointError
 from prefix_rl.parts import Lock
 from prefix_rl.processes import alone_in
-from prefix_rl.stall import STALLED
-from prefix_rl.stopping import STOPPED
+from prefix_rl.safety.stall import STALLED
+from prefix_rl.safety.stopping import STOPPED
 from prefix_rl.train import main
 
 ROOT = Path(__file__).parents[1]

@@ -15,14 +15,14 @@ from test_train import PREFIX_RFT, run
 from prefix_rl import checkpoints, methods
 from prefix_rl.engines.choice import engine_for
 from prefix_rl.errors import DataError, RecipeError
-from prefix_rl.finite import NotFiniteError, first_not_finite
 from prefix_rl.methods.combined import Combined
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.stage import ROLLOUTS
 from prefix_rl.policy import Policy
 from prefix_rl.recipe import load_recipe
-from prefix_rl.safety import Safety
+from prefix_rl.safety.finite import NotFiniteError, first_not_finite
+from prefix_rl.safety.settings import Safety
 from prefix_rl.seam.trainer import PrefixTrainer
 
 TOKENIZER = byte_level_bpe()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import preflight
-from ..finite import check_saved_weights
+from ..safety.finite import check_saved_weights
 from .base import Engine
 from .vllm import require_vllm
 

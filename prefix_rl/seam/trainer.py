@@ -32,10 +32,10 @@ from ..costs import Cost, parameters_of
 from ..methods.base import Method
 from ..prefixes import AnswerGuard, Prefix
 from ..rollouts import Step
+from ..safety.updates import FiniteUpdates
 from ..speed.forward import Encoder, transformers_model
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
-from ..updates import FiniteUpdates
 from . import checks, credit, ledger, planning, resume, scores, vllm
 from .batch import COPY, ROW, Forward, GenerationBatch, Sampled, Slot
 from .deciding import Deciding
@@ -51,7 +51,7 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     Args:
         model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs: as in ``GRPOTrainer``, but
             ``scale_rewards="none"``, for Dr.GRPO ``loss_type="dr_grpo"``, and rows may have ``demonstrations``, texts;
-            ``safety`` are the settings of :class:`~prefix_rl.updates.FiniteUpdates`.
+            ``safety`` are the settings of :class:`~prefix_rl.safety.updates.FiniteUpdates`.
         method: answers the questions.
         answer_guard: where a prefix must end at the latest, see :func:`~prefix_rl.rewards.guard.safe_cuts`.
         rollouts_every: save the rollouts of every n-th generation under ``<output_dir>/rollouts``; 0 for none.

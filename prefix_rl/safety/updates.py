@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from .errors import DataError
+from ..errors import DataError
+from ..progress import say
 from .finite import NotFiniteError, first_not_finite, weights_fault
-from .progress import say
-from .safety import Safety
+from .settings import Safety
 
 SKIPPED = "skipped_updates"
 """Metric: number of updates of the run that were left out."""

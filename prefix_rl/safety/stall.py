@@ -21,10 +21,10 @@ from statistics import median
 
 from transformers import TrainerCallback
 
-from . import status
-from .parts import write_text
-from .progress import is_main, say
-from .safety import Safety
+from .. import status
+from ..parts import write_text
+from ..progress import is_main, say
+from .settings import Safety
 
 STALLED = 70
 """Exit status of a run that stood still for too long."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .checkpoints import last_whole
-from .progress import say
-from .safety import Safety
+from ..checkpoints import last_whole
+from ..progress import say
+from .settings import Safety
 from .stall import StallWatch
 from .stopping import StopWhenAsked
 

@@ -16,7 +16,7 @@ from types import FrameType
 import torch
 from transformers import TrainerCallback
 
-from .progress import say
+from ..progress import say
 
 STOPPED = 75
 """Exit status of a run that was asked to stop and can be gone on with: EX_TEMPFAIL of sysexits.h, "try again"."""

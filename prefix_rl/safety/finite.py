@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import DataError, UserError
+from ..errors import DataError, UserError
 
 
 class NotFiniteError(UserError):
