@@ -1,6 +1,6 @@
 """Adapters: TRL's keys for training them, and folders that hold them.
 
-A folder of adapters is a policy wherever a folder of a model is one (:func:`prefix_rl.policy.find`). It holds
+A folder of adapters is a policy wherever a folder of a model is one (:func:`prefix_rl.places.find`). It holds
 ``adapter_config.json``, which names the model that the adapters stand on, and their weights.
 """
 

@@ -250,7 +250,7 @@ def grade(
         list[str] | None, typer.Option(help="NAME=VALUE, a choice of prefix_rl.rewards.grading.Rules; may be repeated.")
     ] = None,
     second: Annotated[bool, typer.Option(help="Compare with a second, independent checker.")] = True,
-    show: Annotated[int, typer.Option(min=0, help="Disagreements to show.")] = 5,
+    shown: Annotated[int, typer.Option("--show", min=0, help="Disagreements to show.")] = 5,
     workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
     deadline: Annotated[float, typer.Option(min=0.01, help="Seconds that one completion may take.")] = 5.0,
     memory_mb: Annotated[int, typer.Option(min=256, help="Address space of one grading process, MiB.")] = 2048,
@@ -266,7 +266,7 @@ def grade(
 
     grader = Grader(workers, deadline, memory_mb, parse_rules(rule or []))
     columns = parse_columns(column or [])
-    report = run(file, grader, columns=columns, output=output, second_opinion=second, show=show)
+    report = run(file, grader, columns=columns, output=output, second_opinion=second, show=shown)
     show(table(report, second))
     if output:
         say(f"wrote {output}")

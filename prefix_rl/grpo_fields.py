@@ -168,6 +168,10 @@ def grpo_fields() -> dict[str, Field]:
     }
 
 
+_OTHER_DEFAULT = {"remove_unused_columns", "logging_nan_inf_filter"}
+"""Keys that are set to something else than TRL's default, so that the default would be trained without."""
+
+
 def refused(given: dict[str, Any]) -> dict[str, str]:
     """The keys of a training block that no recipe sets, with the reason. TRL's own value may stand there.
 
@@ -177,4 +181,8 @@ def refused(given: dict[str, Any]) -> dict[str, str]:
     ['output_dir']
     """
     fields = grpo_fields()
-    return {name: reason for name, reason in REFUSED.items() if name in given and given[name] != fields[name].default}
+    return {
+        name: reason
+        for name, reason in REFUSED.items()
+        if name in given and (given[name] != fields[name].default or name in _OTHER_DEFAULT)
+    }

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from . import preflight
 from .errors import CheckpointError, DataError
-from .policy import Policy, run_of
+from .places import run_of
+from .policy import Policy
 from .recipe import Recipe, load_recipe
 
 

@@ -22,8 +22,10 @@ from .costs import inference_flops, update_flops
 from .errors import RecipeError, UnreachableError, UserError, unavailable
 from .memory import Estimate, Setting, Shape, estimate
 from .methods.stage import ROLLOUTS, SUPERVISED
-from .policy import find
+from .places import find
+from .policy import positions_of
 from .recipe import LAB, Recipe, load_recipe
+from .stand_ins import on_meta
 from .supervised import micro_batches
 
 if TYPE_CHECKING:
@@ -181,7 +183,7 @@ def _asks_twice(recipe: Recipe) -> bool:
 def _prompt_length(recipe: Recipe, config: PretrainedConfig) -> int:
     """What vLLM's context or the model's positions leave beside a completion, and at most :data:`PROMPT`."""
     whole = recipe.training_value("vllm_max_model_length") if recipe.training_value("use_vllm") else None
-    whole = whole or getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+    whole = whole or positions_of(config) or 2**31
     return max(min(PROMPT, whole - recipe.training_value("max_completion_length")), 1)
 
 
@@ -265,7 +267,6 @@ def shape_of(recipe: Recipe, config: PretrainedConfig) -> Shape:
         RecipeError: if it is no decoder of the kind that can be estimated.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     text = config.get_text_config()
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
@@ -275,8 +276,7 @@ def shape_of(recipe: Recipe, config: PretrainedConfig) -> Shape:
         raise RecipeError(f"{recipe.model.name_or_path} ({config.model_type}) cannot be estimated: {why}; a plan "
                           "knows decoders with a gated feed-forward block (Llama, Qwen, Mistral, SmolLM)")  # fmt: skip
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        adapted = _with_adapters(recipe, model)
+        adapted = _with_adapters(recipe, on_meta(config))
     parameters = list(adapted.parameters())
     modules = [name for name, module in adapted.named_modules() if hasattr(module, "lora_A")]
     peft = getattr(adapted, "peft_config", {}).get("default")

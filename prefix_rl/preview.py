@@ -69,6 +69,8 @@ class Start:
     """What the guard keeps out of any prefix."""
     room: int
     """Tokens left for the policy."""
+    hint: bool = False
+    """The text stands in the prompt, and rollouts start from nothing."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def preview(path: str | os.PathLike, overrides: Sequence[str] = (), rows: int = 
         notes.append("demonstrations that are not right are left out when training begins")
     if recipe.method.needs.prefixes and step:
         notes.append("prefixes are those of a run in which nothing has happened yet: a method may adapt them")
-    if not recipe.method.needs.prefixes and ROLLOUTS in recipe.method.stages.order:
+    if not (recipe.method.needs.prefixes or recipe.method.needs.hint) and ROLLOUTS in recipe.method.stages.order:
         notes.append(f"{recipe.method_name} with these settings starts no rollout from a prefix")
     return Preview(recipe.method_name, step, total, now.max_completion_length, len(problems), views, notes)
 
@@ -186,7 +188,7 @@ def _view(policy: Policy, number: int, problem: Problem, outcomes: Sequence[Outc
             Shown(verdict, taken, _text(policy, ids), len(ids), min(safe, len(ids)), _text(policy, ids[:safe]))
         )
     prompt = policy.prompt_ids(problem)
-    starts = _starts(policy, number, usable, now) if method.needs.prefixes else []
+    starts = _starts(policy, number, usable, now) if method.needs.prefixes or method.needs.hint else []
     lessons = _lessons(policy, problem, usable, now, prompt) if SUPERVISED in method.stages.order else []
     return View(
         problem.id, problem.place, problem.source, problem.answer, pieces(policy, prompt), len(prompt), shown, starts,
@@ -214,10 +216,12 @@ def _start(policy: Policy, copy: int, alike: list[Prefix], usable: Sequence[Demo
     safe = max(min(source.safe_length, len(source.ids)), count) if source and count else count
     rest = _text(policy, source.ids[count:safe]) if source and count and not prefix.complete else ""
     beyond = _text(policy, source.ids[safe:]) if source and count and not prefix.complete else ""
-    room = 0 if prefix.complete else now.max_completion_length - count
+    hint = bool(policy.recipe.method.needs.hint)
+    room = now.max_completion_length - (0 if hint else count)
     return Start(
-        len(alike), copy, count, prefix.drawn, prefix.of, prefix.complete, _text(policy, prefix.ids), rest, beyond, room
-    )
+        len(alike), copy, count, prefix.drawn, prefix.of, prefix.complete, _text(policy, prefix.ids), rest, beyond,
+        0 if prefix.complete and not hint else room, hint,
+    )  # fmt: skip
 
 
 def _lessons(
@@ -328,7 +332,9 @@ def report(found: Preview, characters: int = 600, color: bool = False) -> str:
 def _heading(start: Start) -> str:
     who = f"{start.rollouts} rollout{'s' * (start.rollouts > 1)}" + (f" of copy {start.copy + 1}" if start.copy else "")
     if not start.tokens:
-        return f"{who} without a prefix, room for {start.room} tokens"
+        return f"{who} without a {'hint' if start.hint else 'prefix'}, room for {start.room} tokens"
+    if start.hint:
+        return f"{who} with a hint of {start.tokens} of {start.of} tokens in the prompt, room for {start.room} tokens"
     if start.complete:
         return f"{who}: a whole demonstration, {start.tokens} tokens; nothing is generated behind it"
     short = f", shortened from {start.drawn}" if start.tokens < start.drawn else ""

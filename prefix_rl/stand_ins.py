@@ -49,7 +49,7 @@ def of_model(recipe: Recipe, config: PretrainedConfig) -> tuple[list[str], list[
     model: list[Any] = []
 
     def build() -> None:
-        model.append(_on_meta(config, recipe.model.attn_implementation))
+        model.append(on_meta(config, recipe.model.attn_implementation))
 
     lacking, faults = _tried({f"model.attn_implementation = {recipe.model.attn_implementation}": build})
     coefficient = recipe.training_value("router_aux_loss_coef")
@@ -230,7 +230,8 @@ def _continuous(args: TrainingArguments) -> None:
 # --- the model block --------------------------------------------------------------------------------------------------
 
 
-def _on_meta(config: PretrainedConfig, attention: str | None):
+def on_meta(config: PretrainedConfig, attention: str | None = None):
+    """A model of this architecture on the meta device: shapes without weights."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import set_zero3_state

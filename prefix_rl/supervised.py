@@ -118,7 +118,7 @@ def fine_tune(
     # DeepSpeed's stage 3 leaves empty tensors on a rank, with their size in ds_numel
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
     try:
-        train_watched(trainer, folder, recipe.safety, resume)
+        train_watched(trainer, folder, recipe.safety, resume, " of the supervised stage")
         trainer.save_model(str(final))
     except OSError as error:
         raise CheckpointError(f"the supervised stage could not be written to {folder}: {error}") from error

@@ -26,7 +26,8 @@ from .data.prepare import is_verified
 from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
-from .policy import Policy, find
+from .places import find
+from .policy import Policy
 from .processes import alone_in, end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if

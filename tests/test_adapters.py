@@ -15,7 +15,8 @@ from prefix_rl.collecting.collect import collect
 from prefix_rl.errors import CheckpointError, DataError, RecipeError
 from prefix_rl.evaluation.evaluate import evaluate
 from prefix_rl.merge import merge
-from prefix_rl.policy import Policy, find
+from prefix_rl.places import find
+from prefix_rl.policy import Policy
 from prefix_rl.recipe import Model, load_recipe
 from prefix_rl.train import train
 

@@ -43,8 +43,8 @@ def test_without_one_the_default_stands_there():
     ("overrides", "messages"),
     [
         (
-            ["method={name: tempo, of: {name: prefix_rl, cut: 2}}"],
-            ["method.of.cut: no such key (did you mean cuts?); there are cuts, plain, low, high, redraw, balance"],
+            ["method={name: tempo, of: {name: prefix_rl, cutss: 2}}"],
+            ["method.of.cutss: no such key (did you mean cuts?); there are cut, cuts, "],
         ),
         (
             ["method={name: tempo, of: {name: prefix_rl, gamma: 1}, wieght: 2}"],
@@ -60,8 +60,8 @@ def test_without_one_the_default_stands_there():
         (["method={name: tempo, of: {name: prefix_lr}}"], ["did you mean prefix_rl?"]),
         (["method={name: tempo, of: {name: prefix_rl, cuts: many}}"], ['method.of.cuts = "many": must be an integer']),
         (
-            ["method={name: adaptive, of: {name: tempo, of: {name: prefix_rl, cut: 2}}}"],
-            ["method.of.of.cut: no such key (did you mean cuts?)", "method.of.name = tempo: write it the other way"],
+            ["method={name: adaptive, of: {name: tempo, of: {name: prefix_rl, cutss: 2}}}"],
+            ["method.of.of.cutss: no such key (did you mean cuts?)", "method.of.name = tempo: write it the other way"],
         ),
         (
             ["method={name: tempo, of: {name: adaptive, of: {name: uft}}}"],

@@ -534,13 +534,14 @@ def _positive(draw: random.Random, depth: int) -> str:
 _REWRITTEN = (r"({e})+0", r"1\cdot({e})", r"\frac{{2({e})}}{{2}}", r"({e})+7-7", r"-(-({e}))", r"\left({e}\right)", r"(({e})^{{3}})^{{1/3}}",
               r"\sqrt{{{e}}}\sqrt{{{e}}}", r"e^{{\ln({e})}}", r"\frac{{1}}{{({e})^{{-1}}}}", r"\frac{{\ln(({e})^2+1)({e})}}{{\ln(1+({e})^2)}}",
               r"2^{{100}}({e})\cdot 2^{{-100}}", r"\sqrt[3]{{({e})^3}}")  # fmt: skip
+# By shares of e: what is not rational is compared relative to its size, and 10^-40 beside 2^368 + sqrt 2 is nothing
 _CHANGED = (
-    r"({e})+10^{{-40}}",
+    r"({e})(1+10^{{-40}})",
     r"({e})(1+2^{{-120}})",
-    "({e})+1",
-    "({e})+x",
+    r"\frac{{3({e})}}{{2}}",
+    "({e})(1+x)",
     r"({e})^2+{e}+1",
-    r"({e})+\frac{{1}}{{7^{{50}}}}",
+    r"({e})(1+\frac{{1}}{{7^{{50}}}})",
 )
 
 

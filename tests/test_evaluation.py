@@ -29,7 +29,7 @@ from prefix_rl.evaluation.evaluate import evaluate, grade_again
 from prefix_rl.evaluation.sampling import by_problem, sample
 from prefix_rl.evaluation.target import Target, find_target
 from prefix_rl.lab.tiny import make_tiny
-from prefix_rl.policy import find
+from prefix_rl.places import find
 from prefix_rl.rewards.grading import Outcome, Verdict
 from prefix_rl.rewards.workers import Grader
 from prefix_rl.speed import generation

@@ -22,6 +22,7 @@ LAYERS = [
     {"data", "lab.world", "lab.parities", "engines", "processes", "safety"},
     {"recipe", "adapters", "arguments", "batches", "contradictions", "preflight", "reports", "stand_ins",
      "evaluation.settings", "evaluation.metrics", "evaluation.sampling", "lab"},
+    {"places"},
     {"policy", "engines.choice", "model_card"},
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import prefix_rl.collecting.collect
+import prefix_rl.places
 import prefix_rl.policy
 from prefix_rl.check import check
 from prefix_rl.checkpoints import mark_whole
@@ -36,7 +37,8 @@ from prefix_rl.evaluation.sampling import prefixes_of
 from prefix_rl.evaluation.target import Target, find_target
 from prefix_rl.lab.tiny import make_tiny
 from prefix_rl.methods.luffy import LUFFY
-from prefix_rl.policy import Policy, dated, find
+from prefix_rl.places import find
+from prefix_rl.policy import Policy, dated
 from prefix_rl.recipe import load_recipe, load_run
 from prefix_rl.supervised import rows
 from prefix_rl.train import build, train
@@ -102,7 +104,7 @@ def of(model, tmp_path, *overrides, **kwargs):
 def test_a_policy_is_found_by_the_name_of_a_run_a_checkpoint_a_folder_or_the_hub(model, tmp_path):
     there, run = model(), tmp_path / "run"
     assert find(there).path == find(there).base == str(there)
-    assert find("owner/name", revision="v2") == prefix_rl.policy.Place("owner/name", "owner/name", "v2")
+    assert find("owner/name", revision="v2") == prefix_rl.places.Place("owner/name", "owner/name", "v2")
     shutil.copytree(there, run / "checkpoint-3")
     (run / "recipe.yaml").write_text("{}")
     with pytest.raises(DataError, match="has no policy yet: neither final nor a whole checkpoint"):
@@ -634,7 +636,9 @@ def test_messages_are_no_plain_text(model, tmp_path):
 
 def test_files_are_mixed_by_weight_and_their_rewards_told_apart(model, tmp_path):
     first = write(tmp_path / "first.jsonl", ROWS)
-    second = write(tmp_path / "second.jsonl", ROWS[:1])
+    second = write(
+        tmp_path / "second.jsonl", [{**ROWS[0], "problem": "Which number comes after the number forty one?"}]
+    )
     mix = json.dumps([{"file": first}, {"file": second, "weight": 0.5}])
     recipe, problems, _ = load_run(*recipe_for(model(), tmp_path, f"data.train={mix}"))
     assert [p.repeats for p in problems] == [1] * len(ROWS) + [len(ROWS) // 2]

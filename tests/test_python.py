@@ -9,7 +9,7 @@ from small import policy, with_chat_template
 from typer.testing import CliRunner
 
 from prefix_rl.cli import app
-from prefix_rl.policy import find
+from prefix_rl.places import find
 
 PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -77,7 +77,7 @@ def test_a_stand_in_of_a_sharded_policy_is_whole():
     """Under ZeRO-3 transformers makes models in pieces, of parameters that a stand-in has none of."""
     from transformers.integrations import deepspeed
 
-    from prefix_rl.stand_ins import _on_meta
+    from prefix_rl.stand_ins import on_meta
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     stage = deepspeed.HfDeepSpeedConfig(
@@ -85,7 +85,7 @@ def test_a_stand_in_of_a_sharded_policy_is_whole():
     )  # held: transformers knows it for as long as somebody does
     try:
         assert deepspeed.is_deepspeed_zero3_enabled()
-        model = _on_meta(transformers.Qwen2Config(vocab_size=30, num_key_value_heads=1, **small), None)
+        model = on_meta(transformers.Qwen2Config(vocab_size=30, num_key_value_heads=1, **small), None)
     finally:
         deepspeed.unset_hf_deepspeed_config()
         del stage

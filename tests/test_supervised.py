@@ -401,11 +401,12 @@ def test_the_stage_loads_the_revision_that_was_asked_for(start, tmp_path, monkey
     class Stop(Exception):
         pass
 
-    def note(**kwargs):
-        seen.update(kwargs["args"].model_init_kwargs)
-        raise Stop
+    class Noting:
+        def __init__(self, *args, **kwargs):
+            seen.update(kwargs["args"].model_init_kwargs)
+            raise Stop
 
-    monkeypatch.setattr("trl.SFTTrainer", note)
+    monkeypatch.setattr("trl.SFTTrainer", Noting)
     with pytest.raises(Stop):
         stage_of(tmp_path, recipe_for(start, "model.revision=v2", "model.dtype=bfloat16"), start)
     assert seen == {"revision": "v2", "dtype": "bfloat16"}

@@ -17,7 +17,7 @@ from ..data import benchmarks, contamination
 from ..data.benchmarks import Task
 from ..engines.base import completions
 from ..errors import DataError, RecipeError
-from ..policy import run_of
+from ..places import run_of
 from ..processes import Processes, end_with_launcher, take_own_gpus
 from ..progress import Speedometer, bar, say
 from ..recipe import LAB, Recipe, raise_if, training_data

@@ -15,7 +15,8 @@ from ..data import benchmarks
 from ..engines.base import Engine, Sampling
 from ..engines.choice import engine_for, known_of, require
 from ..errors import RecipeError
-from ..policy import Policy, find, run_of
+from ..places import find, run_of
+from ..policy import Policy
 from ..recipe import LAB, Recipe, load_recipe
 from .card import checkpoint_facts
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RecipeError, UserError
-from ..policy import find
+from ..places import find
 from ..progress import Lines, say
 from ..recipe import LAB, load_recipe
 from ..status import read_status

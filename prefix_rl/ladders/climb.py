@@ -97,7 +97,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def _prepare_base(job: Job) -> None:
     """The lab's base policy, before several runs ask for it at once."""
-    from ..policy import find
+    from ..places import find
 
     recipe = load_recipe(job.recipe, job.overrides)
     if recipe.model.name_or_path == LAB:

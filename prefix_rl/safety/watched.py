@@ -11,13 +11,14 @@ from .stall import StallWatch
 from .stopping import StopWhenAsked
 
 
-def train_watched(trainer, folder: Path, safety: Safety, resume: Path | None) -> None:
+def train_watched(trainer, folder: Path, safety: Safety, resume: Path | None, stage: str = "") -> None:
     """Trains, from the checkpoint ``resume`` on if there is one.
 
     Args:
         trainer: one of transformers' trainers.
         folder: its checkpoints'.
         safety: the settings.
+        stage: words behind a step that say of what, such as " of the supervised stage".
 
     Raises:
         Stopped: if it was asked to stop, after a whole checkpoint was saved.
@@ -32,7 +33,7 @@ def train_watched(trainer, folder: Path, safety: Safety, resume: Path | None) ->
     except KeyboardInterrupt:
         whole = last_whole(folder)
         place = f"the last whole checkpoint is {whole}" if whole else "no checkpoint has been written yet"
-        say(f"stopped at step {trainer.state.global_step}; {place}. The same command goes on from there.")
+        say(f"stopped at step {trainer.state.global_step}{stage}; {place}. The same command goes on from there.")
         raise
     finally:
         watch.close()
