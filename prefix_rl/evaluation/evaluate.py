@@ -65,12 +65,12 @@ def evaluate(target: str, config: str | None = None, overrides: Sequence[str] = 
     if run_of(target):
         _refuse_overlap(recipe, tasks)
     ks = ks_of(recipe.evaluation.k, {task.name: task.samples for task in tasks})
-    policy = Target(target, recipe, day=samples.date_of(folder))
-    plans = plans_of(tasks, policy)
     grader = recipe.grader()
     first = recipe.reward.functions[:1]
     raise_if(target, contradictions.with_columns(first, {task.name: task.problems for task in tasks}))
     benchmarks.check_answers(tasks, grader)
+    policy = Target(target, recipe, day=samples.date_of(folder))  # last: the lab's base policy is trained for it
+    plans = plans_of(tasks, policy)
     with samples.opened(folder) if processes.main else nullcontext(), recorded(folder, "evaluating"):
         if processes.main:
             samples.continue_with(folder, policy.settings())
