@@ -92,7 +92,7 @@ def _probes(file: Path) -> _Probes | None:
     raw.no_truncation()
     raw.no_padding()
     vocabulary = raw.get_vocab()
-    # 512 words or a few more, from all over the vocabulary
+    # at most 1,023 words, evenly spaced over the ids of the vocabulary
     some = " ".join(sorted(vocabulary, key=vocabulary.get)[:: max(1, len(vocabulary) // 512)])
     texts = ("12 + 3 = \\boxed{15}\n\n  x^2, naïve 数学 🙂", some)
     return _Probes(vocabulary, {text: raw.encode(text, add_special_tokens=False).ids for text in texts})
