@@ -46,6 +46,8 @@ def keys(wanted: str | None = None) -> list[tuple[str, ...]]:
     name = wanted.removeprefix("method.")
     block, _, key = name.partition(".")
     found = every.get(block)
+    if found is None and (having := [method for method in _METHODS if name in every[method]]):
+        raise RecipeError(f"{wanted} is a setting of {', '.join(having)}: `prefix-rl keys {having[0]}.{name}`")
     if found is None:
         there = [*every, *(f"{b}.{k}" for b, ks in every.items() for k in ks)]
         raise RecipeError(

@@ -144,6 +144,8 @@ def preview(path: str | os.PathLike, overrides: Sequence[str] = (), rows: int = 
         notes.append("demonstrations that are not right are left out when training begins")
     if recipe.method.needs.prefixes and step:
         notes.append("prefixes are those of a run in which nothing has happened yet: a method may adapt them")
+    if recipe.method.needs.help_rounds:
+        notes.append("groups that fail are generated again from a prefix, within the step: which, depends on the run")
     if not (recipe.method.needs.prefixes or recipe.method.needs.hint) and ROLLOUTS in recipe.method.stages.order:
         notes.append(f"{recipe.method_name} with these settings starts no rollout from a prefix")
     return Preview(recipe.method_name, step, total, now.max_completion_length, len(problems), views, notes)
@@ -318,7 +320,7 @@ def report(found: Preview, characters: int = 600, color: bool = False) -> str:
             lines.append(styled(f"--- {_heading(start)}", "head"))
             if start.tokens:
                 lines.append(
-                    styled(shown(start.text, "both"), "prefix", ("[prefix|", "]"))
+                    styled(shown(start.text, "both"), "prefix", ("[hint|" if start.hint else "[prefix|", "]"))
                     + styled(shown(start.rest), "rest")
                     + styled(shown(start.beyond), "beyond", ("[guard|", "]"))
                 )
@@ -334,7 +336,8 @@ def _heading(start: Start) -> str:
     if not start.tokens:
         return f"{who} without a {'hint' if start.hint else 'prefix'}, room for {start.room} tokens"
     if start.hint:
-        return f"{who} with a hint of {start.tokens} of {start.of} tokens in the prompt, room for {start.room} tokens"
+        hint = f"a hint at the end of the prompt, {start.tokens} of {start.of} tokens"
+        return f"{who} with {hint}, room for {start.room} tokens"
     if start.complete:
         return f"{who}: a whole demonstration, {start.tokens} tokens; nothing is generated behind it"
     short = f", shortened from {start.drawn}" if start.tokens < start.drawn else ""

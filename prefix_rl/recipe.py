@@ -330,14 +330,17 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
 
 
 _BESIDE_TRLS = {
-    "kl_on": Field(Literal["moving", "all"], "moving"),
-    "groups_without_signal": Field(Literal["keep", "skip", "resample"], "keep"),
-    "resample_rounds": Field(Annotated[int, Ge(1)], 3),
-}
-"""Keys of the training block that are not TRL's. ``kl_on``: the tokens on which the KL of ``beta`` falls, those that
-move or all of a completion. ``groups_without_signal``: groups from which nothing is learned stay in the batch (keep),
-are left out of the loss and its normalizer (skip), or other problems take their place, at most ``resample_rounds``
-times, and what is left is skipped (resample)."""
+    "kl_on": Field(
+        Literal["moving", "all"], "moving", "Tokens on which the KL of beta falls: those that move, or all."
+    ),
+    "groups_without_signal": Field(
+        Literal["keep", "skip", "resample"], "keep",
+        "Groups from which nothing is learned: they stay in the batch (keep), are left out of loss and normalizer "
+        "(skip), or other problems take their place, and what is left is skipped (resample).",
+    ),
+    "resample_rounds": Field(Annotated[int, Ge(1)], 3, "Rounds of other problems within a step, at most."),
+}  # fmt: skip
+"""Keys of the training block that are not TRL's."""
 
 
 def read_yaml(path: str | os.PathLike) -> dict:

@@ -83,3 +83,8 @@ def test_a_recipe_that_includes_another_is_checked_too_but_need_not_be_whole():
     assert not valid(
         {"model": {}, "data": {"train": "lab"}, "method": {"name": "dr_grpo"}, "output": {"dir": "x"}}, whole
     )
+
+
+def test_a_setting_of_methods_leads_to_them():
+    with pytest.raises(RecipeError, match=r"method\.cut is a setting of arg, bread, .*: `prefix-rl keys arg\.cut`"):
+        keys("method.cut")

@@ -1,10 +1,10 @@
-"""BREAD (arXiv 2506.17211): a group that fails is generated again at once, from the shortest prefix that helps.
+"""BREAD (arXiv 2506.17211): a group that fails is generated again at once, from a prefix that helps.
 
 ``A_i = r_i - mean(group)`` on what the policy wrote. Of a group without a right rollout all G are generated again
-behind ``d_1 ... d_k``, the shortest beginning of its demonstration with which some are right and some are not.
+behind ``d_1 ... d_k``, a beginning of its demonstration with which some are right and some are not, sought by halves.
 
 - *Injected.* Nothing, at first. Where a whole group fails, its demonstration is divided into ``episodes`` parts, whole
-  sentences each, and a binary search within the step looks for the fewest of them that help (Episode Anchor Search):
+  sentences each, and a binary search within the step looks for a number of them that helps (Episode Anchor Search):
   ``low, high = 0, K + 1``; try ``k = (low + high) // 2``; no rollout right: ``low = k``; all right: ``high = k``;
   otherwise it has ended, and these rollouts are the group's.
 - *Which tokens move.* What the policy wrote; the prefix is context.

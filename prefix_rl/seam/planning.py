@@ -50,7 +50,7 @@ def usable_demonstrations(
         f"empty, or longer than max_completion_length = {longest} with its end"
         if method.needs.whole
         else "shorter than two tokens, or shows its answer from the first token on (answer_guard = none would "
-        "allow that), or before its first sentence ends where method.cut = sentences"
+        "allow that) or, with method.cut = sentences, before its first sentence ends (tokens: cut anywhere)"
     )
     raise DataError(
         f"{type(method).__name__} starts rollouts from demonstrations, but no demonstration can be used: every "
