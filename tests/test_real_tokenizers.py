@@ -263,13 +263,14 @@ ASKED = ["What is 6 * 7?", "What is 8 * 7?"]
 PREFIXED = {  # rollouts of two groups of four that start from a demonstration, at the middle of a run
     "dr_grpo": {0}, "pppo": {0}, "sft_then_rl": {0}, "tempo": {0}, "relift": {0},  # which waits until questions have failed
     "prefix_rft": {2}, "luffy": {2}, "sft_loss": {2}, "prefix_rl": {4, 8}, "adaptive": {4, 8}, "uft": {4, 8},
-    "questa": {0}, "arg": {0, 1, 2},  # of the groups that fail
+    "questa": {0}, "arg": {0, 1, 2}, "bread": {0, 4, 8},  # of the groups that fail
 }  # fmt: skip
 WHOLE = {"luffy", "sft_loss"}
 SETTINGS = {
     "pppo": {"progressive": False, "continuations": 1},
     "uft": {"horizon": 40},
     "arg": {"cut": "tokens"},  # no policy was asked before
+    "bread": {"cut": "tokens"},
 }  # nothing is evaluated here, and hints last
 SUPERVISED = {"sft", "rft", "upft"}
 
@@ -297,6 +298,18 @@ def batch_of(tmp_path):
     return made
 
 
+def hinted(name, prompt, asked, problem):
+    """A prompt with a hint, as text; the hint shows the demonstration's beginning and not the answer."""
+    question = ASKED[problem]
+    head, tail = asked.split(question)
+    text = policy_of(name).tokenizer.decode(prompt)
+    hint = text.removeprefix(head + question).removesuffix(tail)
+    assert text == head + question + hint + tail
+    assert TEXTS[problem][:5] in hint
+    assert ANSWERS[problem] not in hint
+    return text
+
+
 def test_every_method_is_here():
     assert PREFIXED.keys() | SUPERVISED == set(methods.names())
 
@@ -311,7 +324,10 @@ def test_a_row_is_the_prompt_and_what_the_method_takes_of_the_demonstration(name
     assert sum(n > 0 for n in lengths) in PREFIXED[method]
     for row, length in enumerate(lengths):
         asked = PROMPTS[name].replace(ASKED[0], ASKED[problems[row]])
-        assert batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist() == ids_of(name, asked)
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
+        if method == "questa":  # the question, and behind it the beginning of the demonstration
+            asked = hinted(name, prompt, asked, problems[row])
+        assert prompt == ids_of(name, asked)
         completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()].tolist()
         learned = [*in_context(name, asked, TEXTS[problems[row]]), ENDS[name]]
         assert completion[:length] == learned[:length]

@@ -1,4 +1,4 @@
-"""Traces as demonstrations: what a store holds of each problem takes the place of what the data set gave."""
+"""Traces as demonstrations: the traces in a trace store replace the demonstrations of the data set."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def attach(
     method: Method | None = None,
     seed: int = 0,
 ) -> list[Problem]:
-    """The problems, with the store's right traces in place of the demonstrations that they had.
+    """The problems, with the store's right traces in place of their own demonstrations.
 
-    A trace becomes ``{"text": ..., "ids": ...}``, where the ids are those that were sampled, without the one that ended
-    it. What was sampled here comes first, by attempt; then what was imported, in the order of the store. Truncated
-    traces are left out. A problem without a right trace gets no demonstration.
+    A trace becomes ``{"text": ..., "ids": ...}``, where ``ids`` are the sampled token ids without the one that ended
+    the trace. Traces of the policy come first, ordered by attempt; imported traces follow, in the order of the store.
+    Truncated traces are left out. A problem without a right trace gets no demonstration.
 
-    A method that needs no answers gets every trace, whatever came of it; one that nothing ended has ``"ended": False``.
-    One that starts from failures gets the wrong traces that were sampled here in the place of the right ones.
+    A method that needs no answers gets every trace, right or wrong; a trace that no end token closed has
+    ``"ended": False``. A method that starts from failures gets the policy's wrong traces instead of the right ones.
 
     Args:
-        tokenizer: the one, or the hash of the one, that the ids must belong to; None: not checked.
-        method: what the traces are for; None: one that needs right and whole traces.
-        seed: the recipe's, which the method's excerpts depend on.
+        tokenizer: the tokenizer that the ids must belong to, or its hash; None: not checked.
+        method: the method that will train on the traces; None: a method that needs right and whole traces.
+        seed: the seed of the recipe, on which the length of the method's excerpts depends.
 
     Raises:
         DataError: if the store belongs to another tokenizer, is empty or holds no right trace; if none of the problems
@@ -78,10 +78,10 @@ def attach(
 
 
 def _matching(known: Sequence[Problem], store: TraceStore, method: Method, seed: int) -> dict[str, list[Trace]]:
-    """The traces that the method can use, by problem.
+    """Traces that the method can use, for each problem id.
 
     Raises:
-        DataError: if the traces of a problem are not its own, or are shorter than the method wants them.
+        DataError: if the store has another text or answer for a problem, or traces shorter than the method needs.
     """
     given: dict[str, Problem] = {problem.id: problem for problem in known}
     found: dict[str, list[Trace]] = {}
@@ -89,8 +89,9 @@ def _matching(known: Sequence[Problem], store: TraceStore, method: Method, seed:
     too_short: dict[str, str] = {}
     for trace in store.usable(list(given), _wanted(method)):
         if method.needs.wrong and trace.imported:
-            continue  # somebody else's failure
+            continue  # only failures of the policy itself are wanted
         problem = given[trace.problem_id]
+        # the slice skips the answer, the first pair, if the method needs none
         for field, ours in (("answer", problem.answer), ("problem", problem.text))[not method.stages.needs_answers :]:
             if (theirs := getattr(trace, field)) != ours:
                 told = f"the {field} is {short(theirs)} in the store, {short(ours)} in the data"
@@ -117,7 +118,7 @@ def _matching(known: Sequence[Problem], store: TraceStore, method: Method, seed:
 
 
 def _wanted(method: Method) -> Outcome | None:
-    """The outcome of the traces that the method uses; None: any."""
+    """Outcome of the traces that the method uses; None: any outcome."""
     if not method.stages.needs_answers:
         return None
     return Outcome.WRONG if method.needs.wrong else Outcome.RIGHT
@@ -129,5 +130,5 @@ def _some(ids) -> str:
 
 
 def short(text: str) -> str:
-    """The text in quotation marks, cut to what fits into a message."""
+    """The text in quotation marks, cut to 60 characters for an error message."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,8 +1,9 @@
-"""Which attempts at which problems ``prefix-rl collect`` makes: a rule that knows no order, no batch and no engine.
+"""The rule by which ``prefix-rl collect`` chooses its next attempts, independent of order, batches and engines.
 
-Stage 1 makes ``k`` attempts at every problem. Stage 2 makes rounds of further ones at each hard problem that has not
-enough right traces yet. What is sampled follows from the problem's own attempts alone; so a collection may run in any
-order, on any number of engines, and be killed anywhere, and ends with the same traces.
+Stage 1 makes ``k`` attempts at every problem. Stage 2 makes rounds of further attempts at each hard problem that has
+too few right traces. The next attempts at a problem depend on the earlier attempts at that problem alone. So a
+collection may run in any order, on any number of engines, and be killed at any time, and still ends with the same
+traces.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from ..errors import DataError
 from .traces import Tally
 
 MAY_GROW = ("k", "wanted", "cap")
-"""What may be larger when a collection goes on."""
+"""Settings that may be raised when a collection is continued."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many attempts at which problems."""
+    """Numbers of attempts that a collection makes at its problems."""
 
     k: int = 512
-    """Attempts at every problem; for a method of own traces as many as it learns from (upft 1, rft 16)."""
+    """Number of attempts at every problem; for a method of own traces, the number it trains on (upft 1, rft 16)."""
     max_pass_rate: float = 0.0
-    """A problem is hard if at most this share of the ``k`` is right."""
+    """Largest share of right answers, among the first ``k`` attempts, at which a problem counts as hard."""
     wanted: int = 1
-    """Right traces wanted for a hard problem; truncated ones do not count."""
+    """Number of right traces wanted for a hard problem; truncated traces do not count."""
     cap: int = 2500
-    """Attempts at one problem at most, ``k`` included; for a method of own traces ``k``."""
+    """Largest number of attempts at one problem, ``k`` included; equal to ``k`` for a method of own traces."""
 
     def faults(self) -> list[str]:
-        """What is wrong with these numbers."""
+        """Faults of these numbers, one message each."""
         faults = [f"{name} = {value}: must be at least 1" for name in MAY_GROW if (value := getattr(self, name)) < 1]
         if not 0 <= self.max_pass_rate <= 1:
             faults.append(f"max_pass_rate = {self.max_pass_rate:g}: a share, from 0 to 1")
@@ -41,7 +42,7 @@ class Plan:
         return faults
 
     def is_hard(self, first: Tally) -> bool:
-        """Whether a problem is hard, from its first ``k`` attempts.
+        """True if a problem is hard, judged by its first ``k`` attempts.
 
         >>> Plan(k=4, max_pass_rate=0.25).is_hard(Tally(attempts=4, right=1))
         True
@@ -49,21 +50,21 @@ class Plan:
         return first.right / self.k <= self.max_pass_rate
 
     def round_after(self, attempts: int) -> int:
-        """The number of attempts at the end of the round that begins after so many: an eighth more, at most ``cap``.
+        """Number of attempts after the next round, which adds an eighth to ``attempts``, at most up to ``cap``.
 
         A round is sampled together and kept whole, so that engines have work while its answers are graded. The eighth
-        bounds what is sampled beyond the trace that was needed.
+        bounds the number of attempts that are sampled after the right trace has come.
 
         >>> [Plan(k=16, cap=22).round_after(n) for n in (16, 18, 21)]
         [18, 21, 22]
         """
-        return min(attempts + -(-attempts // 8), self.cap)
+        return min(attempts + -(-attempts // 8), self.cap)  # the two minus signs round the eighth up
 
     def next_attempts(self, done: Attempts) -> list[int]:
-        """The numbers of the attempts to be made at a problem now; empty if it needs no more.
+        """Numbers of the attempts to make next at a problem; empty if it needs no more.
 
-        Attempts that are missing below the end of a round that was begun come first: whatever was cut off is completed
-        before it is looked at.
+        A round that was interrupted is completed first: its results decide about the next round only when all are
+        there.
         """
         end = self.k
         while end < min(done.highest, self.cap):
@@ -77,23 +78,24 @@ class Plan:
 
 @dataclass
 class Attempts:
-    """The attempts at one problem so far. They are numbered from 0."""
+    """Attempts at one problem so far, numbered from 0."""
 
     first: Tally = field(default_factory=Tally)
-    """Of those with a number below the plan's ``k``."""
+    """Counts over the attempts with a number below the plan's ``k``."""
     every: Tally = field(default_factory=Tally)
+    """Counts over all attempts."""
     upto: int = 0
-    """All numbers below this one are there."""
+    """Lowest attempt number that is not recorded: all below it are."""
     beyond: set[int] = field(default_factory=set)
-    """The others that are there."""
+    """Recorded attempt numbers above ``upto``."""
     running: int = 0
-    """Attempts in the making."""
+    """Number of attempts that are being sampled."""
 
     def add(self, number: int, k: int, outcome: str, truncated: bool) -> None:
-        """One more attempt.
+        """Records one finished attempt.
 
         Raises:
-            ValueError: if it is there already.
+            ValueError: if the attempt is recorded already.
         """
         if number < self.upto or number in self.beyond:
             raise ValueError(f"attempt {number} is there already")
@@ -107,31 +109,31 @@ class Attempts:
 
     @property
     def highest(self) -> int:
-        """One more than the highest number that is there."""
+        """Highest recorded attempt number plus one; 0 if there is none."""
         return max(self.beyond, default=self.upto - 1) + 1
 
     def missing(self, end: int) -> list[int]:
-        """The numbers below ``end`` that are not there."""
+        """Attempt numbers below ``end`` that are not recorded."""
         return [n for n in range(self.upto, end) if n not in self.beyond]
 
 
 class Collection:
-    """The attempts at all problems, and which come next.
+    """Attempts at all problems, and the choice of the next ones.
 
     Args:
-        plan: the rule.
-        done: what is there of each problem.
-        own: the problems (by number) that this process samples.
+        plan: the numbers of attempts to make.
+        done: the recorded attempts, one entry for each problem.
+        own: indices into ``done`` of the problems that this process samples.
     """
 
     def __init__(self, plan: Plan, done: Sequence[Attempts], own: Sequence[int]):
         self.plan, self.done, self.own = plan, done, own
-        self._open: deque[int] = deque()  # problems whose round is complete
-        self._running = 0  # attempts in the making
+        self._open: deque[int] = deque()  # indices of problems whose round is complete
+        self._running = 0  # number of attempts that are being sampled
 
     def ahead(self) -> Iterator[tuple[int, int] | None]:
-        """``(problem, attempt)`` one by one: stage 1 problem by problem, then rounds of stage 2. None: the next ones
-        depend on attempts that are in the making."""
+        """Pairs ``(problem index, attempt number)``: stage 1 problem by problem, then the rounds of stage 2. None where
+        the next pair depends on attempts that are still being sampled."""
         for i in self.own:
             if missing := self.done[i].missing(self.plan.k):
                 yield from self._begun(i, missing)
@@ -150,7 +152,7 @@ class Collection:
         return [(i, number) for number in numbers]
 
     def back(self, i: int, number: int, outcome: str, truncated: bool) -> None:
-        """An attempt is done."""
+        """Records an attempt that has been sampled and graded."""
         done = self.done[i]
         done.add(number, self.plan.k, outcome, truncated)
         done.running -= 1
@@ -159,11 +161,11 @@ class Collection:
             self._open.append(i)
 
     def is_done(self) -> bool:
-        """Whether no attempt is left to be made."""
+        """True if no attempt is left to make."""
         return not any(self.plan.next_attempts(self.done[i]) for i in self.own)
 
     def remaining(self) -> int:
-        """The attempts that are left in this stage; in stage 2 at most so many."""
+        """Number of attempts left in this stage; in stage 2 an upper bound."""
         plan, own = self.plan, [self.done[i] for i in self.own]
         if stage_1 := sum(max(plan.k - a.every.attempts, 0) for a in own):
             return stage_1
@@ -174,10 +176,13 @@ class Collection:
 
 
 def read(rows: Iterator[Mapping], ids: Sequence[str], k: int) -> list[Attempts]:
-    """What a store holds of each problem, from its rows (see :meth:`~prefix_rl.data.traces.TraceStore.outcomes`).
+    """Attempts recorded in a store, one entry for each of ``ids``.
+
+    Args:
+        rows: the rows of :meth:`~prefix_rl.data.traces.TraceStore.outcomes`.
 
     Raises:
-        DataError: if an attempt stands there twice.
+        DataError: if an attempt is recorded twice.
     """
     found = {name: Attempts() for name in ids}
     for row in rows:

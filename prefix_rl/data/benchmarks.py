@@ -1,4 +1,4 @@
-"""The benchmarks by name, from the hub or from local files, and files of one's own."""
+"""Benchmarks for evaluation: the well-known ones, read from the hub or from local files, and files of your own."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ FOLDER_VARIABLE = "PREFIX_RL_BENCHMARKS"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark is on the hub, what its columns are called there, and what the field does with it."""
+    """A well-known benchmark: its data set on the hub, its size, the usual number of samples, its column names."""
 
     hub: str
     split: str
-    problems: int  # that it has
-    samples: int = 1  # that papers take of each problem
+    problems: int  # number of problems
+    samples: int = 1  # samples of each problem in papers
     config: str | None = None
-    problem: str = "problem"
+    problem: str = "problem"  # name of the column on the hub; so are answer and id
     answer: str = "answer"
     id: str = "id"
     files: tuple[str, ...] = ()  # further names of local files, without the suffix
@@ -52,18 +52,18 @@ Prefix-RFT (arXiv 2507.01679) report them."""
 
 @dataclass(frozen=True)
 class Task:
-    """The problems of one benchmark, and how often each is to be answered."""
+    """The problems of one benchmark, and the number of samples to take of each."""
 
     name: str
     problems: Sequence[Problem]
     samples: int
     source: str
     file_sha256: str | None = None
-    """Of the local file, None for the hub."""
+    """SHA-256 of the local file; None for the hub."""
 
     @property
     def sha256(self) -> str:
-        """Of what is asked and what counts as right: ids, problems and answers, in their order."""
+        """SHA-256 of the ids, problems and answers, in their order: everything that decides the score."""
         digest = hashlib.sha256()
         for p in self.problems:
             columns = [sorted(p.columns.items())] if p.columns else []
@@ -81,14 +81,14 @@ def load(
     answers: bool = True,
     columns: bool = False,
 ) -> list[Task]:
-    """The tasks that ``on`` names.
+    """Tasks for the benchmarks, files and data sets in ``on``.
 
     Args:
-        on: for each a benchmark's name, ``name=FILE``, a file of problems, or a data set on the hub (owner/name).
-        folder: local files of the named benchmarks, ``name.jsonl``; $PREFIX_RL_BENCHMARKS unless given.
-        samples: of each problem; the benchmark's own number unless given.
-        limit: take the first problems only.
-        split: of a data set that is no known benchmark.
+        on: for each task a benchmark's name, ``name=FILE``, a file of problems, or a data set on the hub (owner/name).
+        folder: the folder with local files of the benchmarks, ``name.jsonl``; None: $PREFIX_RL_BENCHMARKS.
+        samples: number of samples of each problem; None: the usual number of the benchmark.
+        limit: number of problems to take from the start of each benchmark; None: all.
+        split: the split of a data set that is no known benchmark.
         answers, columns: as for :func:`prefix_rl.data.problems.load`.
 
     Raises:
@@ -132,7 +132,7 @@ def load(
 
 
 def _find(entry: str, folder: str | None) -> tuple[str, str | None, Benchmark | None]:
-    """The name, the file or data set to read (None: the benchmark's own on the hub), and the benchmark if it is one."""
+    """Name, file or data set to read (None: the benchmark's own on the hub), and the benchmark if it is a known one."""
     name, given, source = (part.strip() for part in entry.partition("="))
     if given:
         if not re.fullmatch(r"[\w.-]+", name):
@@ -152,7 +152,7 @@ def _find(entry: str, folder: str | None) -> tuple[str, str | None, Benchmark | 
 
 
 def _in_folder(name: str, folder: str) -> str | None:
-    """The local file of a benchmark, None if the folder has none: then it comes from the hub."""
+    """Path of a benchmark's local file; None if the folder has none, so that it is read from the hub."""
     candidates = [Path(folder, stem + suffix) for stem in (name, *BENCHMARKS[name].files) for suffix in SUFFIXES]
     return next((str(path) for path in candidates if os.path.isfile(path)), None)
 
@@ -176,7 +176,7 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterator[tuple[str, dict]]:
 def _problems(
     name: str, benchmark: Benchmark | None, rows: Iterator[tuple[str, dict]], answers: bool, columns: bool
 ) -> list[Problem]:
-    problems, places, wrong = [], {}, {}  # ids to where they stand; what is wrong to where it is
+    problems, places, wrong = [], {}, {}  # dicts: place of each id; places of each fault
     for number, (place, row) in enumerate(rows):
         if benchmark:
             row = _in_our_words(row, benchmark)
@@ -203,7 +203,7 @@ def _problems(
 
 
 def _in_our_words(row: dict, benchmark: Benchmark) -> dict:
-    """A row of the hub under the names of the local files."""
+    """A row of the hub with its columns renamed to those of a local file: ``problem``, ``answer``, ``id``."""
     for ours in ("problem", "answer", "id"):
         theirs = getattr(benchmark, ours)
         if ours not in row and theirs in row:
@@ -225,10 +225,10 @@ def _demonstrations(row: dict) -> tuple[dict, ...]:
 
 
 def check_answers(tasks: Sequence[Task], grader: Grader) -> None:
-    """Refuses gold answers that no completion could be graded against.
+    """Refuses tasks whose gold answers cannot be parsed.
 
     Raises:
-        DataError: naming them.
+        DataError: with the place and the answer of each such row.
     """
     for task in tasks:
         outcomes = grader.grade([("", gold_of(grader, p)) for p in task.problems])

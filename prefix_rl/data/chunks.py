@@ -1,8 +1,8 @@
-"""Unfinished work on disk: a folder of chunks, from which the same command goes on after it was cut off.
+"""Unfinished work on disk: a folder of chunks, from which an interrupted command continues.
 
-A chunk of a stage is its rows, what was dropped of it, a numpy array, and at last a file of facts; it counts once that
-file stands there. Each appears whole (:mod:`~prefix_rl.parts`). The folder belongs to one plan (sources with their
-hashes, settings, versions); for another plan it starts anew.
+A chunk is four files: rows, list of dropped rows, numpy array and facts. The facts are written last, and a chunk counts
+as finished once they exist. Each file appears as a whole (:mod:`~prefix_rl.parts`). The folder belongs to one plan
+(sources with their hashes, settings, versions); a command with another plan empties it first.
 """
 
 from __future__ import annotations
@@ -23,45 +23,46 @@ _PLAN, _LOCK = "plan.json", ".lock"
 
 
 class Chunks:
-    """The chunks of an output that is being made. Made by :func:`working`."""
+    """The chunks of an unfinished output. Use :func:`working` to open them."""
 
     rows_at_once, characters_at_once = 1000, 8_000_000
-    """Rows and characters at which a chunk is full."""
+    """Numbers of rows and of characters at which a chunk is full."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.line = lru_cache(64)(self._line)
 
     def finished(self, stage: str) -> list[dict]:
-        """The facts of the finished chunks of a stage, in order."""
+        """Facts of the finished chunks of a stage, in order."""
         found = []
         while (path := self._path(stage, len(found), "json")).exists():
             found.append(json.loads(path.read_text(encoding="utf-8")))
         return found
 
     def put(self, stage: str, number: int, lines: Sequence[bytes], dropped: Sequence[dict], array, facts: dict) -> None:
-        """Adds a finished chunk: it is on the disk, whole, when this returns."""
+        """Writes a finished chunk to the disk."""
         self._write(stage, number, "jsonl", lambda file: file.writelines(lines))
         self._write(stage, number, "dropped", lambda file: file.writelines(map(as_line, dropped)))
         self._write(stage, number, "npy", lambda file: np.save(file, array))
+        # last, since its existence says that the chunk is finished
         self._write(stage, number, "json", lambda file: file.write(json.dumps(facts).encode()))
 
     def lines(self, stage: str, number: int, offset: int = 0) -> Iterator[bytes]:
-        """The rows of a chunk from an offset on, as they were written."""
+        """Rows of a chunk as lines of JSON, starting at a byte offset."""
         with self._path(stage, number, "jsonl").open("rb") as file:
             file.seek(offset)
             yield from file
 
     def dropped(self, stage: str, number: int) -> bytes:
-        """What was dropped of a chunk, JSON Lines."""
+        """List of what was dropped while the chunk was written, as JSON Lines."""
         return self._path(stage, number, "dropped").read_bytes()
 
     def array(self, stage: str, number: int) -> np.ndarray:
-        """The array of a chunk."""
+        """Numpy array of a chunk."""
         return np.load(self._path(stage, number, "npy"))
 
     def _line(self, stage: str, number: int, offset: int) -> dict:
-        """The row of a chunk that starts at an offset."""
+        """Row of a chunk that starts at a byte offset."""
         with self._path(stage, number, "jsonl").open("rb") as file:
             file.seek(offset)
             return json.loads(file.readline())
@@ -76,22 +77,22 @@ class Chunks:
 
 def as_line(row: dict) -> bytes:
     """A row as a line of a JSON Lines file."""
-    text = json.dumps(row, ensure_ascii=False, default=str) + "\n"  # a date of a Parquet file, say, as a text
-    return text.encode(
-        "utf-8", "backslashreplace"
-    )  # which of half a surrogate pair makes the escape that JSON has for it
+    text = json.dumps(row, ensure_ascii=False, default=str) + "\n"  # default: for values that JSON lacks, like dates
+    # half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it
+    return text.encode("utf-8", "backslashreplace")
 
 
 @contextmanager
 def working(output: Path, plan: dict) -> Iterator[Chunks]:
-    """The chunks of ``output``, in the folder ``<output>.partial``: those that the same plan left, or none.
+    """Opens the chunks of ``output`` in the folder ``<output>.partial``: those that a run with the same plan left.
 
-    The folder goes when the work is done, and when the data turn out to be unusable. Whatever else ends the work (a
-    kill, Ctrl-C, a full disk) leaves it for the next time.
+    The folder is removed when the work is finished, and when the data turn out to be unusable. It stays after every
+    other end (a kill, Ctrl-C, a full disk), and the next run continues from it.
 
     Raises:
         DataError: if another process works on the same output, or the folder cannot be written.
     """
+    # the plan goes through JSON because it is compared with one read from a file (tuples become lists)
     folder, plan = output.with_name(output.name + ".partial"), json.loads(json.dumps(plan))
     with ExitStack() as lock:
         try:
@@ -122,7 +123,7 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
 
 
 def _belong_to(folder: Path, plan: dict) -> None:
-    """Empties the folder of what another plan left in it."""
+    """Removes from the folder the files that a run with another plan left."""
     path = folder / _PLAN
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
         return

@@ -1,6 +1,6 @@
-r"""Raw rows of the usual data sets in one form: ``id``, ``problem``, ``answer``, ``demonstrations``.
+r"""Conversion of raw rows to one form with the columns ``id``, ``problem``, ``answer``, ``demonstrations``.
 
-Known by their columns:
+The layouts of these data sets are recognized by their columns:
 
 ==================  ====================================================================================================
 GSM8K               ``question``, ``answer`` with ``#### 42`` and ``<<6*7=42>>``
@@ -15,8 +15,8 @@ Chat messages       ``messages`` or ``conversations``; the last turn of the assi
 TRL                 ``prompt`` and ``completion``, each a text or messages
 ==================  ====================================================================================================
 
-A gold answer is what a data set gives as such, or the box of a *published* solution. It is never taken from a model's
-own text: every demonstration would be right by construction.
+A gold answer is the data set's answer column, or the boxed answer of a *published* solution. It is never taken from
+text that a model wrote: then every demonstration would be right by construction.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OURS = (
     "id", "problem", "answer", "solution", "pass_rate", "demonstrations", "completion", "messages", "system",
     "complete",
 )  # fmt: skip
-"""What a column can be named as."""
+"""Names on the left side of ``--column OURS=THEIRS``."""
 _ASKED = ("problem", "question", "prompt")
 _CHATS = ("conversations", "messages")
 _DEMONSTRATIONS = (
@@ -44,12 +44,12 @@ _OTHERS = {
     "id", "uuid", "unique_id", "extra_info", "reward_model", "answer", "final_answer", "ground_truth", "pass_rate",
     "ground_truth_solution", "deepseek_reasoning", "is_reasoning_complete", *_ASKED, *_DEMONSTRATIONS,
 }  # fmt: skip
-"""The columns that are looked at."""
+"""Columns that are known; any other may hold a demonstration that is not read."""
 _READ = {
     "id", "uuid", "unique_id", "answer", "pass_rate", "ground_truth_solution", "deepseek_reasoning", "system",
     "is_reasoning_complete", *_ASKED, *_DEMONSTRATIONS,
 }  # fmt: skip
-"""The columns that stand in the made row under their own or another name."""
+"""Columns whose content is in the normalized row already, under the same or another name."""
 _BARE = "it is nothing but the answer"
 _DAPO = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -62,18 +62,18 @@ _SOLUTION = re.compile(r"<\|end_of_thought\|>\s*<\|begin_of_solution\|>")
 
 
 def normalize(row: dict, columns: dict[str, str]) -> dict:
-    r"""A raw row with the columns ``id``, ``problem``, ``answer``, ``demonstrations`` and ``pass_rate``, as far as they
-    can be found; ``answer`` and ``problem`` may still be wrong.
+    r"""A raw row converted to the columns ``id``, ``problem``, ``answer``, ``demonstrations`` and ``pass_rate``.
 
-    A problem of several turns, or with a system turn, has them as ``turns`` also; ``problem`` is then the text of all
-    but the system's. What cannot be read has its reasons in ``faults``; a demonstration that cannot, in ``unread``.
+    Columns that the raw row lacks are missing; ``problem`` and ``answer`` are not checked yet. A problem of several
+    turns, or with a system turn, also has its messages in ``turns``; ``problem`` is then the text of all turns but the
+    system's. ``faults`` lists the reasons why a row cannot be read, ``unread`` why a demonstration cannot.
+
+    GSM8K's calculator marks are removed and its last line becomes a box, so that its demonstrations end as the
+    instruction asks. DAPO's instructions are removed from the problem. A "solution" that is only the answer is dropped.
 
     Args:
-        columns: ``{"problem": "question", ...}`` for what is not known by name; it goes before what is. A dot leads
-            into an object: ``extra_info.answer``.
-
-    GSM8K's marks are taken out and its last line becomes a box, so that the demonstrations end as the instruction asks;
-    DAPO's instructions are taken off the problem; a "solution" that is nothing but the answer is no demonstration.
+        columns: our name to the data set's name, ``{"problem": "question", ...}``, for columns that are not recognized
+            or not wanted as they are. A dot leads into an object: ``extra_info.answer``.
 
     >>> normalize({"question": "6 * 7?", "answer": "6 * 7 = <<6*7=42>>42\n#### 42"}, {})
     {'problem': '6 * 7?', 'answer': '42', 'demonstrations': ['6 * 7 = 42\n\\boxed{42}']}
@@ -107,8 +107,10 @@ def normalize(row: dict, columns: dict[str, str]) -> dict:
 
 
 def with_chat(row: dict) -> tuple[dict, list[str]]:
-    """A row that was not prepared, with the problem and the demonstration of its messages or its completion; and what
-    of these cannot be read. Rows without them come back as they are.
+    """A row that was not prepared, with ``problem`` and ``demonstrations`` taken from its messages or its completion.
+
+    Returns:
+        The row, unchanged if it has neither messages nor a completion; and the faults of the parts that cannot be read.
     """
     done = row.get("problem") is not None and _first(row, "demonstrations", "solution") is not None
     if done or not any(row.get(name) is not None for name in ("prompt", "completion", *_CHATS)):
@@ -126,13 +128,13 @@ def with_chat(row: dict) -> tuple[dict, list[str]]:
 
 
 def unread_columns(row: dict, columns: dict[str, str]) -> list[str]:
-    """The columns of a row that nothing is read from and that could hold a demonstration: texts and lists."""
+    """Names of columns that are not read although they could hold a demonstration: texts, lists and objects."""
     named = {theirs.partition(".")[0] for theirs in columns.values()}
     return [name for name, value in row.items() if name not in _OTHERS | named and isinstance(value, str | list | dict)]
 
 
 def further_columns(row: dict, columns: dict[str, str]) -> dict:
-    """The columns of a raw row beside problem, answer and demonstrations, which are kept for reward functions.
+    """Columns of a raw row other than problem, answer and demonstrations; reward functions may need them.
 
     >>> further_columns({"problem": "6 * 7?", "answer": "42", "level": 3, "worked": "..."}, {"solution": "worked"})
     {'level': 3}
@@ -142,7 +144,7 @@ def further_columns(row: dict, columns: dict[str, str]) -> dict:
 
 
 def _renamed(row: dict, columns: dict[str, str]) -> dict:
-    """The row with the columns that were named by ours; what they take the place of is gone."""
+    """The row with the named columns under our names, without the columns that they replace."""
     taken = {theirs: _at(row, theirs) for theirs in columns.values()}
     demonstrations = [ours for ours in columns if ours in _DEMONSTRATIONS]
     gone = set(_DEMONSTRATIONS) if demonstrations else set()
@@ -159,7 +161,7 @@ def _renamed(row: dict, columns: dict[str, str]) -> dict:
 
 
 def _at(row: dict, name: str):
-    """The value of a column, or inside of one: ``a.b``."""
+    """Value of a column, or of a field inside an object: ``a.b``."""
     if name in row or "." not in name:
         return row.get(name)
     first, _, rest = name.partition(".")
@@ -167,12 +169,12 @@ def _at(row: dict, name: str):
 
 
 def _asked(row: dict, pair: Chat | None, answered: bool) -> dict:
-    """``problem``, ``turns``, ``faults``, and as ``last`` the demonstration that ends the messages of the prompt.
+    """Keys ``problem``, ``turns`` and ``faults`` of a row, and ``last``: the demonstration at the end of its prompt.
 
     Args:
-        pair: the messages that the demonstration comes from. They are the prompt, too: to answer their first turn by
-            their last one would be wrong.
-        answered: whether there is a demonstration.
+        pair: the messages that the demonstration comes from. They are the prompt, too, since their last turn answers
+            all turns before it, not the first one alone.
+        answered: True if the row has a demonstration.
     """
     given = _first(row, *_ASKED)
     if pair is not None and (given is None or not pair.plain):
@@ -202,7 +204,7 @@ def _asked(row: dict, pair: Chat | None, answered: bool) -> dict:
 
 
 def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
-    """``["problem=question"]`` -> ``{"problem": "question"}``."""
+    """Column names from options of the form OURS=THEIRS: ``["problem=question"]`` -> ``{"problem": "question"}``."""
     columns = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     wrong = [p for p in pairs if "=" not in p] + [c for c in columns if c not in OURS]
     if wrong:
@@ -211,7 +213,7 @@ def parse_columns(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def check_columns(columns: dict[str, str], source: str, first: Sequence[dict]) -> None:
-    """Refuses names of columns that the first rows of a source do not have."""
+    """Refuses column names (``--column``) that do not occur in the first rows of a source."""
     there = list(dict.fromkeys(name for row in first for name in row))
     wrong = [
         f"--column {ours}={theirs}: no such column{nearest(theirs, there)}; there are {', '.join(there)}"
@@ -226,13 +228,14 @@ def _first(row: dict, *names: str):
 
 
 def _is_bare(demonstration, answer: str) -> bool:
-    """Whether a demonstration is nothing but the answer. A much longer one need not be looked at."""
+    """True if a demonstration is only the answer, without a solution."""
+    # a much longer text cannot be only the answer, so it is not squeezed
     short = isinstance(demonstration, str) and len(demonstration) < 2 * len(answer) + 50
     return short and squeezed(demonstration) == squeezed(answer)
 
 
 def _problem(given):
-    """The text of a problem, out of a known frame of instructions."""
+    """Text of a problem without the instructions that DAPO and OpenThoughts put around it."""
     if not isinstance(given, str):
         return given
     if given.startswith(_DAPO):
@@ -241,8 +244,9 @@ def _problem(given):
 
 
 def _solutions(row: dict, answer: str) -> tuple[list, Chat | None]:
-    """The demonstrations of a row, as texts or objects, and the messages that they come from. What is neither stays,
-    for the check to find.
+    """Demonstrations of a row, as texts or objects, and the messages that they come from (None: from no messages).
+
+    Values of other types are returned unchanged; the check of the row reports them.
     """
     if row.get("deepseek_reasoning") is not None and row.get("deepseek_solution") is not None:
         text = f"<think>\n{row['deepseek_reasoning'].strip()}\n</think>\n\n{row['deepseek_solution'].strip()}"
@@ -268,7 +272,7 @@ def _solutions(row: dict, answer: str) -> tuple[list, Chat | None]:
 
 
 def _listed(row: dict, name: str) -> list:
-    """The demonstrations of a column that holds a text or a list."""
+    """Demonstrations in a column that holds a text or a list of them."""
     given = row[name] if isinstance(row[name], list) else [row[name]]
     complete = row.get("is_reasoning_complete") if name in ("generations", "demonstrations") else None
     complete = [complete] if isinstance(complete, bool) else complete
@@ -280,7 +284,7 @@ def _listed(row: dict, name: str) -> list:
 
 
 def _ends(read: Chat, alone: bool = False) -> list:
-    """The demonstration at the end of messages; ``alone``: they should hold nothing else."""
+    """List with the demonstration that ends the messages; with ``alone`` the messages may hold nothing else."""
     if read.faults:
         return [{"text": "", "unread": "; ".join(read.faults)}]
     if len(read.answers) > 1 or (alone and (read.asked or not read.answers)):
@@ -289,7 +293,7 @@ def _ends(read: Chat, alone: bool = False) -> list:
 
 
 def _text(solution):
-    """A demonstration as it is stored. One that brings ids or offsets along stays as it is."""
+    """A demonstration in the form that is stored; an object with token ids or offsets stays unchanged."""
     if isinstance(solution, dict):
         if isinstance(solution.get("text"), str):
             return solution if set(solution) > {"text"} else _text(solution["text"])
@@ -307,7 +311,7 @@ def _text(solution):
 
 
 def _boxed_ending(solution: str) -> str:
-    """GSM8K's calculator marks removed and its ``#### 42`` line turned into a box; other texts unchanged."""
+    """A solution without GSM8K's calculator marks and with its line ``#### 42`` turned into a box."""
     solution = re.sub(r"<<[^<>\n]*>>", "", solution)
     body = solution.rstrip()
     last = body.rfind("\n") + 1
@@ -316,7 +320,7 @@ def _boxed_ending(solution: str) -> str:
 
 
 def _answer(answer: str) -> str:
-    r"""An answer without the delimiters around the whole of it.
+    r"""An answer without the math delimiters or the box around the whole of it.
 
     >>> _answer(r"$\frac{1}{2}$"), _answer(r"\boxed{3}"), _answer("$5 and $6")
     ('\\frac{1}{2}', '3', '$5 and $6')

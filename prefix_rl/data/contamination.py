@@ -1,13 +1,13 @@
-"""Training problems that stand in an evaluation set.
+"""Contamination: training problems that also occur in an evaluation set.
 
 A training problem is contaminated if it shares ``n`` words in a row with a problem of an evaluation set (n-gram
-overlap, GPT-3, arXiv 2005.14165, appendix C: 13; open-r1 and others: 8). What is compared are the words of the problems
-alone, see :func:`~prefix_rl.data.texts.words`; a problem of fewer than ``n`` words is compared as a whole.
+overlap; ``n`` is 13 for GPT-3, arXiv 2005.14165, appendix C, and 8 for open-r1 and others). Only the words are
+compared, see :func:`~prefix_rl.data.texts.words`; a problem of fewer than ``n`` words is compared as a whole.
 
-A run of words that stands, with other numbers and letters perhaps, in three or more different problems of the
-evaluation sets ("where m and n are relatively prime positive integers") is a turn of phrase. With ``spare_phrases``
-only runs clear of such words count, or a problem that is there as a whole: a copied problem has more than its phrases.
-The published rule, and the default, knows no such exception.
+A turn of phrase is a run of words that occurs, up to its numbers and single letters, in three or more different
+problems of the evaluation sets ("where m and n are relatively prime positive integers"). With ``spare_phrases`` a
+shared run counts only if it overlaps no turn of phrase, or if the training problem holds the whole evaluation problem.
+The published rule, which is the default, makes no such exception.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from .sources import fingerprint, read
 from .texts import ngrams, similarity, squeezed, words
 
 LONG_RUN = 13
-"""Of the rows dropped, those are also counted that share so many words in a row."""
+"""Number of shared words in a row from which a dropped row is also counted as a long match."""
 LONG = f"with {LONG_RUN} words or more"
 _DIGITS, _LETTER = re.compile(r"\d+"), re.compile(r"\b[^\W\d_]\b")
-_PHRASE = 8  # words of a turn of phrase
-_ALIKE = 0.5  # two evaluation problems of this similarity are forms of one
-_SHOWN = 500  # characters of a text in the list of what was dropped
+_PHRASE = 8  # number of words in a turn of phrase
+_ALIKE = 0.5  # similarity from which two evaluation problems count as one
+_SHOWN = 500  # number of characters of a text in the list of dropped rows
 INSIDE = 0.9
-"""An evaluation set of whose problems this share stands whole in the training data is a part of it."""
+"""Share of an evaluation set's problems, found whole in the training data, at which ``prepare`` refuses to go on."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """The problem of an evaluation set that a text has most in common with."""
+    """The evaluation problem that shares the longest run of words with a text."""
 
-    problem: int  # its number in the index
-    run: str  # the most words in a row of the text that lie in n-grams of the problem
-    whole: tuple[int, ...]  # the problems whose every n-gram stands in the text
+    problem: int  # index into EvaluationIndex.problems
+    run: str  # longest run of words of the text that is covered by n-grams of the problem
+    whole: tuple[int, ...]  # indices of the problems all of whose n-grams occur in the text
 
     @property
     def words(self) -> int:
-        """The length of the run."""
+        """Number of words in the run."""
         return self.run.count(" ") + 1
 
 
@@ -53,16 +53,16 @@ class EvaluationIndex:
     """The n-grams of evaluation sets.
 
     Args:
-        sets: for each name its problems, as ``(id, text)``.
-        n: words in a row that make a problem contaminated.
-        spare_phrases: turns of phrase do not.
+        sets: the name of each set to its problems, as ``(id, text)``.
+        n: number of shared words in a row that makes a problem contaminated.
+        spare_phrases: True if turns of phrase do not count.
     """
 
     def __init__(self, sets: dict[str, Sequence[tuple[str, str]]], n: int = 8, spare_phrases: bool = False):
         self.n = n
         self.problems = [(name, id, text) for name, problems in sets.items() for id, text in problems]
-        self._distinct: list[int] = []  # n-grams of each problem
-        self._where: dict[str, list[int]] = {}  # n-gram -> the problems that it stands in
+        self._distinct: list[int] = []  # number of different n-grams of each problem
+        self._where: dict[str, list[int]] = {}  # n-gram -> indices of the problems with it
         for number, (_, _, text) in enumerate(self.problems):
             grams = set(ngrams(words(text), n))
             self._distinct.append(len(grams))
@@ -71,8 +71,8 @@ class EvaluationIndex:
         self._phrases = self._turns_of_phrase() if spare_phrases else frozenset()
 
     def _turns_of_phrase(self) -> frozenset[str]:
-        """The patterns of 8 words that stand in three different problems or more."""
-        where: dict[str, dict[int, None]] = {}  # the inner dict for its order
+        """Patterns of 8 words that occur in at least three different problems."""
+        where: dict[str, dict[int, None]] = {}  # the inner dict is an ordered set
         for number, (_, _, text) in enumerate(self.problems):
             for gram in ngrams(words(text), _PHRASE):
                 where.setdefault(_pattern(gram), {})[number] = None
@@ -80,7 +80,7 @@ class EvaluationIndex:
         return frozenset(pattern for pattern, problems in where.items() if _are_different(list(problems), alike))
 
     def _clear(self, found: list[str]) -> set[int]:
-        """The places of those n-grams of a text that no turn of phrase touches."""
+        """Positions of the n-grams of a text that overlap no turn of phrase."""
         phrases = [
             i for i, gram in enumerate(ngrams(found, _PHRASE)) if self._phrases and _pattern(gram) in self._phrases
         ]
@@ -88,7 +88,7 @@ class EvaluationIndex:
         return {p for p in range(len(ngrams(found, self.n))) if taken.isdisjoint(range(p, p + self.n))}
 
     def find(self, text: str) -> Hit | None:
-        """What a training problem has in common with the evaluation sets; None if nothing.
+        """Best match of a training problem in the evaluation sets; None if it is not contaminated.
 
         >>> problems = [("1", "Find the sum of all primes below ten."), ("2", "What is 6 * 7?")]
         >>> index = EvaluationIndex({"e": problems}, n=5)
@@ -112,21 +112,26 @@ class EvaluationIndex:
         hits = [m for m, places in at.items() if m in whole or not clear.isdisjoint(places)]
         if not hits:
             return None
+        # of equally long runs the first problem's
         best = max(hits, key=lambda number: (_longest(at[number])[1], -number))
         start, length = _longest(at[best])
         return Hit(best, " ".join(found[start : start + length + self.n - 1]), tuple(sorted(whole)))
 
     def shown(self, text: str, hit: Hit) -> dict:
-        """A hit as it is listed: both problems, and what they share."""
+        """Entry for the list of dropped rows: both problems and the words that they share."""
         _, id, theirs = self.problems[hit.problem]
         return {"words": hit.words, "shared": hit.run[:_SHOWN], "problem": text[:_SHOWN], "evaluation_id": id,
                 "evaluation_problem": theirs[:_SHOWN]}  # fmt: skip
 
     def refuse_if_inside(self, found: Iterable[int], force: bool = False) -> dict[str, dict[str, int]]:
-        """How many problems of each set stand whole in the training data, given the numbers of those.
+        """Counts for each set: its problems, and those that occur whole in the training data.
+
+        Args:
+            found: indices of the problems that occur whole in the training data.
+            force: True to return the counts even if a set is inside the training data.
 
         Raises:
-            DataError: if nearly all of a set do, unless forced: the sources hold the evaluation set by mistake.
+            DataError: if nearly all problems of a set occur: then the set is in the sources by mistake.
         """
         counts = {name: {"problems": 0, "found whole": 0, "rows dropped": 0, LONG: 0} for name, _, _ in self.problems}
         for name, _, _ in self.problems:
@@ -147,7 +152,7 @@ class EvaluationIndex:
 
 
 def load_sets(names: Sequence[str], split: str = "test") -> dict[str, list[tuple[str, str]]]:
-    """The problems of evaluation sets as ``(id, text)``: benchmarks by name, files, or data sets on the hub.
+    """Problems of evaluation sets as ``(id, text)``. A set is a known benchmark, a file or a data set on the hub.
 
     Raises:
         DataError: if one cannot be read, or a row has no problem.
@@ -168,18 +173,18 @@ def load_sets(names: Sequence[str], split: str = "test") -> dict[str, list[tuple
 
 
 def sets_facts(names: Sequence[str]) -> list[dict]:
-    """What identifies evaluation sets in a manifest."""
+    """Name and SHA-256 of each evaluation set, for the manifest; the SHA-256 is None for the hub."""
     return [{"set": name, "sha256": fingerprint(name) if os.path.isfile(name) else None} for name in names]
 
 
 def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
-    """The evaluation problems whose very text stands in the training problems, typesetting aside, in their order."""
+    """Evaluation problems whose text, apart from typesetting, is the text of a training problem; in their order."""
     known = {squeezed(text) for text in training}
     return [text for text in evaluation if squeezed(text) in known]
 
 
 def _pattern(gram: str) -> str:
-    """A run of words with every number and every single letter alike.
+    """A run of words with 0 for every number and x for every single letter.
 
     >>> _pattern("frac m n for 2 primes")
     'frac x x for 0 primes'
@@ -188,7 +193,7 @@ def _pattern(gram: str) -> str:
 
 
 def _are_different(problems: Sequence[int], alike: Callable[[int, int], bool]) -> bool:
-    """Whether three of the problems are different ones: copies of a problem stand in several sets."""
+    """True if at least three of the problems differ; several sets may hold copies of one problem."""
     seen: list[int] = []
     for problem in problems if len(problems) > 2 else ():
         if not any(alike(other, problem) for other in seen):
@@ -199,7 +204,7 @@ def _are_different(problems: Sequence[int], alike: Callable[[int, int], bool]) -
 
 
 def _longest(positions: Sequence[int]) -> tuple[int, int]:
-    """Start and length of the longest run of successive positions, of equal ones the first.
+    """Start and length of the longest run of successive positions; the first one if several are equally long.
 
     >>> _longest([1, 4, 5, 6, 9])
     (4, 3)

@@ -1,4 +1,4 @@
-"""How hard each problem is for a policy: the measured share of right attempts."""
+"""Difficulty of problems for a policy: pass rates, the measured shares of right attempts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .texts import hash64
 
 
 class PassRates:
-    """Pass rates by the id of the problem, sixteen bytes each.
+    """Pass rates for problem ids, kept in sixteen bytes each.
 
     Args:
-        rates: ``(id, pass rate)``; an id stands once.
+        rates: pairs ``(id, pass rate)``, one for each id.
     """
 
     def __init__(self, rates: Iterable[tuple[str, float]]):
         pairs = np.fromiter(((hash64(id), rate) for id, rate in rates), np.dtype([("id", "u8"), ("rate", "f8")]))
         pairs.sort(order="id")
         self._ids, self._rates = pairs["id"].copy(), pairs["rate"].copy()
-        self.met = 0
+        self.met = 0  # number of calls of ``of`` with a measured problem
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def of(self, id: str) -> float | None:
-        """The pass rate of a problem, None if it was not measured.
+        """Pass rate of a problem; None if it was not measured.
 
         >>> PassRates([("a", 0.25)]).of("a"), PassRates([("a", 0.25)]).of("b")
         (0.25, None)
@@ -43,18 +43,18 @@ class PassRates:
 
     @property
     def repeated(self) -> bool:
-        """Whether some id stands twice."""
+        """True if an id occurs twice."""
         return bool((self._ids[1:] == self._ids[:-1]).any())
 
 
 def load_pass_rates(given: str) -> PassRates:
-    """The pass rates in a file, or in a trace store of ``prefix-rl collect``.
+    """Pass rates from a file, or from a trace store of ``prefix-rl collect``.
 
-    A row of a file names its problem by ``id`` or ``problem_id``, and holds ``pass_rate``, or ``right`` and
-    ``attempts``. Of a store the attempts of the policy itself count.
+    A row of a file has the problem's ``id`` (or ``problem_id``) and either ``pass_rate`` or ``right`` and ``attempts``.
+    In a store only the attempts of the policy itself count, not imported traces.
 
     Raises:
-        DataError: naming every row that does not; if the traces of a store were not graded.
+        DataError: with every row that lacks these or has impossible values; if a store's traces were not graded.
     """
     if Path(given).is_dir():
         from .traces import TraceStore
@@ -89,7 +89,7 @@ def _rates(given: str, faults: list[str]) -> Iterator[tuple[str, float]]:
 
 
 def is_rate(value: object) -> bool:
-    """Whether a value can be a pass rate."""
+    """True if a value can be a pass rate: a number from 0 to 1."""
     return _is_number(value) and 0 <= value <= 1
 
 

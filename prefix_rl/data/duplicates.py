@@ -1,20 +1,21 @@
-"""Problems that stand in the data twice: to the letter, or nearly.
+"""Duplicates among the problems: exact copies, and near-duplicates.
 
-Two problems are the same if their texts are (:func:`~prefix_rl.data.texts.squeezed`). They are near-duplicates if
+Two problems are the same if their texts agree up to typesetting (:func:`~prefix_rl.data.texts.squeezed`). They are
+near-duplicates if
 
 - their answers and their numbers, in order, are the same, and
 - the Jaccard similarity of their word 3-grams is at least a threshold.
 
-The first condition is what tells a rewording from another problem made from the same template: "12 apples at 3 each"
-and "12 apples at 5 each" differ in one word of twenty and have nothing to do with each other.
+The first condition tells a reworded problem from another problem of the same template: "12 apples at 3 each" and "12
+apples at 5 each" differ in one word only, but they are two problems.
 
-Of every set of duplicates the first row in the order of the sources is kept: which one does not depend on chance, and
-sources can be given in the order of trust. A row is dropped for its likeness to a *kept* row only, so likeness does not
+Of every set of duplicates the first row in the order of the sources is kept: the choice does not depend on chance, and
+sources can be listed in the order of trust. A row is dropped only if it is like a *kept* row, so likeness does not
 chain.
 
 Pairs are found by MinHash and banding (Broder 1997; datasketch): 25 bands of 5 values, which find a pair of similarity
-s with probability 1 - (1 - s^5)^25 (0.8: 0.99995, 0.7: 0.99), and are then compared on their true 3-grams. The bands
-stand in numpy columns that are sorted one at a time, so a row costs a few dozen bytes of memory.
+s with probability 1 - (1 - s^5)^25 (0.8: 0.99995, 0.7: 0.99). The pairs are then compared on their true 3-grams. The
+bands are numpy columns that are sorted one at a time, so a row costs a few dozen bytes of memory.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ BANDS, ROWS = 25, 5
 INDEX = np.dtype(
     [("id", "u8"), ("text", "u8"), ("answer", "u8"), ("offset", "i8"), ("size", "i4"), ("bands", "u8", (BANDS,))]
 )
-"""What is kept of a row: hashes of its id, text and answer, where it stands in its chunk, its bands."""
+"""Entry of a row: hashes of id, text and answer, byte offset in its chunk, number of demonstrations, band hashes."""
 KEPT, SAME, OTHER_ANSWER, NEAR = range(4)
-"""What a row is: kept; the same problem as a kept one; the same, with another answer; nearly the same."""
-_COMPARED = 4  # rows of a bucket that each of its rows is compared with
+"""Kinds of rows: kept; same problem as a kept row; same problem with another answer; near-duplicate of a kept row."""
+_COMPARED = 4  # number of rows at the start of a bucket that all later rows are compared with
 
 
 def bands(problem: str, answer: str) -> np.ndarray:
-    """The band hashes ``(25,)`` of a problem. Rows that differ in an answer or a number share none."""
+    """Band hashes ``(25,)`` of a problem. Problems that differ in the answer or a number share none."""
     found = words(problem)
     sketch = _empty_sketch().copy()
     sketch.update_batch(gram.encode() for gram in ngrams(found, SHINGLE))
@@ -45,6 +46,7 @@ def bands(problem: str, answer: str) -> np.ndarray:
     mixed = sketch.hashvalues.astype(np.uint64).reshape(BANDS, ROWS)
     with np.errstate(over="ignore"):
         result = np.full(BANDS, agree, np.uint64)
+        # mixes the 5 values of each band into one hash; products wrap around modulo 2^64 on purpose
         for column in mixed.T:
             result = (result ^ column) * np.uint64(0x9E3779B97F4A7C15)
             result ^= result >> np.uint64(29)
@@ -54,19 +56,20 @@ def bands(problem: str, answer: str) -> np.ndarray:
 def find(
     column: Callable[[str, int | None], np.ndarray], problem: Callable[[int], str], threshold: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are duplicates, and of which row.
+    """Kind of every row, and the kept row that it duplicates.
 
     Args:
-        column: gives a column of :data:`INDEX` over all rows; of ``bands`` the one with the given number.
-        problem: the text of a row.
-        threshold: the similarity that makes a near-duplicate; None: only the same text does.
+        column: returns a column of :data:`INDEX` over all rows; its second argument is the number of the band for
+            ``bands``, else None.
+        problem: returns the text of a row's problem.
+        threshold: similarity from which two problems are near-duplicates; None: only equal texts are duplicates.
 
     Returns:
-        For each row what it is, and the kept row that it is a duplicate of (itself, if it is kept).
+        Two arrays ``(rows,)``: the kind (:data:`KEPT` and so on), and the index of the kept row (its own if kept).
     """
     texts, answers = column("text", None), column("answer", None)
     kind = np.zeros(len(texts), np.uint8)
-    _, first, group = np.unique(texts, return_index=True, return_inverse=True)  # of equal ones the first row
+    _, first, group = np.unique(texts, return_index=True, return_inverse=True)  # first row of each text
     of = first[group].astype(np.int64)
     copies = of != np.arange(len(of))
     kind[copies] = np.where(answers[copies] == answers[of[copies]], SAME, OTHER_ANSWER)
@@ -76,13 +79,13 @@ def find(
             near = kind[earlier] == KEPT and kind[later] == KEPT
             if near and similarity(text_of(earlier), text_of(later)) >= threshold:
                 kind[later], of[later] = NEAR, earlier
-        moved = copies & (kind[of] == NEAR)  # copies of a row that went itself
+        moved = copies & (kind[of] == NEAR)  # copies of a row that turned out to be a near-duplicate
         kind[moved], of[moved] = NEAR, of[of[moved]]
     return kind, of
 
 
 def _candidates(column: Callable[[str, int | None], np.ndarray], first: np.ndarray):
-    """Pairs (earlier, later) that share a band, ordered by the later row, then by the earlier one."""
+    """Pairs (earlier row, later row) that share a band hash, ordered by the later row, then by the earlier one."""
     rows = np.flatnonzero(first)
     pairs = np.empty(0, np.int64)
     for band in range(BANDS):
@@ -98,6 +101,7 @@ def _candidates(column: Callable[[str, int | None], np.ndarray], first: np.ndarr
             counts = lengths[some] - k - 1
             if not len(counts):
                 break
+            # place and head: positions in ``order`` of the later and of the k-th row, for all buckets at once
             ends = np.cumsum(counts)
             place = np.arange(ends[-1]) - np.repeat(ends - counts, counts) + np.repeat(starts[some] + k + 1, counts)
             head = np.repeat(starts[some] + k, counts)

@@ -1,4 +1,4 @@
-"""The funnel of ``prefix-rl prepare``: what went in, what each step dropped and why, what was left."""
+"""The funnel of ``prefix-rl prepare``: numbers of rows and demonstrations that enter, are dropped and stay."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ STEPS = {
     "grading": "demonstrations that earn the training reward",
     "choice": "as many demonstrations as asked for",
 }
-"""The steps in their order, and what passes them."""
+"""Steps in their order, and a description of what passes each."""
 WITH_ITS_PROBLEM = "its problem was dropped"
 
 
 class Funnel:
-    """Counts what goes in and what is dropped, and lists what was dropped."""
+    """Counts of rows and demonstrations that entered and were dropped, and a list of the dropped ones."""
 
     def __init__(self):
         self.entered = Counter()
@@ -29,7 +29,7 @@ class Funnel:
         self.listed: list[dict] = []
 
     def enter(self, demonstrations: int) -> None:
-        """Counts a row that goes in."""
+        """Counts a row that enters, and its demonstrations."""
         self.entered.update(rows=1, demonstrations=demonstrations)
 
     def drop(self, step: str, reason: str, row: dict, demonstrations: int = 0, **details) -> None:
@@ -40,7 +40,7 @@ class Funnel:
         self._list(row, step, reason, details)
 
     def drop_demonstration(self, step: str, reason: str, row: dict, number: int) -> None:
-        """Counts and lists a demonstration of a row that stays; ``number`` counts those of the row from 0."""
+        """Counts and lists the dropped demonstration ``number`` (from 0) of a row that stays."""
         self.dropped[step]["demonstrations"][reason] += 1
         self._list(row, step, reason, {"demonstration": number})
 
@@ -57,7 +57,7 @@ class Funnel:
 
 
 def steps_of(counts: Iterable[dict]) -> list[dict]:
-    """The funnel that several :meth:`Funnel.counts` add up to: what is left after each step, and what it dropped.
+    """Numbers left after each step, and the numbers and reasons of what it dropped, summed over :meth:`Funnel.counts`.
 
     >>> funnel = Funnel()
     >>> funnel.enter(2); funnel.enter(1)
@@ -83,7 +83,7 @@ def steps_of(counts: Iterable[dict]) -> list[dict]:
 
 
 def table(steps: list[dict]) -> str:
-    """The funnel for a terminal."""
+    """Funnel as a table for a terminal."""
     lines = [f"{'step':<14}{'rows':>10}{'demonstrations':>16}   dropped"]
     for step in steps:
         reasons = [f"{n:,} {kind if n > 1 else kind[:-1]}: {reason}" for kind, counts in step["dropped"].items()

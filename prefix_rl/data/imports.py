@@ -35,28 +35,28 @@ def import_traces(
     progress: Callable[[int], object] = lambda n: None,
     turn: Turn | None = None,
 ) -> dict[str, Any]:
-    """Grades traces of other models and adds all of them, right or wrong; returns what was done with the rows.
+    """Grades traces of other models and adds all of them, right or wrong, to a trace store.
 
-    A row names its problem by ``problem_id``, or else by the text in ``problem``, and holds the trace in ``text``,
-    ``completion`` or ``solution``. It may hold ``source``, ``truncated`` and ``flops`` (what it cost, in floating-point
-    operations). Rows of other problems are counted and left out. What the store already has of the same problem, source
-    and text is not added twice, so an import that was cut off goes on.
+    A row identifies its problem by ``problem_id``, or else by the text in ``problem``, and has the trace in ``text``,
+    ``completion`` or ``solution``. It may have ``source``, ``truncated`` and ``flops`` (cost of the trace in
+    floating-point operations). Rows of other problems are counted and left out. A trace that the store already has
+    (same problem, source and text) is not added again, so an interrupted import can be repeated.
 
     Args:
-        given: a file that :func:`~prefix_rl.data.sources.read` reads, or the folder of another trace store, be it of
+        given: a file that :func:`~prefix_rl.data.sources.read` reads, or the folder of another trace store, also of
             another tokenizer.
-        grader: None: nobody is to grade them.
-        tokenizer: that of the store. A trace is tokenized here, once.
+        tokenizer: the tokenizer of the store; the texts of the traces are tokenized with it.
+        grader: grades the traces; None: they stay ungraded.
         source: the name of the model; None: the row's ``source``, or else the file's name.
-        progress: called with the number of rows just done.
-        turn: what the prompts end with, and the id that ends a trace unless it is truncated; None: EOS.
+        progress: called with the number of rows just finished.
+        turn: the text before a trace, and the id that ends a trace unless it is truncated; None: no text, and EOS.
 
     Returns:
-        ``rows`` read, ``added``, ``known`` (not added twice), ``other_problems`` (left out), and ``outcomes`` of what
-        was added.
+        Numbers of rows: ``rows`` (read), ``added``, ``known`` (in the store already), ``other_problems`` (left out);
+        and ``outcomes``, the number of added traces for each outcome.
 
     Raises:
-        DataError: naming every row that cannot be used, before anything is added; or if no row belongs to a problem.
+        DataError: with every row that cannot be used, before anything is added; or if no row belongs to a problem.
     """
     store.check_tokenizer(tokenizer)
     turn = turn or turn_of([], tokenizer)
@@ -101,10 +101,10 @@ def import_traces(
 
 
 def _check_all(given: str | Path, match: _Matcher) -> Counter[str]:
-    """Number of rows, and of those of other problems. All are looked at first, so that nothing is done by halves.
+    """Numbers of all rows and of the rows of other problems. All rows are checked before the first one is added.
 
     Raises:
-        DataError: naming the rows that cannot be used; or if none belongs to a problem.
+        DataError: with the rows that cannot be used; or if no row belongs to a problem.
     """
     counts, wrong = Counter(), []
     for place, row in _rows(given):
@@ -125,7 +125,7 @@ def _check_all(given: str | Path, match: _Matcher) -> Counter[str]:
 def _trace(
     row: dict, problem: Problem, source: str, attempt: int, tokenizer: PreTrainedTokenizerBase, turn: Turn
 ) -> Trace:
-    """The trace in a row, not graded yet."""
+    """Trace of a row, not graded yet."""
     text, truncated = _text_of(row), bool(row.get("truncated"))
     ids = _ids(text, tokenizer, turn)
     return Trace(
@@ -145,11 +145,11 @@ def _trace(
 
 
 class _Matcher:
-    """Finds the problem of a row, and what is wrong with the row."""
+    """Matches a row with its problem; returns the problem (None: no match) and the faults of the row."""
 
     def __init__(self, problems: Sequence[Problem]):
         self._by_id = {problem.id: problem for problem in problems}
-        self._by_text = {problem.text: problem for problem in reversed(problems)}  # of equal ones the first
+        self._by_text = {problem.text: problem for problem in reversed(problems)}  # the first problem with a text wins
 
     def __call__(self, row: dict) -> tuple[Problem | None, list[str]]:
         wrong = []
@@ -173,10 +173,10 @@ class _Matcher:
 
 
 def _rows(given: str | Path) -> Iterator[tuple[str, dict]]:
-    """``(place, row)`` of a file or of another trace store."""
+    """Pairs ``(place, row)`` from a file or from another trace store."""
     if Path(given).is_dir():
         for number, trace in enumerate(TraceStore.open(given), start=1):
-            if trace.text.strip():  # nothing but an EOS: nothing to import
+            if trace.text.strip():  # a trace of nothing but EOS cannot be imported
                 yield f"{given}, trace {number}", vars(trace)
     else:
         yield from read(str(given))
@@ -187,7 +187,7 @@ def _text_of(row: dict) -> Any:
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase, turn: Turn) -> list[int]:
-    """The ids of a trace up to where EOS or padding would end it."""
+    """Token ids of a trace, up to the first id that would end a completion (EOS, padding, a stop id)."""
     ids, _ = encode(text, tokenizer, turn.behind)
     stops = {tokenizer.eos_token_id, tokenizer.pad_token_id, *turn.stops}
     return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
@@ -198,7 +198,7 @@ def _key(problem_id: str, source: str, text: str) -> tuple[str, str, bytes]:
 
 
 def _imported_already(store: TraceStore) -> tuple[set[tuple[str, str, bytes]], Counter]:
-    """The keys of the imported traces, and how many there are of each problem and source."""
+    """Keys of the imported traces, and their number for each problem and source."""
     known, numbers = set(), Counter()
     for batch in store.batches(["problem_id", "source", "text", "imported"]):
         for row in batch.to_pylist():

@@ -1,4 +1,4 @@
-"""Steps 4 to 7 of ``prefix-rl prepare``: difficulty, budget, grading, choice make training rows of what was read."""
+"""Steps 4 to 7 of ``prefix-rl prepare``: difficulty, budget, grading and choice turn read rows into training rows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from .prepare import Progress, Settings
 
 MAX_DEMONSTRATIONS = 256
-"""Copies of a problem bring their demonstrations along up to so many."""
+"""Largest number of demonstrations of a problem after those of its copies are added."""
 
 
 def make_all(
     chunks: Chunks, rows: Rows, settings: Settings, tokenizer, rates: PassRates, grader: Grader, progress: Progress
 ) -> list[dict]:
-    """Makes training rows of what was read, chunk by chunk. Returns the facts of each chunk."""
+    """Turns the read rows into training rows, chunk by chunk; returns the facts of each chunk."""
     made = chunks.finished("made")
     samples = np.maximum(rows.demonstrations, 1)
     advance = progress("grading demonstrations", int(samples.sum()))
@@ -43,7 +43,7 @@ def make_all(
 def _make_chunk(
     chunks: Chunks, number: int, first: int, rows: Rows, settings: Settings, tokenizer, rates, grader, advance
 ) -> dict:
-    """Makes training rows from row ``first`` on: to the end of its chunk, or as many as memory should hold."""
+    """Turns the read rows from ``first`` on into training rows, to the end of its chunk or until the chunk is full."""
     funnel, waiting, rated, size, place = Funnel(), [], 0, 0, first
     for place, line in enumerate(rows.lines(first), start=first):
         row, count = json.loads(line), int(rows.demonstrations[place])
@@ -115,7 +115,7 @@ _OUTCOMES = {
 
 
 def _with_copies(row: dict, copies: Iterator[dict], funnel: Funnel) -> dict:
-    """The row with the demonstrations of its copies, each text once."""
+    """A row with the demonstrations of its copies added, each text once."""
     given = chain(row["demonstrations"], (d for copy in copies for d in copy["demonstrations"]))
     kept, texts = [], set()
     for n, demonstration in enumerate(given):
@@ -142,7 +142,7 @@ def _is_too_long(problem: str | list, tokenizer, max_prompt_length: int | None) 
 
 
 def _fitting(row: dict, tokenizer, max_completion_length: int | None, funnel: Funnel) -> dict:
-    """The row without the demonstrations that are too short, or too long for the budget."""
+    """A row without the demonstrations that are shorter than two tokens or too long for training."""
     if tokenizer is None:
         return row
     kept = []
@@ -159,15 +159,17 @@ def _fitting(row: dict, tokenizer, max_completion_length: int | None, funnel: Fu
 
 
 APPENDED = "\n\n\\boxed{{{}}}"
-"""How an answer is appended."""
+"""Template of the text that is appended to a demonstration that states no answer."""
 
 
 def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], grader: Grader) -> int:
-    """Appends the gold answer to the demonstrations that mark none, where that makes them right, and notes so in the
-    outcomes. Those whose ids or offsets belong to their text stay as they are, and so do thoughts that were cut off.
+    """Appends the gold answer to demonstrations that mark no answer, if they are right then; updates their outcomes.
+
+    Demonstrations with token ids or offsets stay unchanged, since those belong to the old text. So do demonstrations
+    that were cut off inside a thought.
 
     Returns:
-        How many there are.
+        Number of demonstrations that got an answer.
     """
     candidates = [
         (row, n) for row, of_row in zip(rows, outcomes, strict=True)
@@ -186,25 +188,25 @@ def _append_answers(rows: Sequence[dict], outcomes: Sequence[list[Outcome]], gra
 
 
 def _states_none(text: str, outcome: Outcome) -> bool:
-    """Whether a demonstration marks no answer. It may count as wrong all the same: by the last formula, where the rules
-    take that, or by a reward function of the user's."""
+    """True if a demonstration marks no answer. Its outcome may be WRONG all the same: the rules may have taken its last
+    formula as the answer, or a reward function of the user judged it."""
     guessed = outcome is Outcome.WRONG and final_answer(text) is None
     return (outcome is Outcome.NO_ANSWER or guessed) and not _is_cut_off(text)
 
 
 def _is_cut_off(text: str) -> bool:
-    """Whether a text ends inside of its thought."""
+    """True if a text ends inside its thought."""
     return "<think>" in text and "</think>" not in text
 
 
 def _problem(row: dict) -> Problem:
-    """The problem of a row that was read, as the grader is asked about it."""
+    """Problem of a read row, in the form that the grader takes."""
     demonstrations, columns = tuple(row["demonstrations"]), row.get("columns", {})
     return Problem(row["id"], row["problem"], row["answer"], demonstrations, row["place"], columns=columns)
 
 
 def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel, grader: Grader | FunctionGrader) -> dict | None:
-    """The row with the demonstrations that earn the reward; None if no completion of it can be graded."""
+    """A row with only the demonstrations that earn the reward; None if its problem cannot be graded at all."""
     own = grader.function.name if isinstance(grader, FunctionGrader) else None
     if set(outcomes) == {Outcome.BAD_GOLD}:
         fault = gold_fault(row["answer"]) or "it cannot be parsed"
@@ -223,7 +225,7 @@ def _right(row: dict, outcomes: Sequence[Outcome], funnel: Funnel, grader: Grade
 
 
 def _chosen(row: dict, settings: Settings, funnel: Funnel) -> dict | None:
-    """The row with so many demonstrations; None if it has none and needs one."""
+    """A row with at most ``settings.demonstrations`` of its own; None if it needs one and has none."""
     kept = row["demonstrations"][: settings.demonstrations]
     for n in range(len(kept), len(row["demonstrations"])):
         funnel.drop_demonstration("choice", f"the problem has {settings.demonstrations} already", row, n)
@@ -234,7 +236,7 @@ def _chosen(row: dict, settings: Settings, funnel: Funnel) -> dict | None:
 
 
 def _final(row: dict, readable: Iterator[dict[str, int]]) -> dict:
-    """The row of a training file; ``readable`` gives where each demonstration shows its answer."""
+    """Row of a training file; ``readable`` yields, for each demonstration, the offsets at which its answer shows."""
     demonstrations = [{**d, "readable": next(readable)} for d in row["demonstrations"]]
     made = {name: row[name] for name in ("id", "problem", "answer")} | {"demonstrations": demonstrations}
     made["problem"] = row.get("turns") or row["problem"]

@@ -1,4 +1,4 @@
-"""Several training files in one epoch, by weight."""
+"""Mixing of several training files into one epoch, in the proportion of their weights."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from .sources import SUFFIXES
 from .texts import hash64, squeezed
 
 SOURCE, REPEATS = "mixed_from", "repeats_in_epoch"
-"""The columns of a data set that tell from which file a row is, and how often it stands in an epoch."""
+"""Names of the columns for the file that a row comes from, and for its number of occurrences in an epoch."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of several to train on."""
+    """One of several files to train on."""
 
     file: str
     """A file of training rows, or a data set on the hub."""
     weight: Annotated[float, Gt(0)] = 1.0
-    """The share of the prompts that are its, relative to the other weights."""
+    """The share of the prompts that come from this file, relative to the other weights."""
 
 
 class Mixture:
-    """What ``data.train`` names, whether that is one file or several."""
+    """The setting ``data.train``: one file or several."""
 
     train: str | tuple[Source, ...]
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The files to train on; none of the lab's own data."""
+        """Files to train on; empty for the lab, which generates its data."""
         if isinstance(self.train, str):
             return () if self.train == "lab" else (Source(self.train),)
         return self.train
 
     @property
     def named(self) -> str:
-        """The files in words."""
+        """Names of the files, as one text for messages."""
         return self.train if isinstance(self.train, str) else ", ".join(source.file for source in self.train)
 
 
 def names(files: Sequence[str]) -> list[str]:
-    """What the sources are called in metrics: their files without folder and suffix, or whole where that is ambiguous.
+    """Names of the sources in metrics: file names without folder and suffix, or full paths where these are ambiguous.
 
     >>> names(["data/gsm8k.jsonl", "data/math.parquet"]), names(["a/train.jsonl", "b/train.jsonl"])
     (['gsm8k', 'math'], ['a/train.jsonl', 'b/train.jsonl'])
@@ -70,19 +70,19 @@ def names(files: Sequence[str]) -> list[str]:
 
 
 def mixed(sources: Sequence[Source], problems: Sequence[Sequence[Problem]], seed: int) -> list[Problem]:
-    """The problems of all sources, each once, with how often it stands in an epoch.
+    """Problems of all sources, each once, with the number of its occurrences in an epoch (``repeats``).
 
-    An epoch is as short as it can be with every problem in it at least once and the sources in the proportion of their
-    weights: the source with the most problems for its weight stands in it once, the others are repeated. Where a source
-    is no whole number of times in it, which of its problems come once more is drawn from the seed. What stands in
-    several files is :func:`distinct`'s.
+    An epoch is the shortest that holds every problem at least once and the sources in the proportion of their weights:
+    the source with the most problems for its weight occurs once, the others are repeated. Where a source would have to
+    be repeated a fractional number of times, the seed decides which of its problems occur once more. Problems that are
+    in several files are kept in one of them, see :func:`distinct`.
 
     >>> a, b = [Problem("1", "a", ""), Problem("2", "b", "")], [Problem("1", "c", "")]
     >>> [(p.source, p.id, p.repeats) for p in mixed([Source("a.jsonl"), Source("b.jsonl", 3)], [a, b], 0)]
     [('a', 'a/1', 1), ('a', '2', 1), ('b', 'b/1', 6)]
 
     Raises:
-        DataError: if a file is given twice, or holds nothing of its own.
+        DataError: if a file is named twice, or all its problems are in earlier files.
     """
     files = [source.file for source in sources]
     if again := [file for file, n in Counter(files).items() if n > 1]:
@@ -111,13 +111,13 @@ _WHY = {
 
 
 def distinct(files: Sequence[str], problems: Sequence[Sequence[Problem]]) -> list[list[Problem]]:
-    """The problems of each file without those that an earlier file has: a problem has one share of the epoch, not two.
+    """Problems of each file without those of earlier files: a problem has one share of the epoch, not two.
 
-    Which are the same, or nearly, is decided as by ``prefix-rl prepare`` (:mod:`.duplicates`); within one file nothing
-    is looked for. What is left out is said, with its reason and an example.
+    Duplicates are found as in ``prefix-rl prepare`` (:mod:`.duplicates`), but only between files, not within one. The
+    number of problems that are left out is printed, with the reason and an example.
 
     Raises:
-        DataError: if nothing of a file is left.
+        DataError: if no problem of a file is left.
     """
     every = [(place, problem) for place, of_source in enumerate(problems) for problem in of_source]
     table = np.array([_entry(problem) for _, problem in every], duplicates.INDEX)
@@ -151,11 +151,11 @@ def distinct(files: Sequence[str], problems: Sequence[Sequence[Problem]]) -> lis
     return left
 
 
-_SIMILARITY = 0.8  # that of ``prefix-rl prepare``
+_SIMILARITY = 0.8  # the default of ``prefix-rl prepare``
 
 
 def _entry(problem: Problem) -> tuple:
-    """What :data:`~prefix_rl.data.duplicates.INDEX` holds of a problem."""
+    """Entry of a problem in the form of :data:`~prefix_rl.data.duplicates.INDEX`; its offset is not used."""
     asked = "\n".join(f"{turn['role']}: {turn['content']}" for turn in problem.turns) or problem.text
     hashes = (hash64(text) for text in (problem.id, squeezed(asked), squeezed(problem.answer)))
     return *hashes, 0, len(problem.demonstrations), duplicates.bands(problem.text, problem.answer)

@@ -1,19 +1,19 @@
-r"""From raw rows to training rows.
+r"""Preparation of training data: raw rows are turned into training rows.
 
 ``prefix-rl prepare`` reads sources one row at a time and takes each row through these steps:
 
-1. *check*: the columns of the usual data sets are known (:mod:`.columns`); a row without problem or answer goes;
-2. *contamination*: so does a problem that stands in an evaluation set (:mod:`.contamination`);
-3. *duplicates*: a problem is kept once, with the demonstrations of all its copies (:mod:`.duplicates`);
-4. *difficulty*: where it is asked for, problems of a measured pass rate are kept (:mod:`.difficulty`);
-5. *budget*: a demonstration that is too long for training goes;
-6. *grading*: so does one that does not earn the training reward, and a problem whose answer cannot be parsed;
-7. *choice*: so many demonstrations for a problem, for so many of the problems, as was asked for.
+1. *check*: converts the columns of the usual data sets (:mod:`.columns`); drops rows without problem or answer;
+2. *contamination*: drops problems that occur in an evaluation set (:mod:`.contamination`);
+3. *duplicates*: keeps a problem once, with the demonstrations of all its copies (:mod:`.duplicates`);
+4. *difficulty*: keeps only problems of certain pass rates, if the settings ask for that (:mod:`.difficulty`);
+5. *budget*: drops demonstrations that are too long for training;
+6. *grading*: drops demonstrations that do not earn the training reward, and problems whose answer cannot be parsed;
+7. *choice*: keeps only as many demonstrations of a problem, and for only as many problems, as the settings say.
 
-Whatever goes in is counted in the funnel (:mod:`.funnel`), and what is dropped is listed with its reason. Steps 1 and 2
-(:mod:`.reading`) look at a row alone, step 3 (:mod:`.rows`) at all of them, the others (:mod:`.making`) at a row again;
-between them the rows stand on disk in chunks (:mod:`.chunks`), so that memory does not grow with the rows but by their
-hashes, and interrupted work goes on.
+The funnel (:mod:`.funnel`) counts everything that enters and lists what is dropped, with the reason. Steps 1 and 2
+(:mod:`.reading`) look at one row at a time, step 3 (:mod:`.rows`) at all rows together, the others (:mod:`.making`) at
+one row at a time again. Between the steps the rows are kept on disk in chunks (:mod:`.chunks`), so that memory holds
+only a few hashes of each row, and interrupted work can be continued.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from .sources import fingerprint
 from .traces import tokenizer_sha256
 
 FORMAT = 3
-"""Version of what these steps do: work of another one is not continued."""
+"""Version of these steps: unfinished work of another version is not continued."""
 Progress = Callable[[str, int | None], Callable[[int], object]]
 
 
@@ -63,19 +63,20 @@ def prepare(
 ) -> dict:
     """Writes ``output`` (JSON Lines), ``<output>.manifest.json`` and ``<output>.dropped.jsonl``; returns the manifest.
 
-    Rows are ``{"id", "problem", "answer", "demonstrations": [{"text", "readable"}]}``, ``pass_rate`` where it is known,
-    and whatever further columns the raw row has, for reward functions. ``readable`` gives for each answer guard the
-    offset in the text at which it ends every prefix (:func:`~prefix_rl.rewards.guard.readable`); training takes it from
-    there.
+    Rows are ``{"id", "problem", "answer", "demonstrations": [{"text", "readable"}]}``, with ``pass_rate`` where it is
+    known, and with the further columns of the raw row, for reward functions. ``readable`` holds, for each answer guard,
+    the offset in the text behind which no prefix may reach (:func:`~prefix_rl.rewards.guard.readable`); training reads
+    it there instead of computing it again.
 
     Args:
         sources: local files, or ``owner/name`` on the hub, in the order of trust: of duplicates the first is kept.
-        output: the training file; replaced as a whole when all is done.
-        tokenizer: measures prompts and demonstrations; without one none is too long.
+        output: the training file; replaced as a whole at the end.
+        tokenizer: counts the tokens of prompts and demonstrations; None: no length is checked.
         grader: the workers that grade mathematics; for another ``settings.reward`` the limits of its process.
-        progress: called with what is being done and how much of it there is; returns what to call with each advance.
+        progress: called with the name of the work and its total (None: not known); returns a function that is called
+            with the number of items just finished.
 
-    The same sources and settings give the same bytes, also if the work was cut off and continued.
+    The same sources and settings give the same bytes, also after an interruption.
 
     Raises:
         DataError: if a source cannot be read, no row is left, ids stand for several problems, or an evaluation set
@@ -112,17 +113,17 @@ def prepare(
 
 
 def manifest_path(output: Path | str) -> Path:
-    """The manifest that belongs to a training file."""
+    """Path of the manifest that belongs to a training file."""
     return Path(f"{output}.manifest.json")
 
 
 def dropped_path(output: Path | str) -> Path:
-    """The list of what was dropped on the way to a training file."""
+    """Path of the list of rows and demonstrations that were dropped while a training file was prepared."""
     return Path(f"{output}.dropped.jsonl")
 
 
 def without_demonstrations(manifest: dict) -> str:
-    """What to say where no row has a demonstration: which columns were not read, or at which step they went."""
+    """Warning for a file without demonstrations: the columns that were not read, or the steps that dropped all."""
     gone = [
         f"{n:,}: {reason}" for step in manifest["funnel"] for reason, n in step["dropped"]["demonstrations"].items()
     ]
@@ -141,11 +142,11 @@ def without_demonstrations(manifest: dict) -> str:
 
 
 def is_verified(source: str, reward: str | None = MATH, rules: Rules | None = None) -> bool:
-    """Whether ``prepare`` graded the demonstrations of this very file as they would be graded now.
+    """True if ``prepare`` wrote this very file and graded its demonstrations with this reward and these rules.
 
     Args:
-        reward: by which reward; None: by any.
-        rules: by which rules of mathematics; None: by any.
+        reward: the reward that must have been used; None: any.
+        rules: the rules of mathematics that must have been used; None: any.
     """
     path = manifest_path(source)
     if not os.path.isfile(path):
@@ -174,14 +175,14 @@ def _check_output(sources: Sequence[str], output: Path) -> None:
 
 
 def _reward_facts(name: str, rules: Rules | None) -> dict:
-    """What a verdict depends on beside the grader's version: for mathematics its rules, for others the code."""
+    """Facts besides the grader's version that verdicts depend on: rules for mathematics, code for other rewards."""
     if name != MATH:
         return {"name": name, "module_sha256": source_sha256(name)}
     return {"name": name, **({} if rules is None else {"rules": asdict(rules)})}
 
 
 def _facts(sources: Sequence[str], settings: Settings, tokenizer, rules: Rules) -> dict:
-    """Whatever the output depends on, as it stands in the manifest."""
+    """Everything that the output depends on, in the form of the manifest."""
     rates = settings.pass_rates
     return {
         "sources": [{"source": s, "sha256": fingerprint(s)} for s in sources],
@@ -204,7 +205,7 @@ def _facts(sources: Sequence[str], settings: Settings, tokenizer, rules: Rules) 
 def _finish(
     chunks: Chunks, output: Path, settings: Settings, read_counts, made: Sequence[dict], facts: dict, sets
 ) -> dict:
-    """Puts the chunks together; the manifest."""
+    """Joins the chunks into the output files; returns the manifest."""
     having = np.concatenate([chunks.array("made", n) for n in range(len(made))])
     if not len(having):
         steps = steps_of(one["funnel"] for one in [*read_counts, *made])
@@ -250,7 +251,7 @@ def _finish(
 
 
 def _without_demonstrations(row: dict, place: str, settings: Settings, funnel: Funnel) -> bytes:
-    """The line of a row that is not among those that keep their demonstrations."""
+    """Line of a row whose demonstrations are dropped, so that only a share of the problems has any."""
     for n in range(len(row["demonstrations"])):
         reason = f"demonstration_share = {settings.demonstration_share:g}"
         funnel.drop_demonstration("choice", reason, {"place": place, "id": row["id"]}, n)

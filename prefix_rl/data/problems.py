@@ -1,4 +1,4 @@
-"""Problems: what is trained and evaluated on, and the checks that they pass first."""
+"""Problems for training and evaluation, and the checks of the rows that they are read from."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from .sources import read
 from .turns import chat, is_chat, turn_faults
 
 MAX_CHARACTERS = 1_000_000
-"""No field may be longer: such a field is a broken export, and would cost memory on every rank."""
+"""Largest number of characters in a field: a longer one is a broken export, and would cost memory on every rank."""
 
 _LONGEST_ID = 1000
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem, its gold answer, and the demonstrations of how to get there."""
+    """One problem with its gold answer and its demonstrations."""
 
     id: str
     text: str
     answer: str
-    demonstrations: tuple[dict, ...] = ()  # {"text": ..., and what DemonstrationTable reads}
-    place: str = ""  # where it was read
-    turns: tuple[dict, ...] = ()  # the messages, of a problem that is more than one turn of the user
-    source: str = ""  # the file, where several are mixed
-    repeats: int = 1  # how often it stands in an epoch
-    columns: Mapping[str, Any] = field(default_factory=dict)  # the further ones of its row, for reward functions
+    demonstrations: tuple[dict, ...] = ()  # {"text": ..., and other keys that DemonstrationTable reads}
+    place: str = ""  # file and line, or row, that it was read from
+    turns: tuple[dict, ...] = ()  # messages; empty if the problem is one turn of the user
+    source: str = ""  # name of the file, where several are mixed
+    repeats: int = 1  # number of occurrences in an epoch
+    columns: Mapping[str, Any] = field(default_factory=dict)  # other columns of its row, for reward functions
 
     def as_row(self) -> dict:
-        """The row of a training file."""
+        """Row of a training file."""
         return {
             "id": self.id,
             "problem": list(self.turns) or self.text,
@@ -52,15 +52,19 @@ class Problem:
 def load(
     source: str, split: str = "train", limit: int | None = None, answers: bool = True, columns: bool = False
 ) -> list[Problem]:
-    """The problems of a training or evaluation file.
+    """Problems of a training or evaluation file.
 
-    A row holds ``problem`` (a text or messages), ``answer`` and, where there are any, ``demonstrations`` (texts, or
-    objects with a ``text``) or one ``solution``; or chat messages, or TRL's ``prompt`` and ``completion``
-    (:func:`~prefix_rl.data.columns.with_chat`). Without ``answers`` the answer may be missing, null or empty. With
-    ``columns`` the further ones of each row are kept.
+    A row has ``problem`` (a text or messages), ``answer`` and optionally ``demonstrations`` (texts, or objects with a
+    ``text``) or one ``solution``. Instead it may have chat messages, or TRL's ``prompt`` and ``completion``
+    (:func:`~prefix_rl.data.columns.with_chat`).
+
+    Args:
+        limit: number of rows to read; None: all.
+        answers: False if the answer may be missing, null or empty.
+        columns: True to keep the other columns of each row, for reward functions.
 
     Raises:
-        DataError: naming every row that does not, or whose id an earlier row has.
+        DataError: with every row that has another form, or the id of an earlier row.
     """
     problems, faults, places = [], [], {}
     for number, (place, row) in enumerate(read(source, split)):
@@ -83,7 +87,7 @@ def load(
 
 
 def row_faults(row: dict, answers: bool = True) -> list[str]:
-    """What is wrong with a row; empty if nothing is. Without ``answers`` it may do without one."""
+    """Faults of a row; empty if it can be used. With ``answers`` False the answer may be missing."""
     wrong = []
     for column in ("problem", "answer") if answers or row.get("answer") not in (None, "") else ("problem",):
         value = row.get(column)
@@ -120,14 +124,14 @@ def row_faults(row: dict, answers: bool = True) -> list[str]:
 
 
 def refuse_ids_beyond(known: int, problems: Sequence[Problem], policy: str) -> None:
-    """Sees that the ids that demonstrations bring along are in a vocabulary.
+    """Refuses demonstrations with token ids that are not in the vocabulary of the policy.
 
     Args:
-        known: size of the vocabulary.
-        policy: whose it is, for the message.
+        known: number of ids in the vocabulary.
+        policy: name of the policy, for the message.
 
     Raises:
-        DataError: naming the rows whose ids are not.
+        DataError: with the rows that have such ids.
     """
     beyond = [
         f"{problem.place or problem.id}: the id {highest}"
@@ -142,7 +146,7 @@ def refuse_ids_beyond(known: int, problems: Sequence[Problem], policy: str) -> N
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written down: no half of a surrogate pair."""
+    """True if a text can be encoded as UTF-8: it holds no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -166,7 +170,7 @@ _OFFSET = "must be an offset in its text, a whole number of at least 0"
 
 
 def _beside_the_text(demonstration: dict) -> list[str]:
-    """What is wrong with the ids and offsets that a demonstration brings along."""
+    """Faults of the token ids and offsets that a demonstration has besides its text."""
     wrong, ids, offsets = [], demonstration.get("ids"), demonstration.get("readable")
     if ids is not None and not (isinstance(ids, list) and all(_whole(i, 2**31 - 1) for i in ids)):
         wrong.append("ids must be a list of token ids, whole numbers from 0 to 2147483647")
@@ -191,14 +195,16 @@ _OWN = {"id", "problem", "answer", "demonstrations", "solution", "prompt", "comp
 
 
 def further(row: dict) -> dict[str, Any]:
-    """The columns of a row that only reward functions know."""
+    """Columns of a row that only reward functions use."""
     return {name: value for name, value in row.items() if name not in _OWN}
 
 
 def problem_of(row: dict, number: int, place: str, columns: bool = False) -> Problem:
-    """The problem in a row without faults, which has the number as its id if it has none.
+    """Problem of a row that :func:`row_faults` has no fault of.
 
-    With ``columns`` it keeps the row's further ones.
+    Args:
+        number: the id of the problem if the row has none.
+        columns: True to keep the other columns of the row.
     """
     asked = chat(row["problem"]) if is_chat(row["problem"]) else None
     return Problem(
@@ -215,10 +221,10 @@ def problem_of(row: dict, number: int, place: str, columns: bool = False) -> Pro
 def graded(
     problems: Sequence[Problem], grader: Grader, progress: Callable[[int], object] | None = None
 ) -> list[list[Outcome]]:
-    """The outcome of every demonstration under the training reward, for each problem.
+    """Outcomes of the demonstrations under the training reward, one list for each problem.
 
-    A problem without a demonstration has one outcome, that of an empty text: ``bad_gold`` if its answer cannot be
-    parsed.
+    A problem without demonstrations has one outcome, that of an empty text, which shows a gold answer that cannot be
+    parsed (``bad_gold``).
     """
     samples = [(d["text"], gold_of(grader, p)) for p in problems for d in p.demonstrations or ({"text": ""},)]
     outcomes = iter(grader.grade(samples, progress))
@@ -231,11 +237,11 @@ def verify(
     progress: Callable[[int], object] | None = None,
     wanted: Outcome = Outcome.RIGHT,
 ) -> tuple[list[Problem], list[Problem], Counter]:
-    """Grades every demonstration by the training reward.
+    """Grades every demonstration with the training reward.
 
     Returns:
-        The problems with those demonstrations that have the ``wanted`` outcome; the problems whose gold answer cannot
-        be parsed (left out of the first list); and the outcomes of the demonstrations.
+        The problems, each with its demonstrations of the ``wanted`` outcome only; the problems whose gold answer cannot
+        be parsed (they are not in the first list); and the number of demonstrations for each outcome.
     """
     kept, bad_gold, counts = [], [], Counter()
     for problem, outcomes in zip(problems, graded(problems, grader, progress), strict=True):
@@ -255,9 +261,10 @@ def guarded(
     progress: Callable[[int], object] | None = None,
     trusted: bool = True,
 ) -> list[Problem]:
-    """The problems with demonstrations that know where they show their answer (:mod:`prefix_rl.rewards.guard`).
+    """Problems whose demonstrations have the offsets at which their answer shows (:mod:`prefix_rl.rewards.guard`).
 
-    Only what is missing is looked for; unless ``trusted``, all that the data do not say themselves (``readable_from``).
+    Offsets that the data give as ``readable_from`` are always kept; those in ``readable`` only if ``trusted``. All
+    others are computed.
     """
 
     def known(demonstration: dict) -> bool:
@@ -275,16 +282,16 @@ def guarded(
 
 
 def with_demonstrations_for(problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:
-    """The problems, of which only ``share`` keep their demonstrations: ``round(share * n)`` of the n that have any.
+    """Problems, of which ``round(share * n)`` keep their demonstrations, where n is the number of those that have any.
 
-    A smaller share keeps a subset of what a larger one keeps (Prefix-RFT's 10 % and 1 %).
+    A smaller share keeps a subset of the demonstrations of a larger share (Prefix-RFT's 10 % and 1 %).
     """
     kept = set(keeping([i for i, problem in enumerate(problems) if problem.demonstrations], share, seed).tolist())
     return [p if i in kept or not p.demonstrations else replace(p, demonstrations=()) for i, p in enumerate(problems)]
 
 
 def keeping(rows: Sequence[int], share: float, seed: int) -> np.ndarray:
-    """Which of the rows that have a demonstration keep it: ``round(share * n)``, the same ones for a larger share."""
+    """Rows ``(round(share * n),)`` that keep their demonstrations, out of n; a larger share keeps these and more."""
     rows = np.asarray(rows, dtype=np.int64)
     if share == 1:
         return rows

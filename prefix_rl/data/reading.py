@@ -1,4 +1,4 @@
-"""Steps 1 and 2 of ``prefix-rl prepare``: raw rows are checked and held against the evaluation sets, each row alone."""
+"""Steps 1 and 2 of ``prefix-rl prepare``: each raw row is checked and compared with the evaluation sets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .texts import hash64, squeezed
 if TYPE_CHECKING:
     from .prepare import Progress, Settings
 
-_OURS = ("problem", "answer", "problem_id")  # what a reward function is given of every row
-_HEAD = 100  # rows of a source in which a named column must occur
+_OURS = ("problem", "answer", "problem_id")  # columns of every row that a reward function always gets
+_HEAD = 100  # number of first rows in which a column named by --column must occur
 
 
 def read_all(chunks: Chunks, sources: Sequence[str], settings: Settings, index: EvaluationIndex, progress: Progress):
-    """Reads the sources into chunks. Returns the facts of each chunk."""
+    """Reads the sources into chunks; returns the facts of each chunk."""
     counts = chunks.finished("read")
     skipped = sum(one["funnel"]["entered"].get("rows", 0) for one in counts)
     advance = progress("reading", settings.limit)
@@ -41,7 +41,7 @@ def read_all(chunks: Chunks, sources: Sequence[str], settings: Settings, index: 
 
 
 def _rows(sources: Sequence[str], settings: Settings) -> Iterator[tuple[str, str, dict]]:
-    """``(id if the row has none, place, row)`` of all sources."""
+    """Triples ``(default id, place, row)`` of all sources; the default id is for a row without an id."""
     for source in sources:
         stem = Path(source).name.split(".")[0] + "/" if len(sources) > 1 else ""
         rows = read(source, settings.split)
@@ -85,7 +85,7 @@ def _read_chunk(chunks: Chunks, number: int, rows, settings: Settings, index: Ev
 
 
 def _entry(row: dict, offset: int) -> tuple:
-    """What :data:`~prefix_rl.data.duplicates.INDEX` holds of a row."""
+    """Entry of a row in the form of :data:`~prefix_rl.data.duplicates.INDEX`."""
     turns = row.get("turns", [])
     asked = row["problem"] if not turns else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     hashes = (hash64(text) for text in (row["id"], squeezed(asked), squeezed(row["answer"])))
@@ -93,7 +93,7 @@ def _entry(row: dict, offset: int) -> tuple:
 
 
 def _without_system(row: dict) -> None:
-    """Takes the system turn off a row."""
+    """Removes the system turn from a row; messages of one turn that are left become a plain text."""
     turns = [turn for turn in row.pop("turns", []) if turn["role"] != "system"]
     if len(turns) > 1:
         row["turns"] = turns
@@ -102,7 +102,7 @@ def _without_system(row: dict) -> None:
 def _checked(
     default_id: str, place: str, raw: dict, settings: Settings, wanted: Sequence[str], funnel: Funnel
 ) -> dict | None:
-    """The row as training reads it, or None if it cannot be used: for one, by a reward that wants other columns."""
+    """Row in the form of a training row; None if it has faults, or lacks a column that the reward needs."""
     row, columns = normalize(raw, settings.columns), further_columns(raw, settings.columns)
     if row.get("id") is None or settings.renumber:
         row["id"] = default_id
@@ -118,7 +118,8 @@ def _checked(
     funnel.enter(count)
     if wrong:
         named = {"place": place, **({"id": row["id"]} if isinstance(row["id"], str) else {})}
-        faults = [what.partition("; there are")[0] for what in wrong]  # the columns of the source are others
+        # without the list of our column names: the funnel entry has the source's own
+        faults = [what.partition("; there are")[0] for what in wrong]
         funnel.drop("check", faults[0], named, count, faults=faults, columns=list(raw))
         return None
     answer = "" if row.get("answer") is None else str(row["answer"])

@@ -1,4 +1,4 @@
-"""Step 3 of ``prefix-rl prepare``: each problem once, over the rows of all chunks, which stay on disk."""
+"""Step 3 of ``prefix-rl prepare``: duplicates among the rows of all chunks, which stay on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """The rows that were read, over all chunks, and which of them are duplicates."""
+    """Read rows of all chunks, numbered from 0, with the kind of each row (kept or duplicate)."""
 
     def __init__(self, chunks: Chunks, counts: Sequence[dict], progress: Progress, threshold: float | None):
         self._chunks, self.lengths = chunks, [one["rows"] for one in counts]
@@ -42,14 +42,15 @@ class Rows:
         return self._chunks.line("read", self._chunk(row), int(self._offsets[row]))
 
     def lines(self, first: int) -> Iterator[bytes]:
-        """The rows from one on, to the end of its chunk."""
+        """Lines of the rows from ``first`` to the end of its chunk."""
         return self._chunks.lines("read", self._chunk(first), int(self._offsets[first]))
 
     def _chunk(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def copies(self, row: int) -> Iterator[dict]:
-        """The other rows of the same problem and answer that have a demonstration."""
+        """Dropped rows with the same problem and answer as a kept row, if they have demonstrations."""
+        # _copies is sorted by the kept row, so the copies of one row stand together
         first, last = np.searchsorted(self.of[self._copies], [row, row + 1])
         return (self[int(copy)] for copy in self._copies[first:last])
 
@@ -75,7 +76,7 @@ class Rows:
 
 
 def _why_none(counts: Sequence[dict], chunks: Chunks) -> list[str]:
-    """The reasons for which no row is left, with an example of each."""
+    """Reasons why no row is left, most frequent first, with an example of each."""
     reasons: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for number, one in enumerate(counts):

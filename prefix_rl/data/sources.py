@@ -1,7 +1,6 @@
-"""Reading rows from JSON Lines (also gzipped), Parquet and the hub, strictly: a broken line stops everything.
+"""Reading of rows from JSON Lines (also gzipped), Parquet and the hub; a broken line is an error, never skipped.
 
-Every row comes with the place that it was read from (``file:line``), so that whatever is found wrong with it later can
-be named.
+Every row comes with its place (``file:line``), so that later error messages can tell the user which row is meant.
 """
 
 from __future__ import annotations
@@ -18,20 +17,25 @@ from ..errors import DataError, at_most, nearest, unavailable
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 LONGEST_LINE = 64 * 2**20
-"""Bytes of the longest line that is read: a longer one is a broken export, or a bomb of gzip."""
-_BATCH = 256  # rows of Parquet that are in memory at a time
+"""Number of bytes of the longest line that is read: a longer one is a broken export or a gzip bomb."""
+_BATCH = 256  # number of Parquet rows in memory at a time
 
 
 def read(source: str, split: str = "train") -> Iterator[tuple[str, dict]]:
-    """``(place, row)`` for every row of a local file, or of a data set on the hub (``owner/name``, or
-    ``owner/name:configuration``). One row, or a batch of Parquet, is in memory at a time.
+    """Pairs ``(place, row)`` for every row of a local file, or of a data set on the hub.
+
+    Memory holds one row, or one batch of Parquet rows, at a time.
+
+    Args:
+        source: path of a file, ``owner/name`` or ``owner/name:configuration``.
+        split: the split of a data set on the hub.
 
     Raises:
-        DataError: if the source is not there or of no known kind, and after the last line if any line is not a JSON
-            object in UTF-8; the lines are named.
+        DataError: if the source does not exist or is of no known kind; after the last line, with all faulty lines, if
+            any line is not a JSON object in UTF-8.
     """
     path = Path(source)
-    if os.path.isfile(source):  # which says no of a name that is too long, where Path's raises
+    if os.path.isfile(source):  # os.path says False to a name that is too long; Path.is_file raises
         if not source.endswith(SUFFIXES):
             raise DataError(f"cannot read {source}: the file must end in {', '.join(SUFFIXES)}")
         yield from _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
@@ -46,7 +50,7 @@ def read(source: str, split: str = "train") -> Iterator[tuple[str, dict]]:
 
 
 def fingerprint(source: str) -> str | None:
-    """The SHA-256 of a local file, None for a data set on the hub."""
+    """SHA-256 of a local file; None for a data set on the hub."""
     path = Path(source)
     if not os.path.isfile(path):
         return None
@@ -65,7 +69,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))  # without a byte order mark
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))  # -sig: byte order mark
                 except UnicodeDecodeError as error:
                     faults.append(f"{path}:{number}: not UTF-8 at byte {error.start} of the line")
                     continue
@@ -75,7 +79,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
                 except RecursionError:
                     faults.append(f"{path}:{number}: JSON nested too deeply")
                     continue
-                except ValueError as error:  # an integer of more digits than Python reads
+                except ValueError as error:  # an integer with more digits than Python converts
                     faults.append(f"{path}:{number}: not JSON that can be read: {str(error).partition(';')[0]}")
                     continue
                 if not isinstance(row, dict):
@@ -95,10 +99,10 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
     import pyarrow
     import pyarrow.parquet
 
-    # what pyarrow raises at a flipped byte, and what the values that it then makes of it raise
+    # errors that a flipped byte can cause in pyarrow, or in the conversion of the values that it reads
     damage = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, LookupError, TypeError)
     try:
-        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)  # or a whole column chunk is read at once
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)  # without it a whole column chunk is read at once
     except damage as error:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     if not file.metadata.num_rows:

@@ -1,7 +1,7 @@
-r"""When two problems are the same: their texts without what only typesets them.
+r"""Normalization of texts for comparison: problems are compared without the marks that only typeset them.
 
-Everything that compares problems (duplicates, contamination, the overlap of training and evaluation data) compares
-what these functions give back, so that ``$x^2$`` and ``\( x^2 \)`` are one text.
+Every comparison of problems (duplicates, contamination, overlap of training and evaluation data) uses the results of
+these functions, so that ``$x^2$`` and ``\( x^2 \)`` are the same text.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import unicodedata
 from collections.abc import Sequence
 
 SHINGLE = 3
-"""Words of a shingle, of which :func:`similarity` is made."""
+"""Number of words in a shingle, the unit that :func:`similarity` compares."""
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad]")
 _LINE_ENDS = re.compile("\r\n?|[\u2028\u2029]")
-# Typesetting that does not change what is read. A diagram's code is drawing: two problems may share it.
+# Typesetting that does not change the meaning. The code of a diagram is left out, too: different problems may share it.
 _DIAGRAM = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)|\\begin\{asy\}.*?(?:\\end\{asy\}|\Z)", re.DOTALL)
 _TYPESETTING = re.compile(
     r"\\(?:left|right|big|bigg|displaystyle|textstyle|mathrm|mathbf|mathit|text|textbf|textit|mbox|operatorname"
     r"|quad|qquad)(?![a-z])|\\[!,;:> ()\[\]]|(?<=\\)[dt](?=frac)"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))")
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"  # written without blanks: a character counts as a word
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"  # scripts without blanks: each character counts as a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _NOTHING = re.compile(r"[\s$]+")
 
 
 def clean(text: str) -> str:
-    r"""A text as it is stored: outer blanks and invisible characters removed, every line end ``\n``.
+    r"""A text in the form that is stored: without outer blanks and invisible characters, every line end ``\n``.
 
     >>> clean(" a\r\nb\u200b\u2028c ")
     'a\nb\nc'
@@ -38,7 +38,7 @@ def clean(text: str) -> str:
 
 
 def squeezed(text: str) -> str:
-    r"""A text without blanks, case, ``$`` and typesetting. Two problems with the same are the same problem.
+    r"""A text without blanks, case, ``$`` and typesetting. Problems that agree in it are the same problem.
 
     >>> squeezed(r"Find $ \dfrac{1}{2}\, x$.") == squeezed(r"find \(\frac{1}{2}x\).")
     True
@@ -47,7 +47,7 @@ def squeezed(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    r"""The words and numbers of a text, without case, punctuation, operators, typesetting and diagrams.
+    r"""Words and numbers of a text, without case, punctuation, operators, typesetting and diagrams.
 
     >>> words(r"Let $x\le 1,\!000$. [asy]draw((0,0));[/asy] Find \left(x\right)!")
     ['let', 'x', 'le', '1', '000', 'find', 'x']
@@ -58,7 +58,7 @@ def words(text: str) -> list[str]:
 
 
 def numbers(text: str) -> list[str]:
-    """The numbers of a text in their order.
+    """Numbers in a text, in their order.
 
     >>> numbers("1,250 apples cost $3.50 each")
     ['1250', '3.50']
@@ -67,7 +67,7 @@ def numbers(text: str) -> list[str]:
 
 
 def ngrams(found: Sequence[str], n: int) -> list[str]:
-    """Every run of ``n`` words; the whole text if it is shorter; none of no words.
+    """Runs of ``n`` successive words; the whole text if it has fewer; empty if it has no words.
 
     >>> ngrams(["a", "b", "c"], 2)
     ['a b', 'b c']
@@ -78,7 +78,7 @@ def ngrams(found: Sequence[str], n: int) -> list[str]:
 
 
 def similarity(first: str, second: str) -> float:
-    """The Jaccard similarity of the word 3-grams of two texts.
+    """Jaccard similarity, from 0 to 1, of the word 3-grams of two texts.
 
     >>> similarity("a b c d e", "a b c d f")  # abc, bcd of abc, bcd, cde, cdf
     0.5
@@ -88,7 +88,7 @@ def similarity(first: str, second: str) -> float:
 
 
 def hash64(text: str) -> int:
-    """A hash that is the same in every process. Two of a million different texts share one by chance 1 in 4e7."""
+    """64-bit hash, the same in every process. A million different texts have a collision with probability 1 in 4e7."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 

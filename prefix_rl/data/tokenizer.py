@@ -1,4 +1,4 @@
-"""Loading a tokenizer without changing its ids, and demonstrations as ids."""
+"""Loading of tokenizers with their own ids, and encoding of prompts and demonstrations as token ids."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TOKENIZER_FILES = (
 
 
 def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, padding on the left, with the ids that its ``tokenizer.json`` gives.
+    """Tokenizer of a model, padding on the left, with the ids of its ``tokenizer.json``.
 
-    ``AutoTokenizer`` picks the class by the model's type; beside a Qwen2 config it turns a custom tokenizer into
+    ``AutoTokenizer`` picks the class by the model's type: with a Qwen2 config it turns a custom tokenizer into
     ``Qwen2Tokenizer``, which splits text differently and gives other ids. So the loaded tokenizer is compared with the
-    file, and the generic class is taken where they differ.
+    file, and the generic class is used if they differ.
 
     Raises:
-        DataError: if there is no tokenizer, or no class that gives back the file's ids.
+        DataError: if there is no tokenizer, or no class reproduces the file's ids.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -39,7 +39,7 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
     if not folder.exists() and looks_like_a_path(name_or_path):
         raise DataError(f"no tokenizer could be loaded from {name_or_path}: there is no such folder")
     if folder.is_dir() and not has_tokenizer(folder):
-        # transformers would make up an empty tokenizer of the class that the model's config names
+        # transformers would construct an empty tokenizer of the class that the model's config names
         raise DataError(
             f"no tokenizer could be loaded from {name_or_path}: the folder has none of {', '.join(_TOKENIZER_FILES)}; "
             "copy them there from the model that it was made from"
@@ -49,7 +49,7 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", trust_remote_code=False, **kwargs)
         if _difference(tokenizer, probes):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, padding_side="left", **kwargs)
-    except Exception as error:  # whatever the libraries raise at what stands in the files
+    except Exception as error:  # the libraries raise many kinds for damaged files
         raise unavailable(f"no tokenizer could be loaded from {name_or_path}", error) from error
     if difference := _difference(tokenizer, probes):
         raise DataError(
@@ -59,12 +59,12 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer."""
+    """True if a folder holds a tokenizer."""
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def looks_like_a_path(name: str) -> bool:
-    """Whether a name can only be that of a folder: on the hub there are ``name`` and ``owner/name``.
+    """True if a name can only be a folder's: names on the hub are ``name`` or ``owner/name``.
 
     >>> looks_like_a_path("runs/mine/final"), looks_like_a_path("./mine"), looks_like_a_path("Qwen/Qwen3-8B")
     (True, True, False)
@@ -73,14 +73,14 @@ def looks_like_a_path(name: str) -> bool:
 
 
 class _Probes(NamedTuple):
-    """What a tokenizer.json says: every word's id, and the ids of a few texts."""
+    """Reference ids from a tokenizer.json: the vocabulary, and the ids of two texts."""
 
     vocabulary: dict[str, int]
     ids: dict[str, list[int]]
 
 
 def _probes(file: Path) -> _Probes | None:
-    """None if there is no such file."""
+    """Reference ids of a tokenizer.json; None if there is no such file."""
     if not file.is_file():
         return None
     from tokenizers import Tokenizer
@@ -92,16 +92,17 @@ def _probes(file: Path) -> _Probes | None:
     raw.no_truncation()
     raw.no_padding()
     vocabulary = raw.get_vocab()
+    # at most 1,023 words, evenly spaced over the ids of the vocabulary
     some = " ".join(sorted(vocabulary, key=vocabulary.get)[:: max(1, len(vocabulary) // 512)])
     texts = ("12 + 3 = \\boxed{15}\n\n  x^2, naïve 数学 🙂", some)
     return _Probes(vocabulary, {text: raw.encode(text, add_special_tokens=False).ids for text in texts})
 
 
 def _difference(tokenizer: PreTrainedTokenizerBase, probes: _Probes | None) -> str | None:
-    """How the loaded tokenizer differs from its ``tokenizer.json``, None if it does not or if there is no such file."""
+    """First difference between a tokenizer and its ``tokenizer.json``; None if they agree or there is no such file."""
     if probes is None:
         return None
-    own = tokenizer.get_vocab()  # a copy of all words: asked for once
+    own = tokenizer.get_vocab()  # every call copies the whole vocabulary, so it is called once
     if any(own.get(token) != i for token, i in probes.vocabulary.items()):
         return "the vocabulary differs"
     for text, wanted in probes.ids.items():
@@ -116,18 +117,18 @@ def _difference(tokenizer: PreTrainedTokenizerBase, probes: _Probes | None) -> s
 
 @dataclass(frozen=True)
 class Turn:
-    """What stands around a completion: what its prompt ends with, and the ids that end it."""
+    """Surroundings of a completion: the end of the prompt before it, and the ids that end it."""
 
     behind: str = ""
-    """The end of the prompt as text: a demonstration gets the ids that it has behind it."""
+    """End of the prompt as text; demonstrations are encoded as continuations of it."""
     end: int | None = None
-    """The id that a whole demonstration ends with; None: the tokenizer's EOS."""
+    """Id that ends a whole demonstration; None: none is appended."""
     stops: tuple[int, ...] = ()
-    """Every id that ends a completion."""
+    """Ids that end a completion."""
 
     @property
     def opening(self) -> str:
-        """``<think>`` (and the blanks behind it) if the prompt ends with it, as where the template opens a thought."""
+        """``<think>`` and the blanks behind it, if the template ends the prompt with an open thought; else empty."""
         found = _OPENED.search(self.behind)
         return found[0] if found else ""
 
@@ -135,7 +136,7 @@ class Turn:
 _OPENS = r"<think>|<thinking>|\[THINK\]"
 _OPENED = re.compile(rf"(?:{_OPENS})\s*\Z")
 _OPENS_AGAIN = re.compile(rf"\s*(?:{_OPENS})")
-_TAIL = 16  # tokens of a prompt behind which a demonstration is encoded
+_TAIL = 16  # number of tokens at the end of a prompt that demonstrations are encoded behind
 
 
 def turn_of(
@@ -144,12 +145,12 @@ def turn_of(
     config: GenerationConfig | None = None,
     end: int | None = None,
 ) -> Turn:
-    """The turn behind a prompt.
+    """Turn of a completion that follows a prompt.
 
     Args:
-        prompt_ids: one prompt; all prompts of a template end alike.
-        config: the model's, for the ids that it declares to end a completion.
-        end: what the chat template ends a turn with, see :func:`end_of_turn`; None: the tokenizer's EOS.
+        prompt_ids: ids of one prompt; all prompts of a chat template end in the same way.
+        config: generation config of the model, for its declared EOS ids.
+        end: id that ends a turn in the chat template, see :func:`end_of_turn`; None: the tokenizer's EOS.
     """
     end = tokenizer.eos_token_id if end is None else end
     behind = tokenizer.decode(list(prompt_ids)[-_TAIL:], skip_special_tokens=False)
@@ -157,7 +158,7 @@ def turn_of(
 
 
 def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, end: int | None = None) -> list[int]:
-    """Every id that ends a completion: the model's, the tokenizer's and the chat template's."""
+    """Ids that end a completion: those of the model, of the tokenizer and of the chat template, each once."""
     declared = config.eos_token_id if config else None
     declared = [] if declared is None else declared if isinstance(declared, list) else [declared]
     if not all(isinstance(i, int) and 0 <= i < 2**31 for i in declared):
@@ -168,11 +169,11 @@ def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 def end_of_turn(
     tokenizer: PreTrainedTokenizerBase, template: str | None = None, variables: Mapping[str, Any] | None = None
 ) -> int | None:
-    """The id with which the chat template ends an assistant's turn, None if it ends it with no token of its own.
+    """Id with which the chat template ends an assistant's turn; None if it ends turns with no special token.
 
-    Often it is not the tokenizer's EOS: ``<|im_end|>`` beside ``<|endoftext|>`` in the tokenizers of base models.
+    It often differs from the tokenizer's EOS: ``<|im_end|>`` beside ``<|endoftext|>`` in the tokenizers of base models.
     """
-    said = "xyzzy"
+    said = "xyzzy"  # a word that no template contains
     turns = [{"role": "user", "content": "plugh"}, {"role": "assistant", "content": said}]
     text = _rendered(turns, tokenizer, template, variables, tokenize=False, add_generation_prompt=False)
     _, found, rest = text.rpartition(said)
@@ -190,10 +191,10 @@ _DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXGuV"
 
 
 def dated(template: str, day: str) -> str:
-    """The template with ``strftime_now`` fixed to the beginning of a day (``2026-11-25``).
+    """Chat template with ``strftime_now`` fixed to the beginning of a day (``2026-11-25``).
 
-    transformers fills in the moment of rendering, so that the same prompt would have other ids tomorrow. Templates see
-    plain values only; so the function is written in front of the template as a macro.
+    transformers uses the time of rendering, so that the same prompt would have other ids tomorrow. A template can be
+    passed plain values but no functions; so the function is written in front of the template as a macro.
 
     Raises:
         ValueError: if ``day`` is no date.
@@ -211,11 +212,11 @@ def encode_prompt(
     template: str | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """The ids of a prompt as the trainer gives it: a text as it is, or messages with the assistant's turn opened.
+    """Token ids of a prompt as in training: of a plain text, or of messages with the assistant's turn opened.
 
     Args:
         template: the chat template; None: the tokenizer's.
-        variables: what the template is given besides (TRL's ``chat_template_kwargs``).
+        variables: further variables of the template (TRL's ``chat_template_kwargs``).
 
     Raises:
         RecipeError: if the chat template refuses the messages or is broken.
@@ -226,9 +227,9 @@ def encode_prompt(
 
 
 def prompt_length(problem: str | Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokens of a problem: as a user's turn through the tokenizer's chat template, or alone if there is none.
+    """Number of tokens of a problem in the tokenizer's chat template, or of its text alone if there is no template.
 
-    A problem that is messages has those turns.
+    A text counts as one turn of the user; a problem of several messages keeps its turns.
     """
     chat = tokenizer.chat_template is not None
     if not isinstance(problem, str):
@@ -243,7 +244,7 @@ def _rendered(
     variables: Mapping[str, Any] | None,
     **how,
 ):
-    """What ``apply_chat_template`` gives, and a fault of the template in words."""
+    """Result of ``apply_chat_template``; faults of the template become a RecipeError."""
     from jinja2 import TemplateError
 
     how = {"add_generation_prompt": True, **how}
@@ -263,24 +264,24 @@ def _rendered(
 
 
 class DemonstrationTable(Sequence):
-    """The demonstrations of every row of a data set as token ids, made when first asked for.
+    """Demonstrations of every row of a data set as token ids, encoded at the first access to the row.
 
-    They stand here and not in the data set because TRL hands each row around many times over.
+    They are kept here and not in the data set because TRL copies each row many times.
 
     Args:
-        demonstrations: for each row, texts or ``{"text": ..., "readable_from": ..., "ids": ..., "ended": ...}``,
-            where ``readable_from`` is the offset at which the answer becomes readable if that is known better than the
-            guard can tell, ``readable`` what the guard has told (:func:`~prefix_rl.rewards.guard.readable`), ``ids``
-            are the tokens as they were sampled, if they were, and ``ended`` is False if they stopped short of an end.
+        demonstrations: for each row, texts or objects with a ``text`` and optional keys. ``readable_from`` is the
+            offset at which the answer becomes readable, if the data know it; ``readable`` the offsets of the answer
+            guards (:func:`~prefix_rl.rewards.guard.readable`); ``ids`` the token ids as they were sampled; ``ended`` is
+            False if no end token followed them.
         answers: the gold answer of each row.
-        tokenizer: without special tokens it encodes a demonstration; its EOS ends one.
+        tokenizer: encodes a demonstration, without special tokens.
         guard: see :func:`~prefix_rl.rewards.guard.safe_cuts`.
-        usable: demonstrations that it says no to are left out.
-        turn: what the prompts end with and what ends a completion. A demonstration gets the ids that it has behind such
-            a prompt, and loses the thought that it opens if the prompt has opened it.
-        problems: the text of each row's problem: what it gives is no secret.
-        cut: where demonstrations may be cut, as far as a text tells: ``sentences``. What a policy tells of them
-            (:func:`~prefix_rl.cuts.needs_scores`) comes later.
+        usable: returns False for a demonstration that is to be left out.
+        turn: the end of the prompts, and the ids that end a completion; None: no text, and EOS. A demonstration is
+            encoded as a continuation of such a prompt, and loses its ``<think>`` if the prompt ends with one.
+        problems: the text of each row's problem; numbers in it do not count as the answer shown.
+        cut: the rule for the places of cuts. Here only ``sentences`` has an effect; rules that need the policy's scores
+            (:func:`~prefix_rl.cuts.needs_scores`) are applied later.
     """
 
     def __init__(
@@ -305,7 +306,7 @@ class DemonstrationTable(Sequence):
         return len(self._texts)
 
     def __getitem__(self, row: int) -> tuple[Demonstration, ...]:
-        """The usable demonstrations of one row; empty if it has none."""
+        """Usable demonstrations of one row; empty if it has none."""
         if row not in self._made:
             problem = self._problems[row] if self._problems else ""
             made = (self._encode(given, self._answers[row], problem) for given in self._texts[row] or ())
@@ -319,7 +320,7 @@ class DemonstrationTable(Sequence):
         if opened := _opened_again(text, self._turn.opening):
             text = text[opened:]
             readable_from, known = (None if o is None else max(o - opened, 0) for o in (readable_from, known))
-            sampled = None
+            sampled = None  # the sampled ids begin with the text that was just removed
         ids, ends = encode(text, self._tokenizer, self._turn.behind)
         if sampled is not None and list(sampled) != ids:
             ids, ends = list(sampled), _ends_of(sampled, self._tokenizer)
@@ -337,7 +338,7 @@ class DemonstrationTable(Sequence):
 
 
 def _opened_again(text: str, opening: str) -> int:
-    """How many characters of a demonstration open the thought that its prompt has opened already.
+    """Number of characters at the start of a demonstration that repeat the ``<think>`` at the end of its prompt.
 
     >>> [_opened_again(text, "<think>\\n") for text in ("<think>\\nSo", " <think>So", "<think>\\r\\n So", "So <think>")]
     [8, 8, 10, 0]
@@ -350,18 +351,18 @@ def _opened_again(text: str, opening: str) -> int:
     if not found:
         return 0
     rest = text[found.end() :]
-    blanks = len(rest) - len(rest.lstrip()) if opening[-1:].isspace() else 0  # the prompt's own stand in their place
+    blanks = len(rest) - len(rest.lstrip()) if opening[-1:].isspace() else 0  # the prompt has its own
     return found.end() + blanks
 
 
 def continuation_start(
     text: str, prefix_ids: Sequence[int], completion_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> int:
-    """The offset in ``text`` at which the continuation begins, or an earlier one if that is not certain.
+    """Offset in ``text`` at which the continuation begins, or an earlier offset if that is not certain.
 
-    ``text`` is what ``completion_ids`` decode to, or a part of it (a chat template may take the thought away). Decoded
-    alone the prefix may end otherwise than inside the whole, in half a character or in a space, so only what both agree
-    on counts. 0 if ``text`` cannot be found in the whole.
+    ``text`` is the decoded completion, or a part of it (a chat template may remove the thought). The prefix decoded
+    alone may end differently than inside the completion (half a character, a blank), so only the characters that agree
+    count. 0 if ``text`` does not occur in the completion.
     """
     whole, prefix = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (completion_ids, prefix_ids))
     own = next((i for i, (a, b) in enumerate(zip(whole, prefix, strict=False)) if a != b), min(len(whole), len(prefix)))
@@ -369,11 +370,11 @@ def continuation_start(
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase, behind: str = "") -> tuple[list[int], list[int]]:
-    """The ids of ``text`` without special tokens, and the offset in ``text`` at which each token ends.
+    """Token ids of ``text`` without special tokens, and for each token the offset in ``text`` at which it ends.
 
-    With ``behind`` they are the ids that it has behind this text: a tokenizer that puts a blank in front of the first
-    word (Llama 2, Mistral) puts none in the middle. Where the two would share a token, they are those behind a line
-    end.
+    With ``behind`` the text is encoded as the continuation of ``behind``: a tokenizer that puts a blank in front of the
+    first word (Llama 2, Mistral) puts none in the middle. If a token would span both texts, ``text`` is encoded as the
+    continuation of a line end instead.
     """
     for given in filter(None, (behind, behind and "\n")):
         whole, ends = _encode(given + text, tokenizer)
@@ -395,5 +396,5 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], l
 
 
 def _ends_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The offset in the decoded text at which each token ends."""
+    """Offsets in the decoded text at which the tokens end."""
     return [len(tokenizer.decode(ids[: k + 1], skip_special_tokens=True)) for k in range(len(ids))]

@@ -1,10 +1,9 @@
 """The trace store: completions that were sampled or imported, each with its outcome and its cost.
 
-A store is a folder. ``store.json`` says how it came about; ``part-NNNNNN.parquet`` hold the traces, in order
-(:class:`~prefix_rl.parts.Parts`). Whatever is cut off leaves whole parts only, and the parts before are never touched
-again.
+A store is a folder. ``store.json`` holds the facts about its origin; ``part-NNNNNN.parquet`` hold the traces, in order
+(:class:`~prefix_rl.parts.Parts`). An interruption leaves whole parts only, and a finished part is never changed.
 
-A demonstration taken from a store keeps the ids that were sampled: nothing is tokenized a second time.
+A demonstration from a store keeps the sampled token ids: its text is not tokenized again.
 """
 
 from __future__ import annotations
@@ -30,62 +29,61 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the files' layout."""
 UNGRADED = "ungraded"
-"""The outcome of a trace that nobody was to grade."""
+"""Outcome of a trace that was not graded, because its method needs no answers."""
 CUT = "cut"
-"""The outcome of a trace that was stopped on purpose, as the method learns no more of it. It is not graded either."""
+"""Outcome of a trace that was stopped on purpose, because the method trains on its beginning only; not graded."""
 _FACTS, _LOCK, _ADDING, _PART = "store.json", ".lock", ".adding.lock", "part-{:06}.parquet"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One completion of one problem."""
+    """One completion of one problem, sampled or imported."""
 
     problem_id: str
     problem: str
     answer: str
-    attempt: int  # counts the traces of this problem and source from 0
-    source: str  # the policy that sampled it, or where it was imported from
+    attempt: int  # number of the trace among those of its problem and source, from 0
+    source: str  # name of the policy or model that sampled it, or of the imported file
     text: str
     completion_ids: list[int]  # with the id that ended it, if one did
     prompt_tokens: int  # 0 if imported: the prompt that another model saw is not known
     outcome: str  # an Outcome, or UNGRADED, or CUT
-    truncated: bool  # nothing ended it: it ran into the length limit of all completions
+    truncated: bool  # True if it reached the length limit without an end token
     flops: float | None  # 2 N (prompt + completion tokens); None if not known
     imported: bool = False
 
     @property
     def reward(self) -> float | None:
-        """As the training reward: 1 for a right answer, None where the gold answer cannot be parsed or nobody graded,
-        else 0."""
+        """Training reward: 1 for a right answer, else 0; None if the gold answer cannot be parsed or was not graded."""
         unknown = (Outcome.BAD_GOLD, UNGRADED, CUT)
         return None if self.outcome in unknown else float(self.outcome == Outcome.RIGHT)
 
     @property
     def usable(self) -> bool:
-        """Whether it can be a demonstration: right, and ended by itself."""
+        """True if the trace can be a demonstration: right and not truncated."""
         return self.outcome == Outcome.RIGHT and not self.truncated
 
     @property
     def ended(self) -> bool:
-        """Whether the last of its ids is one that ends a completion."""
+        """True if the last id is one that ends a completion."""
         return not self.truncated and self.outcome != CUT
 
     def demonstration(self) -> dict[str, Any]:
-        """What :class:`~prefix_rl.data.tokenizer.DemonstrationTable` reads: the ids without the one that ended them."""
+        """Row for :class:`~prefix_rl.data.tokenizer.DemonstrationTable`; its ids lack the one that ended the trace."""
         if self.ended:
             return {"text": self.text, "ids": self.completion_ids[:-1]}
         return {"text": self.text, "ids": self.completion_ids, "ended": False}
 
 
 class Tally(NamedTuple):
-    """What became of the attempts at one problem."""
+    """Numbers of attempts at one problem, of right ones and of usable ones."""
 
     attempts: int = 0
     right: int = 0
-    usable: int = 0  # right, and not cut off
+    usable: int = 0  # right and not truncated
 
     def plus(self, outcome: str, truncated: bool) -> Tally:
-        """With one more attempt.
+        """Tally with one more attempt.
 
         >>> Tally(attempts=2, right=1).plus("right", truncated=True)
         Tally(attempts=3, right=2, usable=0)
@@ -96,7 +94,7 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class Account:
-    """Traces of one kind, and what they cost."""
+    """Numbers of traces, and their cost in tokens and floating-point operations."""
 
     traces: int = 0
     right: int = 0
@@ -106,11 +104,11 @@ class Account:
     generated_tokens: int = 0
     flops: float = 0.0
     flops_unknown: int = 0
-    """Traces whose operations are not known, as of most imported ones; ``flops`` leaves them out."""
+    """Number of traces with unknown operations, as of most imported ones; ``flops`` leaves them out."""
 
 
 class TraceStore:
-    """A folder of traces. Made by :meth:`create`, read by :meth:`open`.
+    """A folder of traces: :meth:`create` makes a new one, :meth:`open` opens an existing one.
 
     Several processes may read a store while one writes to it; a second writer is refused.
     """
@@ -118,16 +116,16 @@ class TraceStore:
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
         self.folder, self._facts = folder, dict(facts)
         self._lock, self._adding = parts.Lock(folder / _LOCK), parts.Lock(folder / _ADDING)
-        self._writers = 0  # how often this process is writing, within each other
+        self._writers = 0  # depth of nested writing() and joined() in this process
         self._parts = parts.Parts(folder, _PART, _schema, checksums=True)
 
     @classmethod
     def create(cls, folder: Path | str, facts: Mapping[str, Any]) -> TraceStore:
-        """A new, empty store.
+        """Creates an empty store.
 
         Args:
-            folder: must not hold a store yet; it is made if need be.
-            facts: whatever says how the traces come about, JSON; ``tokenizer_sha256`` must be among it.
+            folder: must not hold a store yet; it is created if it does not exist.
+            facts: the origin of the traces, in JSON types; must have ``tokenizer_sha256``.
 
         Raises:
             DataError: if there is a store already, or the folder cannot be written.
@@ -147,7 +145,7 @@ class TraceStore:
 
     @classmethod
     def open(cls, folder: Path | str) -> TraceStore:
-        """The store in a folder. A part that was cut off while it was written is removed.
+        """Opens the store in a folder, and removes a part that was interrupted while it was written.
 
         Raises:
             DataError: if there is no such folder, it holds no trace store, or parts are missing.
@@ -178,14 +176,14 @@ class TraceStore:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """How the traces came about: what :meth:`create` was given and :meth:`update` replaced."""
+        """Facts about the origin of the traces: those of :meth:`create` as changed by :meth:`update`."""
         return dict(self._facts)
 
     def update(self, facts: Mapping[str, Any]) -> None:
         """Adds or replaces facts.
 
         Raises:
-            DataError: if they cannot be written; the old ones then stand.
+            DataError: if they cannot be written; the old facts then stay.
         """
         merged = {**self._facts, **facts}
         with self.writing():
@@ -193,7 +191,7 @@ class TraceStore:
         self._facts = merged
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a JSON file of the folder as a whole.
+        """Writes a JSON file in the folder, as a whole.
 
         Raises:
             DataError: if it cannot be written.
@@ -202,7 +200,7 @@ class TraceStore:
             parts.write_json(self.folder / name, content)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes a JSONL file of the folder as a whole.
+        """Writes a JSON Lines file in the folder, as a whole.
 
         Raises:
             DataError: if it cannot be written.
@@ -214,12 +212,12 @@ class TraceStore:
 
     @contextmanager
     def writing(self) -> Iterator[TraceStore]:
-        """Keeps other writers out, and removes what an earlier one left unfinished.
+        """Holds the lock against other writers, and removes parts that an earlier writer left unfinished.
 
         Raises:
             DataError: if another process is writing, or the folder is read-only.
         """
-        if self._writers:  # what is unfinished now may be a part that a process that joined is writing
+        if self._writers:  # nothing is removed: a joined process may be writing an unfinished part now
             yield self
             return
         try:
@@ -235,7 +233,7 @@ class TraceStore:
 
     @contextmanager
     def joined(self) -> Iterator[TraceStore]:
-        """Adds to what another process of the same launch is :meth:`writing`."""
+        """Lets this process append while another process of the same launch holds :meth:`writing`."""
         self._writers += 1
         try:
             yield self
@@ -243,22 +241,22 @@ class TraceStore:
             self._writers -= 1
 
     def append(self, traces: Sequence[Trace]) -> None:
-        """Adds traces as one part, which is on the disk when this returns.
+        """Appends traces as one part, which is on the disk when this returns.
 
         Raises:
-            DataError: if it cannot be written (a full disk); the store is then as it was before.
+            DataError: if the part cannot be written (a full disk); the store is then unchanged.
         """
         if not traces:
             return
         rows = [{**vars(t), "completion_tokens": len(t.completion_ids), "reward": t.reward} for t in traces]
         with self.writing(), self._told(self.folder / _ADDING), self._adding.held(lambda who: None):
             self._refuse_gaps()
-            with self._told(self._parts.next_path()):  # one number for each part, whoever adds it
+            with self._told(self._parts.next_path()):  # numbers are unique, since the lock is held
                 self._parts.append(rows)
 
     @contextmanager
     def _told(self, path: Path) -> Iterator[None]:
-        """Says what stands and what to do if ``path`` cannot be written."""
+        """Turns an OSError at ``path`` into a DataError that says what is left and what to do."""
         try:
             yield
         except OSError as error:
@@ -273,7 +271,7 @@ class TraceStore:
         return sum(batch.num_rows for batch in self.batches(["attempt"]))
 
     def __iter__(self) -> Iterator[Trace]:
-        """The traces in the order in which they were added; a batch at a time is in memory."""
+        """Traces in the order in which they were added; one batch at a time is in memory."""
         names = list(Trace.__dataclass_fields__)
         for batch in self.batches(names):
             yield from (Trace(**row) for row in batch.to_pylist())
@@ -281,9 +279,11 @@ class TraceStore:
     def usable(
         self, problem_ids: Sequence[str] | None = None, outcome: Outcome | None = Outcome.RIGHT
     ) -> Iterator[Trace]:
-        """The traces that can be demonstrations, of these problems: those of an ``outcome`` that ended by themselves.
+        """Traces of these problems with this outcome, without truncated ones. Other traces are filtered out in Arrow.
 
-        None: all there are. The others are not brought into memory.
+        Args:
+            problem_ids: ids of the problems; None: all problems.
+            outcome: the outcome; None: all traces of the problems, truncated ones included.
         """
         import pyarrow
         import pyarrow.compute
@@ -299,15 +299,15 @@ class TraceStore:
             yield from (Trace(**row) for row in batch.to_pylist())
 
     def outcomes(self) -> Iterator[dict[str, Any]]:
-        """``problem_id``, ``attempt``, ``outcome`` and ``truncated`` of all that was sampled here."""
+        """Rows of ``problem_id``, ``attempt``, ``outcome`` and ``truncated``, for all traces but imported ones."""
         for batch in self.batches(["problem_id", "attempt", "outcome", "truncated", "imported"]):
             yield from (row for row in batch.to_pylist() if not row["imported"])
 
     def attempts(self, first: int | None = None) -> dict[str, Tally]:
-        """The tally of every problem, over what was sampled here: imported traces are not attempts of the policy.
+        """Tally of every problem. Imported traces do not count: they are not attempts of the policy.
 
         Args:
-            first: count only the first so many attempts at each problem.
+            first: number of first attempts to count at each problem; None: all.
         """
         found: dict[str, Tally] = {}
         for batch in self.batches(["problem_id", "attempt", "outcome", "truncated", "imported"]):
@@ -318,7 +318,7 @@ class TraceStore:
         return found
 
     def accounts(self) -> tuple[Account, dict[str, Account]]:
-        """What was sampled here, and what was imported, by source. Tokens are counted by the store's tokenizer."""
+        """Account of the sampled traces, and one of the imported traces for each source, in the store's own tokens."""
         sampled, imported = Account(), {}
         columns = ["source", "prompt_tokens", "completion_tokens", "outcome", "truncated", "flops", "imported"]
         for batch in self.batches(columns):
@@ -341,20 +341,23 @@ class TraceStore:
         return sampled, imported
 
     def cost(self) -> Cost:
-        """What the store has cost: every trace, right or wrong.
+        """Cost of all traces of the store, right or wrong.
 
-        ``generated_tokens`` are those sampled here. Imported traces count with the operations that came with them; most
-        come without (see ``flops_unknown`` of :meth:`accounts`) and count nothing.
+        ``generated_tokens`` counts the sampled traces only. An imported trace adds the operations that its row states;
+        most state none (see ``flops_unknown`` of :meth:`accounts`) and add nothing.
         """
         sampled, imported = self.accounts()
         flops = sampled.flops + sum(account.flops for account in imported.values())
         return Cost(generated_tokens=float(sampled.generated_tokens), flops=flops)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase | str) -> None:
-        """Checks that the ids of this store are those of a tokenizer (or of its :func:`tokenizer_sha256`).
+        """Checks that the token ids of this store belong to a tokenizer.
+
+        Args:
+            tokenizer: the tokenizer, or its :func:`tokenizer_sha256`.
 
         Raises:
-            DataError: if they are not.
+            DataError: if they belong to another tokenizer.
         """
         given = tokenizer if isinstance(tokenizer, str) else tokenizer_sha256(tokenizer)
         if given != self._facts["tokenizer_sha256"]:
@@ -373,10 +376,10 @@ class TraceStore:
             )
 
     def batches(self, columns: Sequence[str]) -> Iterator[RecordBatch]:
-        """These columns of all traces, in the order in which they were added; a batch at a time is in memory.
+        """Columns of all traces, in the order in which they were added; one batch at a time is in memory.
 
         Raises:
-            DataError: if a part is missing, damaged, or none of a trace store.
+            DataError: if a part is missing or damaged, or does not belong to a trace store.
         """
         self._refuse_gaps()
         try:
@@ -393,7 +396,7 @@ class TraceStore:
 
 
 def _schema() -> Schema:
-    """The columns of a part: the fields of a trace, and two that follow from them."""
+    """Columns of a part: the fields of a trace, and ``completion_tokens`` and ``reward``, which follow from them."""
     import pyarrow as pa
 
     def column(name: str, kind: Any, nullable: bool = False) -> pa.Field:
@@ -420,7 +423,7 @@ def _schema() -> Schema:
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash that is the same for tokenizers that give the same ids.
+    """SHA-256 of a tokenizer, the same for tokenizers that give the same ids.
 
     Truncation and padding are left out: they are settings of the last call, not of the tokenizer. So are the roles of
     special tokens (which one is EOS): they do not change the ids of a text.

@@ -1,7 +1,7 @@
-r"""Chat messages as data sets hold them: what is asked, and the answer that demonstrates it.
+r"""Chat messages of data sets: separation of the prompt from the demonstration that answers it.
 
-Read are lists of ``{"role", "content"}`` and of ``{"from", "value"}``. A last turn of the assistant is the
-demonstration; what stands before it is asked, all of it. A list that cannot be read so has faults instead.
+Two forms can be read: lists of ``{"role", "content"}`` and lists of ``{"from", "value"}``. If the last turn is the
+assistant's it is the demonstration, and all turns before it are the prompt. Other lists have faults instead.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class Chat:
-    """A list of messages, taken apart."""
+    """A list of messages, split into prompt and answers."""
 
     asked: tuple[dict[str, str], ...] = ()
-    """The turns of the prompt: maybe of the system, then of user and assistant."""
+    """Turns of the prompt: optionally one of the system, then turns of user and assistant."""
     answers: tuple[str, ...] = ()
-    """The texts of the assistant's turns at the end."""
+    """Texts of the assistant's turns at the end."""
     faults: tuple[str, ...] = ()
-    """Why it cannot be used; then there is nothing else."""
+    """Reasons why the messages cannot be used; then the other fields are empty."""
 
     @property
     def text(self) -> str:
-        """What the user and the assistant say in the prompt, without the system turn."""
+        """Text of the prompt: all turns but the system's, with a blank line between them."""
         return "\n\n".join(turn["content"] for turn in self.asked if turn["role"] != "system")
 
     @property
     def plain(self) -> bool:
-        """Whether the prompt is one turn of the user and nothing else."""
+        """True if the prompt is a single turn."""
         return len(self.asked) == 1
 
 
 def is_chat(value: object) -> bool:
-    """Whether a value of a column is meant as messages: a list that holds an object, or a single message."""
+    """True if a value of a column is meant as messages: a list with at least one message, or a single message."""
     if isinstance(value, Mapping):
         return _role(value) is not None
     return isinstance(value, list) and any(isinstance(turn, Mapping) and _role(turn) is not None for turn in value)
 
 
 def chat(messages: object) -> Chat:
-    r"""The messages of a row, taken apart.
+    r"""Messages of a row, split into prompt and answers.
 
     >>> chat([{"role": "user", "content": "6 * 7?"}, {"role": "assistant", "content": "42"}])
     Chat(asked=({'role': 'user', 'content': '6 * 7?'},), answers=('42',), faults=())
@@ -77,7 +77,7 @@ def chat(messages: object) -> Chat:
 
 
 def turn_faults(turns: Sequence[Any]) -> list[str]:
-    """What is wrong with the turns of a problem; empty if nothing is."""
+    """Faults of the turns of a problem; empty if they can be used."""
     read = chat(list(turns))
     if read.faults:
         return list(read.faults)
@@ -91,7 +91,7 @@ def _role(message: Mapping) -> Any:
 
 
 def _turn(message: object) -> tuple[dict, str | None]:
-    """A message in one form, or what is wrong with it."""
+    """Message with the keys ``role``, ``content`` and ``thought``, and its fault (None: no fault)."""
     if not isinstance(message, Mapping):
         return {}, f"is a {type(message).__name__}, not an object of role and content"
     role = _role(message)
@@ -110,19 +110,19 @@ def _turn(message: object) -> tuple[dict, str | None]:
 
 
 def _whole(turn: Mapping[str, str]) -> str:
-    """An assistant's turn with the thought that stands beside it."""
+    """Text of an assistant's turn, with the thought that some data sets keep in a field of its own put in front."""
     content, thought = turn["content"].strip(), turn["thought"].strip()
     return f"<think>\n{thought}\n</think>\n\n{content}" if thought and content else turn["content"]
 
 
-# --- what the policy is asked -----------------------------------------------------------------------------------------
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
 def prompt_of(problem, data, instruction: str = "") -> str | list[dict[str, str]]:
-    """What the policy is asked: chat messages, or the text itself.
+    """Prompt of a problem: chat messages, or a plain text if ``data.prompt`` is ``plain``.
 
-    The ``data`` block's instruction, and ``instruction`` behind it, end the last turn of the user. A problem's own
-    system turn goes before ``data.system_prompt``, which is for the problems that have none.
+    ``data.instruction`` and then ``instruction`` are appended to the last turn of the user. ``data.system_prompt`` is
+    for problems without a system turn of their own.
 
     Raises:
         RecipeError: if a problem of several turns is to be shown as a plain text.
@@ -139,7 +139,7 @@ def prompt_of(problem, data, instruction: str = "") -> str | list[dict[str, str]
 
 
 def plain_fault(problems: Sequence[Any]) -> str:
-    """Why problems that are messages cannot be asked as plain texts."""
+    """Error message for problems of several messages that a recipe wants to show as plain texts."""
     places = ", ".join(p.place or p.id for p in problems[:3]) + (", ..." if len(problems) > 3 else "")
     return (
         f"data.prompt = plain shows the policy one text, but {len(problems)} problem{'s are' * (len(problems) > 1)}"
@@ -149,12 +149,12 @@ def plain_fault(problems: Sequence[Any]) -> str:
 
 
 def shape(turns: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """The roles of the turns, in their order."""
+    """Roles of the turns, in their order."""
     return tuple(turn["role"] for turn in turns)
 
 
 def one_of_each_shape(problems: Sequence[Any]) -> list[Any]:
-    """The first problem of every :func:`shape`, of those that are messages."""
+    """Problems that are messages, the first one of every :func:`shape`."""
     found: dict[tuple[str, ...], Any] = {}
     for problem in problems:
         if problem.turns:
@@ -163,14 +163,16 @@ def one_of_each_shape(problems: Sequence[Any]) -> list[Any]:
 
 
 def refuse_unshown(prompt: Sequence[Mapping[str, str]], known: set, render: Callable[[list], str]) -> None:
-    """Sees that a chat template shows every turn of prompts like this one: by texts that can be found again.
+    """Refuses a chat template that leaves out a turn of prompts with the roles of this one.
+
+    The template is rendered with a probe text in each turn, and every probe must be in the result.
 
     Args:
-        known: the shapes that are shown; this one is added.
-        render: what the template makes of messages.
+        known: shapes that passed before; this prompt's is added.
+        render: returns the text that the template makes of messages.
 
     Raises:
-        RecipeError: naming the first turn that is left out.
+        RecipeError: with the number and role of the first turn that is left out.
     """
     roles = shape(prompt)
     if roles in known:
@@ -188,5 +190,5 @@ def refuse_unshown(prompt: Sequence[Mapping[str, str]], known: set, render: Call
 
 
 def trimmed(text: str) -> str:
-    """A text without what templates trim."""
+    """A text with every run of blanks as one space, since templates may trim blanks."""
     return " ".join(text.split())

@@ -29,9 +29,10 @@ from .settings import Safety
 STALLED = 70
 """Exit status of a run that stood still for too long."""
 _OTHERS = "waits for the other processes"
+_REWARD = "waits for a reward function"
 _WAITS = {
     "distributed_c10d.py": _OTHERS, "operations.py": _OTHERS, "autograd": "computes a gradient with the others",
-    "workers.py": "waits for the grader", "functions.py": "waits for a reward function",
+    "workers.py": "waits for the grader", "rewards/functions.py": _REWARD, "rewards/process.py": _REWARD,
     "vllm": "waits for vLLM", "server.py": "waits for a server",
 }  # fmt: skip
 _LOOKS = 40
