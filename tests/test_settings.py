@@ -238,8 +238,11 @@ def test_texts_below_attributes_and_in_attributes_lists_are_read():
     from prefix_rl.recipe import Reward
 
     docs = {name: f.doc for name, f in fields_of(Reward, docs=True).items()}
-    assert docs["order"] == "``ignore`` takes 1, 2 for 2, 1; ``same`` does not. Tuples have an order in any case."
-    assert docs["workers"] == "Grading processes on each rank."
+    assert (
+        docs["order"]
+        == "order of a bare list: ``ignore`` for 1, 2 equal to 2, 1; ``same`` to require it. Tuples always have one."
+    )
+    assert docs["workers"] == "Number of grading processes on each rank."
     assert all(docs.values())
 
 

@@ -1,4 +1,4 @@
-"""Rewards: a verifiable answer, graded by math-verify in processes that can be killed."""
+"""Rewards for verifiable answers. Answers are graded in worker processes, which are killed when they take too long."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .workers import Grader
 
 
 class MathReward:
-    """1 for a right final answer, 0 for any other outcome, None where the gold answer cannot be parsed.
+    """Reward of a completion: 1 if its final answer is right, 0 if not, None if the gold answer cannot be parsed.
 
-    A reward function as TRL calls it. The completion counts as a whole, prefix and continuation; but an answer that
-    stands in the prefix alone is none.
+    TRL calls it as a reward function. The answer is looked for in the whole completion (prefix and continuation), but
+    an answer that ends inside the prefix does not count.
 
     Args:
-        grader: the workers, with their rules; unless given, two that want an answer to be marked.
+        grader: worker processes and their rules. Default: two workers, and only a marked answer (as in a box) counts.
     """
 
     __name__ = "math_reward"
@@ -35,11 +35,12 @@ class MathReward:
         log_metric: Callable[[str, float], None] | None = None,
         **columns: object,
     ) -> list[float | None]:
-        """Grades plain or conversational completions against the data set's ``answer`` column.
+        """Rewards of plain or conversational completions, one each, against the ``answer`` column of the data set.
 
-        The trainer gives ``continuation_start``: for each completion the offset at which the policy's own text begins.
-        ``log_metric`` gets the share of each outcome (``outcome/right`` and so on), ``log_extra`` the outcomes
-        and the answers that were found.
+        Args:
+            continuation_start: for each completion the offset, in characters, at which the policy's own text begins.
+            log_metric: is called with the share of each outcome (``outcome/right`` and so on).
+            log_extra: is called with the outcomes and with the final answers of the completions.
         """
         texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]  # no content: a tool call
         golds = ["" if gold is None else str(gold) for gold in answer]
@@ -57,4 +58,4 @@ class MathReward:
 
 
 math_reward = MathReward()
-"""The reward with its default settings; its workers start at the first call."""
+"""Reward function with the default settings. Its workers start at the first call."""

@@ -1,9 +1,8 @@
-r"""Unicode as people and models write mathematics in it, brought to ASCII and LaTeX.
+r"""Translation of mathematics in Unicode to ASCII and LaTeX.
 
-Most of it is Unicode's own tables: superscripts, subscripts and vulgar fractions by their decomposition, letters in a
-mathematical type face, wide and Roman ones by NFKC, digits of any script by their value, marks that nobody sees by
-their category. What the tables do not say is listed here: signs that LaTeX has a command for, and letters of another
-alphabet that look like a Latin one.
+Most of it follows Unicode's own tables: the decomposition of superscripts, subscripts and fractions such as ½; the
+normal form NFKC of bold, wide and Roman letters; the value of digits in any script; the category of invisible marks.
+This file adds the rest: signs that have a LaTeX command, and letters of other alphabets that look like Latin ones.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import unicodedata
 
 
 def _each(characters: str, names: str, form: str = r"\%s ") -> dict[str, str]:
-    """Each character with the name at its place, as a command."""
+    """Mapping from each character to its LaTeX command; ``names`` are separated by blanks, in the same order."""
     return {c: form % name for c, name in zip(characters, names.split(), strict=True)}
 
 
 def _decomposed(kind: str) -> dict[str, str]:
-    """The characters that Unicode decomposes as a ``<kind>`` of others."""
+    """Mapping from each character that Unicode decomposes as ``<kind>`` to the characters it is composed of."""
     found = {}
     for code in (
         *range(0xA0, 0x100),
@@ -42,14 +41,14 @@ _RUNS = re.compile(
 )
 _OVERLINED = re.compile("(?:[0-9]\u0305)+")
 
-_LATIN = {  # letters that look like a Latin one, where they stand alone
+_LATIN = {  # Cyrillic and Greek letters that look like a Latin one; replaced only where no other letter is beside them
     **dict(zip("АВСЕНІЈКМОРЅТХУ", "ABCEHIJKMOPSTXY", strict=True)),
     **dict(zip("асеіјорѕху", "aceijopsxy", strict=True)),
     **dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧο", "ABEZHIKMNOPTYXo", strict=True)),
 }
 _ALONE = re.compile(rf"(?<![^\W\d_])[{''.join(_LATIN)}](?![^\W\d_])")
 
-_BEFORE = str.maketrans(  # what NFKC would make something else of
+_BEFORE = str.maketrans(  # replaced before NFKC, which would turn these into something else
     _each("ℝℤℕℚℂℙ", "R Z N Q C P", r"\mathbb{%s}")
     | _each("℃℉", "C F", r"^\circ %s")
     | {
@@ -114,7 +113,7 @@ def _plain(run: str, table: dict[str, str]) -> str:
 
 
 def ascii_(text: str) -> str:
-    r"""A text with its mathematics in ASCII and LaTeX; letters of other alphabets stay.
+    r"""Text with its mathematics in ASCII and LaTeX. Letters of other alphabets are kept.
 
     >>> ascii_("2¹⁰"), ascii_("‑3½"), ascii_("𝑥₁₂ ≡ ４"), ascii_("∆µ")
     ('2^{10}', '-3\\frac{1}{2}', 'x_{12} \\equiv  4', '\\Delta \\mu ')
@@ -130,7 +129,7 @@ def ascii_(text: str) -> str:
 
 
 def _seen(c: str) -> str:
-    """A character, a digit of any script as ours, a blank of any width as a blank; nothing for a mark unseen."""
+    """ASCII digit for a digit of any script, a blank for any blank, "" for an invisible mark; else the character."""
     if c.isascii():
         return c
     category = unicodedata.category(c)

@@ -1,8 +1,8 @@
-"""``code``: 1 for a program that passes all tests of its row, 0 for another. See docs/rewards.md for what it isolates.
+"""Reward ``code``: 1 for a program that passes all tests of its row, else 0. docs/rewards.md lists how it is isolated.
 
-The program is the last fenced block of the completion. Column ``tests`` holds a list: a text is Python that is run
-behind the program (``assert add(1, 2) == 3``); ``{"input": ..., "output": ...}`` is given to the program on its
-standard input, and what it prints must be the output, but for white space at the ends of lines and of the whole.
+The program is the last fenced block of the completion. Column ``tests`` holds a list of tests of two kinds. A text is
+Python code that runs after the program (``assert add(1, 2) == 3``). ``{"input": ..., "output": ...}`` is the standard
+input of the program and the text that it must print; white space at the ends of lines and of the text is ignored.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from collections.abc import Sequence
 from functools import cache
 
 SECONDS = 2.0
-"""Of processor time for one test; it may wait for twice as long."""
+"""Seconds of processor time for one test. The limit of wall-clock time is twice as long."""
 MEMORY = 512 * 2**20
-"""Bytes of address space of a program."""
+"""Bytes of address space that a program may use."""
 FILES = 2**20
-"""Bytes of one file that a program writes, and of what is read of its output."""
+"""Bytes that a program may write to one file; also the bytes of its output that are read."""
 _NEW_NETWORK = 0x40000000 | 0x10000000  # CLONE_NEWNET | CLONE_NEWUSER
+# The line that closes a block needs at least as many marks as the line that opened it (\1)
 _BLOCK = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)^[ \t]*\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 def last_block(text: str, start: int = 0) -> str | None:
-    r"""The last fenced block of a text that is closed, and closed behind ``start``; None if there is none.
+    r"""Content of the last closed fenced block; None if there is none, or if it ends before offset ``start``.
 
     >>> last_block("So:\n```python\nx = 1\n```\nor\n```\nx = 2\n```\n")
     'x = 2\n'
@@ -46,9 +47,9 @@ def code_reward(
     tests: Sequence[Sequence[str | dict[str, str]]],
     continuation_start: Sequence[int] | None = None,
 ) -> list[float | None]:
-    """1 where the last fenced block passes all tests of its row, 0 where it does not, None where there are no tests.
+    """Rewards of completions: 1 if the last fenced block passes all tests of the row, 0 if not, None without tests.
 
-    A block that stands wholly in an injected prefix is no program of the policy's.
+    A block that stands wholly in an injected prefix is not the policy's work and counts as no program.
     """
     texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
     starts = continuation_start or [0] * len(texts)
@@ -63,7 +64,7 @@ def _passes(program: str | None, tests: Sequence[str | dict[str, str]]) -> bool:
         return False
     for test in tests:
         if isinstance(test, str):
-            # The mark at the end tells a program that came to it from one that left before its tests
+            # The random mark is printed only if the tests were reached: a program may exit with status 0 before them
             mark = os.urandom(16).hex()
             printed = run(f"{program}\n{test}\nprint({mark!r}, flush=True)\n", "")
             good = printed is not None and printed.rstrip().endswith(mark)
@@ -80,7 +81,7 @@ def _lines(text: str) -> list[str]:
 
 
 def run(program: str, given: str) -> str | None:
-    """What a program prints; None if it ends with an error, or not within its limits."""
+    """Output of a program for the standard input ``given``; None if it ends with an error or exceeds its limits."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
         with open(os.path.join(folder, "main.py"), "w", encoding="utf-8", errors="replace") as file:
             file.write(program)
@@ -105,7 +106,7 @@ def run(program: str, given: str) -> str | None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a program and what it has left in its session."""
+    """Kills a program and all processes that it left in its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.stdin:
@@ -114,7 +115,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _limit() -> None:
-    """In the child, before the program: its limits, and no network where the kernel lets a plain process say so."""
+    """Sets the limits of a program, in the child process before it starts; takes away the network if the kernel can."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the worker
     if networks_can_be_taken():
@@ -129,7 +130,7 @@ def _limit() -> None:
 
 @cache
 def networks_can_be_taken() -> bool:
-    """Whether a process here may have a network of its own, in which there is nothing."""
+    """True if the kernel lets a process without privileges move into an empty network of its own."""
     child = os.fork()
     if child == 0:
         os._exit(0 if ctypes.CDLL(None).unshare(_NEW_NETWORK) == 0 else 1)

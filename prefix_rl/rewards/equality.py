@@ -1,11 +1,11 @@
-"""Whether two answers denote the same thing.
+"""Equality of two answers.
 
-The order of decisions:
+It is decided in this order:
 
-1. :mod:`~prefix_rl.rewards.notation` brings both answers into one notation. Rational numbers are compared as such.
-2. :mod:`~prefix_rl.rewards.structure` takes them apart. Lists, tuples, intervals, unions and matrices are compared part
-   by part, an equality by the value it gives.
-3. :mod:`~prefix_rl.rewards.expressions` compares what is left, the expressions, by mathematics.
+1. :mod:`~prefix_rl.rewards.notation` brings both answers into one notation. Rational numbers are compared exactly.
+2. :mod:`~prefix_rl.rewards.structure` splits answers into parts. Lists, tuples, intervals, unions and matrices are
+   compared part by part; of an equality such as ``x = 5`` the value is compared.
+3. :mod:`~prefix_rl.rewards.expressions` compares the remaining single expressions as mathematics.
 """
 
 from __future__ import annotations
@@ -24,29 +24,34 @@ from .structure import Chain, Group, chain, parse, split
 from .wording import UNITS, conflict, one_unit, singular, spoken, untexted
 
 MAX_ANSWER_CHARACTERS = 1_000
-"""A longer answer is wrong unless it is the gold answer to the letter: no answer of a benchmark comes near, and
-parsing time grows without bound."""
+"""Characters of the longest answer that is parsed. A longer one is right only if it is the gold answer letter by
+letter: no answer of a benchmark is nearly as long, and the time of parsing has no bound."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What people differ on. Each default is the choice of most public graders.
+    """Rules of grading on which graders differ. Each default is the choice of most public graders.
 
     Attributes:
-        fallback: ``last`` takes the last formula or number of a text that marks no answer; ``none`` wants a marker.
-        turns: ``own`` takes only the policy's own turn: what follows an end-of-turn mark or a line ``User:`` is none of
-            its answer; ``all`` takes any.
-        thought: ``closed`` finds no answer in a thought that was opened and cut off; ``required`` none in a completion
-            that closes no thought at all (for a chat template that opens it in the prompt); ``any`` takes it as text.
-        boxes: ``joined`` takes boxes that only "and", "or" or a comma separate for one answer; ``last`` the last alone.
-        tolerance: a decimal and another number are equal if they differ by at most ``tolerance * min(1, |value|)``;
-            two numbers without a decimal point are equal only exactly.
-        percent: ``either`` takes 25 % for 25 and for 0.25; ``exact`` for 0.25 alone.
-        units: ``ignore`` drops a unit at the end; ``same`` wants the gold answer's.
-        order: ``ignore`` takes 1, 2 for 2, 1; ``same`` does not. Tuples have an order in any case.
-        intervals: ``either`` takes -2 < x < 7 for (-2, 7); ``same`` wants the gold answer's notation.
-        gold_list: a gold answer that is a list of texts (``["3", "5"]``) wants ``all`` of them, or ``any`` one of them.
-        decimal_comma: whether 1,5 is 1.5 where the other answer is a decimal.
+        fallback: answer of a text without a marker (as a box): ``last`` for its last formula or number, ``none`` for no
+            answer.
+        turns: part of the text that is searched: ``own`` for the policy's own turn, which ends at an end-of-turn mark
+            or a line ``User:``; ``all`` for everything.
+        thought: rule for the text of a thought: ``closed`` finds no answer in a thought that is opened and cut off;
+            ``required`` finds none in a completion that closes no thought (for a chat template that opens the thought
+            in the prompt); ``any`` reads a thought that is cut off like other text.
+        boxes: answer of several boxes: ``joined`` for one answer if only "and", "or" or a comma separate them; ``last``
+            for the last box alone.
+        tolerance: largest difference of a decimal and another number that are equal, relative to ``min(1, |value|)``.
+            Two numbers without a decimal point must be equal exactly.
+        percent: values of 25 %: ``either`` for 25 and 0.25, ``exact`` for 0.25 alone.
+        units: unit at the end of an answer: ``ignore`` to drop it, ``same`` to require that of the gold answer.
+        order: order of a bare list: ``ignore`` for 1, 2 equal to 2, 1; ``same`` to require it. Tuples always have one.
+        intervals: notation of intervals: ``either`` for -2 < x < 7 equal to (-2, 7); ``same`` for the gold answer's
+            alone.
+        gold_list: number of answers required by a gold answer that is a list of texts (``["3", "5"]``): ``all`` of
+            them, or ``any`` one of them.
+        decimal_comma: True to read 1,5 as 1.5 if the other answer is a decimal.
     """
 
     fallback: Literal["last", "none"] = "last"
@@ -64,12 +69,12 @@ class Rules:
 
 DEFAULT_RULES = Rules()
 TRAINING_RULES = Rules(fallback="none")
-"""Under training a truncated derivation must not be rewarded for the number that it happened to stop at."""
+"""Rules for training: a derivation that was cut off must not be rewarded for the number at which it stopped."""
 
 
 @lru_cache(maxsize=65536)
 def same(answer: str, gold: str, rules: Rules = DEFAULT_RULES) -> bool:
-    """Whether two bare answers denote the same thing. ``gold`` decides whether an equality or its value is compared."""
+    """True if two final answers mean the same. If ``gold`` is an equality, the equalities are compared, else values."""
     if "".join(answer.split()) == "".join(gold.split()):
         return True
     if len(answer) > MAX_ANSWER_CHARACTERS:
@@ -83,13 +88,13 @@ def same(answer: str, gold: str, rules: Rules = DEFAULT_RULES) -> bool:
 
 
 def _without_symbol(text: str, unit: str) -> list[str]:
-    """``5 m`` as 5, where the other answer is in metres: a letter alone may also be a variable."""
+    """Reading of ``5 m`` as 5, only if the other answer has the unit metre: ``m`` alone may also be a variable."""
     found = re.fullmatch(r"(.*[\d)}])\s+([A-Za-z]{1,2})", text) if unit else None
     return [found[1]] if found and UNITS.get(found[2].lower()) == one_unit(unit) else []
 
 
 def _unit(answer: str) -> str:
-    """The unit of an answer, in lower case without typesetting."""
+    """Unit of an answer, in lower case without typesetting; "" if it has none."""
     return re.sub(r"\\[A-Za-z]+|\W", "", untexted(cleaned(answer)[1])).lower()
 
 
@@ -97,7 +102,7 @@ _EQUIVALENTLY = r"\s*,?\s*\(?\s*(?:\bequivalently|\bi\.e\.|\bthat is|\bwhich (?:
 
 
 def _readings(answer: str) -> list[str]:
-    r"""The ways to read an answer: ``\textbf{(C)}\ 42`` is C or 42; ``\frac13 \approx 0.33`` is either of its ends."""
+    r"""Readings of an answer: C and 42 for ``\textbf{(C)}\ 42``, both sides for ``\frac13 \approx 0.33``."""
     text = clean(answer)
     readings = [text]
     plain = untexted(text)
@@ -113,7 +118,7 @@ def _readings(answer: str) -> list[str]:
 
 
 def _rounds(one: str, other: str) -> bool:
-    """Whether one of two values is the other one, rounded to the digits that it shows; a name is no value."""
+    """True if one of two values is the other one rounded to its digits, or if ``one`` has no value but only a name."""
     values = [(chain(end) or Chain("", end, None)).value for end in (one, other)]
     if not re.search(r"\d|\\pi|e", values[0]):
         return True
@@ -137,19 +142,19 @@ def _same(a: str, g: str, rules: Rules) -> bool:
 
 
 def _key(text: str) -> str:
-    """Letters that only typesetting tells apart are the same key."""
+    """Text without blanks, type faces and braces around one character. Answers with the same key are equal."""
     return re.sub(r"\s+|(?<=[_^])\{(?=\w\})|(?<=[_^]\{\w)\}", "", untexted(text))
 
 
 def _point(text: str, other: str) -> str:
-    """``1,5`` as ``1.5`` where the other answer is a decimal."""
+    """Text with its decimal comma as a point (``1,5`` -> ``1.5``), if the other answer is a decimal number."""
     if re.fullmatch(r"-?\d+,\d+", text) and (n := number(other)) and n.decimal and not number(text):
         return text.replace(",", ".")
     return text
 
 
 def same_number(x: Number, y: Number, rules: Rules) -> bool:
-    """Whether two rational numbers are equal by the rules of percent and tolerance."""
+    """True if two rational numbers are equal under the rules ``percent`` and ``tolerance``."""
     if rules.percent == "either" and x.percent != y.percent:
         percent, plain = (x, y) if x.percent else (y, x)
         whole = Number(percent.value * 100, percent.decimal)
@@ -182,7 +187,7 @@ def _same_group(a: Group, g: Group, rules: Rules) -> bool:
         return _same_parts(_named(a), _named(g), rules) or (
             _nested(a) != _nested(g) and _same_parts(_flat(a), _flat(g), rules)
         )
-    if {a.kind, g.kind} == {"list", "union"}:  # x < 1 or x > 2
+    if {a.kind, g.kind} == {"list", "union"}:  # the list "x < 1 or x > 2" for a union of intervals
         return rules.intervals == "either" and _same_parts(a, g, rules)
     if "list" in (a.kind, g.kind):  # a set of one, or an element that is repeated
         several, one = (a, g) if a.kind == "list" else (g, a)
@@ -190,7 +195,7 @@ def _same_group(a: Group, g: Group, rules: Rules) -> bool:
             _same_group(part, one, rules) if several is a else _same_group(one, part, rules) for part in several.parts
         )
     if (_is_one(a, g) and _are_several(g)) or (_is_one(g, a) and _are_several(a)):
-        return False  # which a parser would take its time to say
+        return False  # a quick answer: math-verify would come to it too, but slowly
     return bool(a.text and g.text) and _same_expression(_member(a.text), _member(g.text), rules)
 
 
@@ -198,18 +203,18 @@ _COLLECTS = re.compile(
     r"[,;<>|\[\]]|\\[{}\\]|\\(?:pm|mp|begin|cup|cap|setminus|in|ni|le|ge|ne|not|mathbb|infty|emptyset|bar|text|l?vert)"
     r"(?![A-Za-z])"
 )
-"""The signs of which an expression with several parts, or one for a set, holds at least one."""
+"""Signs of a set or a collection: an expression that denotes one holds at least one of them."""
 
 
 _ROWS = re.compile(r"[,;\[\]]|\\[{}\\]|\\(?:pm|mp|begin|text)(?![A-Za-z])")
-"""The same, for what a matrix can be."""
+"""Signs of a matrix: an expression that denotes one holds at least one of them."""
 
 
 def _is_one(group: Group, other: Group) -> bool:
-    """Whether an expression is a single value, or an equality of such: no set, and no collection by another name.
+    """True if an expression must be a single value, or an equality of single values, and cannot denote a collection.
 
     Args:
-        other: what it is compared with: a relation may stand for a set, and for no matrix.
+        other: the answer that it is compared with. An inequality may denote a set, but never a matrix.
     """
     if group.kind != "text" or (_ROWS if other.kind == "matrix" else _COLLECTS).search(group.text):
         return False
@@ -217,14 +222,14 @@ def _is_one(group: Group, other: Group) -> bool:
 
 
 def _are_several(group: Group) -> bool:
-    """Whether a collection has two values at least; a determinant has one."""
+    """True if a collection has at least two values. A determinant (``vmatrix``) is one value."""
     if group.kind == "matrix":
         return not re.search("[vV]matrix", group.text) and sum(len(row.parts) for row in group.parts) > 1
     return len(group.parts) > 1
 
 
 def _as_group(text: Group) -> Group:
-    """What is compared with several parts: ``1,234`` as two numbers, ``(p, q) = (1, 2)`` as its value."""
+    """Parts of an expression that is compared with a collection: 1, 234 of ``1,234``; 1, 2 of ``(p, q) = (1, 2)``."""
     if "," in text.text and number(text.text):
         return parse(re.sub(r",\s*", ", ", text.text))
     named = chain(text.text)
@@ -236,7 +241,7 @@ def _row(group: Group) -> Group:
 
 
 def _same_tuple(a: Group, g: Group, rules: Rules) -> bool:
-    """The order counts. A list may stand for a tuple in round brackets."""
+    """True if two tuples have equal parts in the same order. A bare list may stand for a tuple in round brackets."""
     if len(a.parts) != len(g.parts):
         return False
     brackets = {group.brackets or "()" for group in (a, g)}
@@ -246,7 +251,7 @@ def _same_tuple(a: Group, g: Group, rules: Rules) -> bool:
 
 
 def _named(group: Group) -> Group:
-    """``a = 4, -8`` -> ``4, -8``, and ``p=5, q=2; p=7, q=2`` as tuples."""
+    """Collection without the names of its values: ``a = 4, -8`` -> ``4, -8``, ``p=5, q=2; p=7, q=2`` -> two tuples."""
     parts = group.parts
     if _nested(group):
         return Group("list", tuple(_assigned(part) for part in parts))
@@ -257,7 +262,7 @@ def _named(group: Group) -> Group:
 
 
 def _assigned(group: Group) -> Group:
-    """``p = 5, q = 2`` as the tuple of its values."""
+    """Tuple of the values of ``p = 5, q = 2``; the group itself if a part has no name."""
     chains = [chain(part.text) if part.kind == "text" else None for part in group.parts]
     if chains and all(c and c.name for c in chains):
         return Group("tuple", tuple(parse(c.value) for c in chains), "()")
@@ -269,12 +274,12 @@ def _nested(group: Group) -> bool:
 
 
 def _flat(group: Group) -> Group:
-    """``p=5, q=2; p=7, q=2`` as four equalities."""
+    """List of the parts of a list of lists: ``p=5, q=2; p=7, q=2`` as four equalities."""
     return Group("list", tuple(p for part in group.parts for p in part.parts)) if _nested(group) else group
 
 
 def _same_parts(a: Group, g: Group, rules: Rules) -> bool:
-    """Two collections without an order; an element that is repeated counts once."""
+    """True if two collections have the same elements. Order and repetitions are ignored unless the rules want order."""
     if rules.order == "same" and a.kind == "list":
         return len(a.parts) == len(g.parts) and all(
             _same_group(x, y, rules) for x, y in zip(a.parts, g.parts, strict=True)
@@ -308,7 +313,7 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
     if (v and max(map(len, v.split())) > 2) or (w and max(map(len, w.split())) > 2):
         return [*map(singular, v.split())] == [*map(singular, w.split())] if v and w else _same_phrase(a, g)
     if v and w and (v == w or len(v) == len(w) == 1):
-        return v == w  # x and X are two, or two choices
+        return v == w  # single letters keep their case: x and X are two variables
     one, other = chain(a), chain(g)
     if one or other:
         return _same_chain(a, g, one, other, rules)
@@ -317,7 +322,7 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
     (said, rest), (wanted, left) = spoken(a), spoken(g)
     if said or wanted:
         return said == wanted and (rest == left or (bool(rest and left) and _same(rest, left, rules)))
-    if ":" in a and ":" in g:  # times and ratios are as they are written
+    if ":" in a and ":" in g:  # times and ratios are equal only as text, which was compared above
         return False
     return _same_expression(_member(a), _member(g), rules)
 
@@ -327,8 +332,8 @@ _CONGRUENCE = re.compile(r"(?:(?P<name>[^\\]{1,20})\\equiv)?(?P<value>[^\\]+)\\b
 
 
 def _same_congruence(a: str, g: str, rules: Rules) -> bool:
-    r"""``x \equiv 10 \bmod 7`` and ``x \equiv 3 \bmod 7``: the same residue for the same modulus."""
-    if r"\bmod" not in a and r"\bmod" not in g:  # identical: an equality of another name
+    r"""True if two congruences agree in residue and modulus: ``x \equiv 10 \bmod 7`` and ``x \equiv 3 \bmod 7``."""
+    if r"\bmod" not in a and r"\bmod" not in g:  # without a modulus the sign means "identical": read it as =
         return _same(a.replace(r"\equiv", "="), g.replace(r"\equiv", "="), rules)
     one, other = _CONGRUENCE.fullmatch(a), _CONGRUENCE.fullmatch(g)
     if not one or not other or not _same(one["modulus"].strip(), other["modulus"].strip(), rules):
@@ -351,24 +356,24 @@ def _same_phrase(a: str, g: str) -> bool:
 
 
 def _member(text: str) -> str:
-    r"""``x \in S`` -> ``S``."""
+    r"""Set of a membership: ``x \in S`` -> ``S``; any other text as it is."""
     return re.sub(r"^\(?\s*[A-Za-z](?:_\{?\w+\}?)?\s*\)?\s*\\in(?![A-Za-z])\s*", "", text)
 
 
 def _same_chain(a: str, g: str, one: Chain | None, other: Chain | None, rules: Rules) -> bool:
-    """Equalities. A name (``x =``, ``f(x) =``) may be left out on one side; two names must be one name."""
+    """True if two equalities mean the same. One may lack its name (``x =``, ``f(x) =``); two names must be equal."""
     if one and other:
         if one.name is not None and other.name is not None:
             named = one.name and other.name and _key(one.name) != _key(other.name)
             return not named and _same(one.value, other.value, rules)
         return expressions.same_relation(a, g)
-    if one:  # the gold answer is no equality: what the chain ends in
+    if one:  # the gold answer is no equality: compare it with the last value of the chain
         return _same(one.value, g, rules)
     return other.name is not None and _same(a, other.value, rules)
 
 
 def _same_expression(a: str, g: str, rules: Rules) -> bool:
-    """Two expressions; a percent sign on one side may be ignored, and an interval stand for an inequality."""
+    """True if two expressions are equal. The rules may ignore a percent sign, and let an interval be an inequality."""
     if rules.percent == "either" and a.endswith(r"\%") != g.endswith(r"\%"):
         bare = a.removesuffix(r"\%"), g.removesuffix(r"\%")
         if expressions.same(*bare, rules.tolerance, rules.intervals == "either"):

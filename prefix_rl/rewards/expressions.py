@@ -1,8 +1,9 @@
-"""Whether two expressions are equal as mathematics: read by math-verify (latex2sympy2), compared at points.
+"""Mathematical equality of two expressions, decided by their values at a few points.
 
+Our own small grammar (:mod:`~prefix_rl.rewards.reading`) is tried first, then math-verify (latex2sympy2). Sympy's
 ``simplify(a - b)`` may take minutes and may fail. Two expressions that agree to 30 digits at points chosen once at
-random are equal but for a chance of nearly 0 (Schwartz 1980), and most that differ are told apart at once.
-What has no value at a point (sets, relations, unknown functions) goes to ``math_verify.verify``.
+random are almost certainly equal (Schwartz 1980), and most unequal ones differ at the first point. Expressions without
+a value at a point (sets, relations, unknown functions) are compared by ``math_verify.verify``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def same(a: str, g: str, tolerance: float, across: bool = True) -> bool:
-    """Whether two cleaned expressions are equal.
+    """True if two cleaned expressions are equal.
 
     Args:
-        tolerance: how far values may differ, relative to ``min(1, |value|)``, if one of them holds a decimal.
-        across: whether a set may equal an inequality.
+        tolerance: largest difference, relative to ``min(1, |value|)``, if one expression contains a decimal number.
+        across: True if a set (``(1, 2)``) may equal an inequality (``1 < x < 2``).
     """
     trees = tree(a), tree(g)
     if MALFORMED in trees:
@@ -52,7 +53,7 @@ MALFORMED = ("malformed",)
 
 @lru_cache(maxsize=65536)
 def tree(text: str) -> Tree | None:
-    """The tree of a cleaned expression, None if the grammar does not hold it, :data:`MALFORMED` if it is none."""
+    """Tree of a cleaned expression; None if our grammar lacks it, :data:`MALFORMED` if no grammar could read it."""
     try:
         return read(text)
     except Malformed:
@@ -62,25 +63,25 @@ def tree(text: str) -> Tree | None:
 
 
 def within(text: str, value: Fraction, distance: Fraction) -> bool:
-    """Whether a cleaned expression without letters is at most so far from a number."""
+    """True if a cleaned expression without letters differs from ``value`` by at most ``distance``."""
     found = tree(text)
     return found not in (None, MALFORMED) and values.within(found, value, distance)
 
 
 def same_relation(a: str, g: str) -> bool:
-    """Whether two equations or inequalities have the same solutions."""
+    """True if two equations or inequalities have the same solutions."""
     sides = [_difference(side) for side in (a, g)]
     if all(sides):
         if values.proportional(*sides):
             return True
-        if all(map(values.polynomial, sides)):  # x = 0 and x^2 = 0 are two
+        if all(map(values.polynomial, sides)):  # polynomials that are not proportional: x = 0 and x^2 = 0 differ
             return False
     ours, theirs = expression(a), expression(g)
     return ours is not None and theirs is not None and _verify(ours, theirs)
 
 
 def _difference(equation: str) -> Tree | None:
-    """``L - R`` of ``L = R``."""
+    """Tree of ``L - R`` for the equation ``L = R``; None if a side cannot be read."""
     left, equals, right = equation.partition("=")
     sides = tree(left.strip()), tree(right.strip())
     return ("-", *sides) if equals and None not in sides and MALFORMED not in sides else None
@@ -101,7 +102,7 @@ _IMPLICIT = re.compile(r"(?:(?<![_^\d.])\d+(?:\.\d+)?|\))\s*(?=\()")
 
 @lru_cache(maxsize=8192)
 def expression(text: str):
-    """What math-verify makes of a cleaned expression: a sympy object, or None."""
+    """Sympy object that math-verify reads from a cleaned expression, or None."""
     from math_verify import LatexExtractionConfig, parse
     from sympy import Float, Rational
     from sympy.core.basic import Basic
@@ -112,7 +113,7 @@ def expression(text: str):
         return Float(exact, 30) if n.decimal else exact
     if _depth(text) > MAX_DEPTH:
         return None
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we own the deadline
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # else it warns that it has no timeout
     text = _IMPLICIT.sub(r"\g<0>\\cdot ", text)
     found = parse(
         rf"\boxed{{{text}}}",
@@ -135,9 +136,9 @@ _POINTS = ("1.3719", "-0.8371", "2.6173", "0.4519", "-1.9241", "3.1873", "-2.291
 
 
 def identical(a: Expr, b: Expr, tolerance: float) -> bool | None:
-    """Whether two expressions agree at random points, to 30 digits (``tolerance`` where one holds a decimal).
+    """True if two expressions agree at random points, to 30 digits (to ``tolerance`` if one contains a decimal).
 
-    None if they cannot be evaluated: unknown functions, sums without end.
+    None if they cannot be evaluated: unknown functions, infinite sums.
     """
     from sympy import Float, I, Integral, Product, Rational, Sum
     from sympy.core.function import AppliedUndef
@@ -149,7 +150,7 @@ def identical(a: Expr, b: Expr, tolerance: float) -> bool | None:
         if any(e.has(AppliedUndef, Sum, Product, Integral) for e in (a, b)):
             return None
     symbols = a.free_symbols | b.free_symbols
-    names = sorted({s.name for s in symbols})  # the parser makes an n of a sum another one than a real n
+    names = sorted({s.name for s in symbols})  # the n of a sum and a real n are two symbols with one name
     inexact = a.has(Float) or b.has(Float)
     if a.is_Rational and b.is_Rational:
         return bool(a == b) if not inexact else bool(abs(a - b) <= tolerance * min(1, max(abs(a), abs(b))))
@@ -178,7 +179,7 @@ def _done(e: Expr) -> Expr:
 
 
 def _value(e: Expr, at: dict):
-    """The value at a point, None if there is none."""
+    """Value of an expression at a point; None if it has no finite one."""
     try:
         value = e.evalf(30, subs=at)
         return value if value.is_number and value.is_finite else None

@@ -1,8 +1,8 @@
-r"""Where a completion states its final answer.
+r"""Search for the final answer of a completion.
 
 Only markers that people use on purpose count: a box, a ``####`` line, ``<answer>`` tags, "the answer is". A completion
-that is nothing but an answer is its own marker. The last number or formula of a text without any marker is a guess;
-it is taken only where the rules say so, and the verdict says that it was.
+that consists of an answer and nothing else needs no marker. In a text without a marker, the last number or formula is
+only a guess: it is taken only if the rules allow it, and the verdict records that it was a guess.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 FoundBy = Literal["box", "hashes", "tags", "statement", "bare", "last"]
-"""``last`` is the declared fallback; the others are markers."""
+"""Kind of evidence for the final answer. ``last`` is the fallback, a guess; the others are markers."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A final answer, what marked it, and where in the completion it ends."""
+    """Final answer, the kind of its marker, and the offset in the completion at which it ends."""
 
     answer: str
     by: FoundBy
@@ -25,19 +25,19 @@ class Found:
 
 
 TAIL = 20_000
-"""Characters from the end of a completion in which statements and unmarked answers are looked for. Boxes and ``####``
-lines are found wherever they are."""
+"""Number of characters at the end of a completion in which tags, ``####`` lines, statements and unmarked answers are
+looked for. Boxes are looked for in all of it."""
 
 Turns = Literal["own", "all"]
 Thought = Literal["closed", "required", "any"]
 
-# Marks that a chat template sets. What a model writes after one of them is another turn, whoever's.
+# Marks of a chat template. Text that a model writes after one of them belongs to another turn, not to its answer.
 _END_OF_TURN = re.compile(
     r"<\|end\|>(?!\s*<\|start\|>assistant)"
     r"|<\|(?!(?:begin|end)_of_(?:thought|solution|box)\||channel\||message\||constrain\||start\||end\|)[\w ./-]{1,40}\|>"  # noqa: E501
     r"|<｜[^｜\n]{1,40}｜>|</?s>|<(?:eos|bos|pad|EOT|end_of_turn|start_of_turn|turn\|)>|<\|turn>|<extra_id_\d{1,2}>|\[/?INST\]"
 )
-# The same where the marks were skipped in decoding, or were never learned.
+# Beginning of another turn in plain text ("User:"), where decoding dropped the marks or the model never learned them.
 _TURN = re.compile(
     r"\n[ \t]*(?:[#*>\[]{1,6}[ \t]*)?(?:human|user)\b[\]*]{0,4}[ \t]{0,4}[:：]"
     r"|(?:\n[ \t]{0,8}|(?<=[.!?})\]$]))(?:user|human)[ \t]*\n",
@@ -52,12 +52,12 @@ _CLOSED = re.compile(
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{}\\$]+)")
 _HASHES = re.compile(r"####[ \t]*(?=\S)(?P<answer>[^\n]+)")
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-# Between boxes that together are one answer: "\boxed{1} and \boxed{2}", "\boxed{1}, \boxed{2}".
+# Text between boxes that together are one answer: "\boxed{1} and \boxed{2}", "\boxed{1}, \boxed{2}".
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.]|\\[\[\]()]|\\(?:quad|qquad|,|;|!)|\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\band\b|\bor\b){0,24}",
     re.IGNORECASE,
 )
-_MATH = (  # of bounded length: an opening that nothing closes must not be searched to the end, again and again
+_MATH = (  # bounded length: a text full of "$" that nothing closes would otherwise take quadratic time
     r"\$\$(?:[^$\\]|\\.){1,1000}\$\$|\$(?:[^$\n\\]|\\.){1,1000}\$|\\\((?:[^\\]|\\(?!\))){1,1000}\\\)|\\\[(?:[^\\]|\\(?!\])){1,1000}\\\]"
 )
 _STATED = re.compile(
@@ -91,12 +91,13 @@ _REMARKS = (
         r"(?<=[\s\d$])\([a-z][^()]{3,200}(?:\([^()]{0,100}\)[^()]{0,200})?\)(?=[\s.]*$)", re.IGNORECASE
     ),  # "(see above)"
 )
-# What begins the next task, once an answer is given.
+# Beginning of a next task, which some models make up and solve after their answer.
 _RUN_ON = re.compile(
     r"\n[ \t*#\[]*(?:question|problem|exercise|task|example|instruction|input|prompt|assistant|student|teacher|q)\b[\]*]{0,4}"  # noqa: E501
     r"[ \t]*\d{0,4}[ \t]*[:：]|\n[ \t]{0,8}(?:assistant|system)[ \t]*\n",
     re.IGNORECASE,
 )
+# The point in 3.5 ends no sentence; the point in "is 3. Check" does.
 _SENTENCE_END = re.compile(r"(?<!\d)[.;!?](?:\s|$)|(?<=\d)\.(?:\s|$)|\n\s*\n")
 _NUMBER = re.compile(
     r"(?<![\w.])[-−]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+)?(?::\d{1,6}){0,2}(?:\s?[ap]\.?m\b)?(?:\s*\\?%|\s+percent\b)?",
@@ -108,17 +109,19 @@ _SEGMENT = re.compile(rf"{_MATH}", re.IGNORECASE)
 def find(
     text: str, fallback: bool = True, join: bool = True, turns: Turns = "own", thought: Thought = "closed"
 ) -> Found | None:
-    r"""The final answer that a completion states, or None.
+    r"""Final answer that a completion states, or None.
 
-    Only the policy's own turn counts (unless ``turns`` is ``all``), and there what follows its thought. Then the last of
-    these wins: a box (with ``join``, boxes that only "and", "or" or a comma separate are one answer), ``<answer>`` tags,
-    a ``####`` line, "the answer is ..."; but a statement after the last box counts only where it says "final". What
-    follows a next "Problem:" after an answer does not count. A text with none of them is taken as an answer if it is
-    nothing else; if not, ``fallback`` takes the last formula or number of its last sentence.
+    Searched is the policy's own turn after its thought. The last of these markers wins: a box, ``<answer>`` tags, a
+    ``####`` line, "the answer is ..."; but after another marker a statement counts only if it says "final". If the
+    policy goes on to a next "Problem:", an answer before it wins. A short text without a marker that is only an answer
+    is the answer.
 
     Args:
-        thought: whether a thought that was opened must be ``closed`` for what stands in it to be left out, or it is
-            ``required`` that one was closed; with ``any`` a thought that was cut off is taken as any other text.
+        fallback: True to take the last formula or number of the text if there is no marker.
+        join: True to take boxes that only "and", "or" or a comma separate as one answer.
+        turns: ``own`` to stop at the end of the policy's turn, ``all`` to search further.
+        thought: rule for a thought that is opened and never closed (cut off). ``closed`` finds no answer in it;
+            ``required`` finds none in a text that closes no thought; ``any`` reads it like other text.
 
     >>> find(r"first \boxed{3}, no: \boxed{\frac{1}{2}} it is")
     Found(answer='\\frac{1}{2}', by='box', end=39)
@@ -128,7 +131,7 @@ def find(
     (Found(answer='12', by='last', end=12), None)
     >>> find("\\boxed{5}\nUser: and then?\nIt is \\boxed{6}").answer
     '5'
-    """  # noqa: E501
+    """
     start, end = own_part(text, turns, thought)
     found = _marked(text, start, end, join)
     if found:
@@ -141,7 +144,7 @@ def find(
 
 
 def own_part(text: str, turns: Turns = "own", thought: Thought = "closed") -> tuple[int, int]:
-    r"""Where in a completion the policy's answer may stand: behind its thought, before the next turn.
+    r"""Start and end offset of the part of a completion that is searched: after the thought, before the next turn.
 
     >>> text = "<think>6 or 7?</think> It is 7.<|im_end|>"
     >>> text[slice(*own_part(text))]
@@ -169,7 +172,7 @@ def own_part(text: str, turns: Turns = "own", thought: Thought = "closed") -> tu
 
 
 def _first(pattern: re.Pattern, text: str, start: int, end: int) -> int:
-    """Where a pattern first matches behind some text; ``end`` if nowhere."""
+    """Offset of the first match of a pattern that has other text before it in ``text[start:end]``; else ``end``."""
     for mark in pattern.finditer(text, start, end):
         if text[start : mark.start()].strip():
             return mark.start()
@@ -177,7 +180,7 @@ def _first(pattern: re.Pattern, text: str, start: int, end: int) -> int:
 
 
 def _marked(text: str, start: int, end: int, join: bool) -> Found | None:
-    """The answer that the last marker of ``text[start:end]`` marks."""
+    """Answer of the last marker in ``text[start:end]``, or None."""
     box = _last_box(text, start, end, join)
     tail = max(start, end - TAIL)
     tags = _last_tags(text, tail, end)
@@ -192,7 +195,7 @@ def _marked(text: str, start: int, end: int, join: bool) -> Found | None:
 
 
 def _last_tags(text: str, start: int, end: int) -> tuple[int, int] | None:
-    """Where the content of the last ``<answer>...</answer>`` begins and ends."""
+    """Start and end offset of the content of the last ``<answer>...</answer>``, or None."""
     opened, found = None, None
     for tag in _TAG.finditer(text, start, end):
         if not tag[1]:
@@ -210,13 +213,13 @@ def _last_match(pattern: re.Pattern, text: str, start: int, end: int) -> re.Matc
 
 
 def _last_box(text: str, start: int, end: int, join: bool) -> Found | None:
-    """The last balanced box; boxes that only connectors stand between are one answer."""
+    """Answer in the last balanced box; with ``join``, in the last boxes with only "and", "or" or commas between."""
     opened = [m for m in _BOX.finditer(text, start, end)][-200:]
     contents: list[tuple[int, int, str]] = []  # (start of the command, end of the box, content), from the last one
     for m in reversed(opened):
         inner = (m["bare"].rstrip(".,;"), m.end()) if m["bare"] else braced(text, m.end(), end)
         if inner is None or (contents and inner[1] > contents[-1][0]):
-            continue  # never closed, or around a box that is known
+            continue  # a box that is never closed, or one around a box that is in the list already
         if contents and not (join and _BETWEEN_BOXES.fullmatch(text, inner[1], contents[-1][0])):
             break
         contents.append((m.start(), inner[1], inner[0].strip()))
@@ -232,7 +235,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def braced(text: str, start: int, end: int | None = None) -> tuple[str, int] | None:
-    """The content of the group that opens at ``start`` and the offset after it, None if it never closes."""
+    """Content of the braces that open at offset ``start`` and the offset after them; None if they never close."""
     depth = 0
     for brace in _BRACE.finditer(text, start, len(text) if end is None else end):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped brace is no brace
@@ -244,7 +247,7 @@ def braced(text: str, start: int, end: int | None = None) -> tuple[str, int] | N
 
 
 def _statement(text: str, start: int, end: int, only_final: bool) -> Found | None:
-    """The last "the answer is ..." of ``text[start:end]``; after a box only one that says "final" or "#### "."""
+    """Answer of the last "the answer is ..." in ``text[start:end]``; with ``only_final`` only of a "final" answer."""
     best = None
     for pattern in (_STATEMENT, _BARE_ANSWER, _HEADING, _IS_ANSWER):
         head = match = _last_match(pattern, text, start, end)
@@ -263,7 +266,7 @@ def _statement(text: str, start: int, end: int, only_final: bool) -> Found | Non
 
 
 def _is_answer(answer: str, statement: str) -> bool:
-    """Whether what follows "is" can be an answer: with words alone only after "answer", and then few."""
+    """True if a text after "is" can be an answer: mathematics or one character, or up to 3 words after "answer"."""
     if not any(c.isalnum() for c in answer):
         return False
     if re.search(r"[\d$\\=]", answer) or len(answer) == 1:
@@ -272,7 +275,7 @@ def _is_answer(answer: str, statement: str) -> bool:
 
 
 def _outside(answer: str) -> str:
-    """``$12$.`` -> ``12``; ``12. Check: ...`` -> ``12``; ``$12$ and $13$`` -> ``12 and 13``; ``3.5`` stays."""
+    """Answer without the sentence around it: ``12. Check: ...`` -> ``12``; ``$12$ and $13$`` and ``3.5`` stay."""
     answer = answer.strip().strip("*\"'“”`").strip()
     if segments := list(_SEGMENT.finditer(answer)):
         first = segments[0]
@@ -308,7 +311,7 @@ _CODE = re.compile(
 
 
 def _formulas(text: str, start: int, end: int) -> list[re.Match]:
-    """The formulas; what stands between two dollar signs and is prose is none."""
+    """Matches of all formulas in ``text[start:end]``. Prose between two dollar signs (as of two prices) is none."""
     found = []
     for m in _SEGMENT.finditer(text, start, end):
         bare = re.sub(r"\\[a-zA-Z]+\s*(?:\{[^{}]*\})?", " ", m[0])
@@ -318,7 +321,7 @@ def _formulas(text: str, start: int, end: int) -> list[re.Match]:
 
 
 def _bare(text: str, start: int, end: int, fallback: bool) -> Found | None:
-    """The whole text where it is one short line that is nothing but an answer; with ``fallback`` a last such line."""
+    """Answer of a text that is one short line with an answer alone; with ``fallback``, of a last line like that."""
     lines = [line for line in text[max(start, end - 400) : end].split("\n") if line.strip()]
     only = len(lines) == 1 and end - start <= 400
     if not lines or not (only or fallback) or r"\boxed" in lines[-1] or _CODE.search(lines[-1]):
@@ -336,7 +339,7 @@ def _bare(text: str, start: int, end: int, fallback: bool) -> Found | None:
 
 
 def _bold(text: str, start: int, end: int) -> Found | None:
-    """The formula around the last number in bold type, or that number."""
+    """Answer in the last bold number: the formula around it, or else the number alone."""
     bold = _last_match(_BOLD, text, start, end)
     if not bold:
         return None
@@ -345,7 +348,7 @@ def _bold(text: str, start: int, end: int) -> Found | None:
 
 
 def _last(text: str, start: int, end: int) -> Found | None:
-    """The last formula, or else the last number, of the last sentence that has one."""
+    """Guess at an answer: the last formula or number of the last sentence that contains one."""
     tail = text[max(start, end - 2_000) : end]
     if r"\boxed" in tail:
         return None  # a box that was never closed: the answer was cut off

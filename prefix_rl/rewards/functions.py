@@ -1,10 +1,10 @@
-"""Rewards of one's own: ``reward.functions``, each by name (``math``, ``code``) or by dotted path.
+"""Reward functions of a recipe (``reward.functions``): ``math``, ``code``, or the dotted path of your own function.
 
-A function has the signature that TRL gives its own: ``prompts``, ``completions``, every further column of the row,
-``continuation_start``; it returns one number for each completion, None where it has none. Unless it says
-``in_process = True``, it runs in a process of its own (:mod:`.process`), with the memory and the deadline of
-``reward``. What goes wrong in it does not raise where it happens, since the other ranks would wait for this one: it is
-kept as :attr:`Function.fault`, and :func:`agreed` raises it on all of them.
+A function has the signature of TRL's reward functions: ``prompts``, ``completions``, every further column of the row,
+``continuation_start``. It returns a list with one number, or None for "no reward", for each completion. It runs in a
+process of its own (:mod:`.process`) with the memory and the deadline of the block ``reward``, unless the function has
+the attribute ``in_process = True``. An error in it is not raised at once on one rank, because the other ranks would
+wait for that rank forever: it is stored in :attr:`Function.fault`, and :func:`agreed` raises it on all ranks together.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from .workers import Grader
 
 MATH = "math"
 NAMED = {MATH: "prefix_rl.rewards.math_reward", "code": "prefix_rl.rewards.code.code_reward"}
-"""The rewards that have a name."""
+"""Dotted paths of the rewards that have a short name."""
 COLUMNS = "further_columns"
-"""The column under which the data set holds the further columns of a row, as JSON: no type of theirs is changed."""
+"""Name of the data-set column that holds all further columns of a row as JSON, so that their types are kept."""
 _GIVEN = {"prompts", "completions", "completion_ids", "continuation_start", "trainer_state", "log_extra", "log_metric"}
-_AT_ONCE = 16  # completions of a call in grading: one that hangs holds up so many times the deadline
+_AT_ONCE = 16  # completions in one call when grading: if one hangs, the call waits 16 times the deadline
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------
 
 
 def find(name: str) -> Callable[..., Any]:
-    """The function of a name of :data:`NAMED`, or of a dotted path ``package.module.function``.
+    """Function with a name of :data:`NAMED` or with a dotted path ``package.module.function``.
 
     Raises:
-        LookupError: if there is none, it is nothing to call, or it cannot take what a reward function is given.
+        LookupError: if it does not exist, cannot be called, or does not accept the arguments of a reward function.
     """
     if "." not in name and name not in NAMED:
         raise LookupError(
@@ -74,7 +74,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def columns_of(function: Callable[..., Any]) -> list[str]:
-    """The columns of a row that a function cannot do without.
+    """Names of the columns of a row that a function requires: its parameters without a default.
 
     >>> columns_of(lambda completions, tests, answer=None, **columns: [])
     ['tests']
@@ -86,7 +86,7 @@ def columns_of(function: Callable[..., Any]) -> list[str]:
 
 
 def needed(name: str) -> list[str]:
-    """:func:`columns_of` the function of that name; none if there is no such function, which :func:`faults` tells."""
+    """Columns that the function ``name`` requires; empty if it does not exist (:func:`faults` reports that)."""
     try:
         return columns_of(find(name))
     except LookupError:
@@ -94,7 +94,7 @@ def needed(name: str) -> list[str]:
 
 
 def logged_as(name: str) -> str:
-    """The name of a function in TRL's log: ``rewards/NAME/mean``.
+    """Name of a function in TRL's log: NAME in ``rewards/NAME/mean``.
 
     >>> logged_as("math"), logged_as("my_package.rewards.length")
     ('math_reward', 'my_package.rewards.length')
@@ -103,13 +103,13 @@ def logged_as(name: str) -> str:
 
 
 def source_sha256(name: str) -> str:
-    """The hash of the file of the module that a function stands in: which code has decided."""
+    """SHA-256 of the file that defines a function: a record of the code that gave the rewards."""
     path = sys.modules[(NAMED.get(name, name)).rpartition(".")[0]].__file__
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def faults(names: Sequence[str], weights: Sequence[float] | None) -> list[str]:
-    """What is wrong with ``reward.functions`` and ``reward.weights``."""
+    """Messages, one for each fault in ``reward.functions`` and ``reward.weights``."""
     found = []
     if not names:
         found.append("reward.functions is empty: name at least one, as [math]")
@@ -137,23 +137,23 @@ def faults(names: Sequence[str], weights: Sequence[float] | None) -> list[str]:
 
 
 class Function:
-    """A reward function as the trainer calls it: it never raises, see :attr:`fault`.
+    """Reward function as the trainer calls it. Called by the trainer it never raises: errors go to :attr:`fault`.
 
-    A call that is late, or in which the process of the function dies, is repeated for each completion alone. Those that
-    it then is late or dies on get 0; their share, where there are any, is logged as ``rewards/NAME/timeout`` and
-    ``rewards/NAME/crash``.
+    If a call exceeds its deadline, or the process of the function dies, the function is called again for each
+    completion alone. A completion on which that happens again gets reward 0. The shares of such completions, if there
+    are any, are logged as ``rewards/NAME/timeout`` and ``rewards/NAME/crash``.
 
     Args:
-        name: as the recipe has it; the log has ``rewards/NAME``.
-        function: what is called.
-        deadline: seconds for each completion that a call is given.
-        memory_mb: MiB that its process may take beyond what its import took.
+        name: name or dotted path, as in the recipe.
+        function: the function to call.
+        deadline: seconds for one completion; a call with n completions may take n times as long.
+        memory_mb: MiB that the process of the function may use beyond the memory that its import took.
     """
 
     fault: RewardError | None = None
-    """What went wrong in the last call."""
+    """Error of the last call; None if there was none."""
     all_lost = False
-    """Whether that is that it was late or died on every completion: with those of other ranks it may be a few."""
+    """True if the last call lost every completion to the deadline or a crash. Other ranks may have lost none."""
 
     def __init__(self, name: str, function: Callable[..., Any], deadline: float = 5.0, memory_mb: int = 2048):
         self.name, self.function, self.deadline, self.memory_mb = name, function, deadline, memory_mb
@@ -161,7 +161,7 @@ class Function:
         self._process = None if getattr(function, "in_process", False) else Process(name, memory_mb)
 
     def __call__(self, prompts, completions, **given: Any) -> list[float | None]:
-        """One reward for each completion; 0 for all of them if there is a fault, which nobody will train on."""
+        """Rewards, one each. After a fault all are 0; :func:`agreed` then ends the run before training."""
         self.fault, self.all_lost = None, False
         try:
             values = self.outcomes(prompts=prompts, completions=completions, **given)
@@ -176,10 +176,10 @@ class Function:
         return [0.0 if isinstance(value, Outcome) else value for value in values]
 
     def rewards(self, **given: Any) -> list[float | None]:
-        """One reward for each completion, 0 for those that it is late or dies on.
+        """Rewards, one for each completion; 0 for a completion that was lost to the deadline or a crash.
 
         Raises:
-            RewardError: if the function raises, returns something else, or is late or dies on all of them.
+            RewardError: if the function raises, returns something other than rewards, or loses all completions.
         """
         values = self.outcomes(**given)
         if self.all_lost:
@@ -187,10 +187,10 @@ class Function:
         return [0.0 if isinstance(value, Outcome) else value for value in values]
 
     def outcomes(self, **given: Any) -> list[float | Outcome | None]:
-        """The same, with ``timeout`` or ``crash`` for a completion that it was late or died on.
+        """Rewards, one for each completion; ``timeout`` or ``crash`` in the place of a reward that was lost.
 
         Raises:
-            RewardError: if the function raises or returns something else.
+            RewardError: if the function raises or returns something other than rewards.
         """
         count = len(given["completions"])
         given = self._accepted(_expanded({"continuation_start": [0] * count, **given}))
@@ -210,7 +210,7 @@ class Function:
         return values
 
     def _each_alone(self, given: Mapping[str, Any], count: int) -> list[float | Outcome | None]:
-        """:meth:`outcomes` of completions one by one, each with a deadline of its own, and what they log together."""
+        """Result of :meth:`outcomes` for one completion at a time, each with its own deadline; logs are merged."""
         extra: dict[str, list] = {}
         metrics: dict[str, list[float]] = {}
         values: list[float | Outcome | None] = []
@@ -233,7 +233,7 @@ class Function:
         return values
 
     def lost_all(self, values: Sequence[Outcome]) -> RewardError:
-        """What to say where no completion was rewarded."""
+        """Error for a call in which every completion was lost to the deadline or a crash."""
         late, died = values.count(Outcome.TIMEOUT), values.count(Outcome.CRASH)
         alone = f"; called for each of the {len(values)} completions alone, " if len(values) > 1 else ": "
         return RewardError(
@@ -253,17 +253,17 @@ class Function:
         return {name: value for name, value in given.items() if name in parameters}
 
     def close(self) -> None:
-        """Ends its process. It starts again when it is used again."""
+        """Stops the process of the function. The next call starts it again."""
         if self._process:
             self._process.close()
 
 
 class Rewards:
-    """The rewards of a recipe.
+    """Reward functions of a recipe, and the grader that decides what is right.
 
     Args:
-        names: ``reward.functions``.
-        grader: grades ``math``, and knows where a demonstration shows its answer.
+        names: ``reward.functions`` of the recipe.
+        grader: workers that grade ``math`` and find the place at which a demonstration shows its answer.
     """
 
     def __init__(self, names: Sequence[str], grader: Grader):
@@ -278,14 +278,14 @@ class Rewards:
 
 @contextlib.contextmanager
 def agreed(functions: Iterable[object], objects: Callable[[list], list]) -> Iterator[None]:
-    """Raises on every rank what went wrong within on any of them.
+    """Context in which rewards are computed: at its end, an error of any rank is raised on every rank.
 
     Args:
-        functions: the trainer's; those that are no :class:`Function` raise where they are called.
-        objects: gives the items of all ranks for those of this one.
+        functions: reward functions of the trainer. One that is not a :class:`Function` raises where it is called.
+        objects: function that gathers a list from all ranks: own items in, the items of all ranks out.
 
     Raises:
-        RewardError: that of the first rank that has one.
+        RewardError: the error of the first rank that has one.
     """
     yield
     own = [function for function in functions if isinstance(function, Function)]
@@ -295,12 +295,12 @@ def agreed(functions: Iterable[object], objects: Callable[[list], list]) -> Iter
     for place in range(len(own)):
         of_ranks = [of_rank[place] for of_rank in told]
         for rank, fault in enumerate(of_ranks):
-            if fault and (not fault[2] or all(of_ranks)):  # what was lost on every row of one rank need not be on all
+            if fault and (not fault[2] or all(of_ranks)):  # rows lost to deadline or crash: only if every rank lost all
                 raise RewardError(fault[0] + (f" (on rank {rank})" if len(told) > 1 else ""), fault[1])
 
 
 def _expanded(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with the further columns of the rows, None where a row has not got one."""
+    """Arguments of a call with one list for each further column of the rows; None where a row lacks that column."""
     rows = [json.loads(row) for row in given.pop(COLUMNS, None) or ()]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names} | given
@@ -310,33 +310,33 @@ def _expanded(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def verdicts(names: Sequence[str], grader: Grader) -> Grader | FunctionGrader:
-    """What decides whether a completion is right: the first reward. ``grader`` is what grades ``math``."""
+    """Grader that decides by the first reward function: ``grader`` itself if that is ``math``."""
     if not names or names[0] == MATH:
         return grader
     return FunctionGrader(Function(names[0], find(names[0]), grader.deadline, grader.memory_mb), grader)
 
 
 def row_of(problem: Any) -> dict[str, Any]:
-    """The columns of a problem that a function is given."""
+    """Columns of a problem, by their names, as a reward function receives them."""
     return {**problem.columns, "problem": problem.text, "answer": problem.answer, "problem_id": problem.id}
 
 
 def as_json(row: Mapping[str, Any]) -> str:
-    """A row as the column :data:`COLUMNS` and a gold hold it."""
+    """JSON of a row, as it is stored in the column :data:`COLUMNS` and in the gold of :func:`gold_of`."""
     return json.dumps(row, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def gold_of(grader: object, problem: Any) -> str:
-    """What a completion of a problem is graded against: its answer, or for a function its whole row as JSON."""
+    """Gold of a problem, against which completions are graded: its answer, or for a function its row as JSON."""
     return grader.gold_of(problem) if isinstance(grader, FunctionGrader) else problem.answer
 
 
 class FunctionGrader:
-    """Decides by a reward function, in the place of the :class:`~prefix_rl.rewards.workers.Grader` of mathematics.
+    """Grader that decides by a reward function; it replaces :class:`~prefix_rl.rewards.workers.Grader`.
 
-    Right is a value of at least 1, wrong a smaller one; None is ``bad_gold``; a function that was late or died on a
-    completion makes it ``timeout`` or ``crash``. A sample is ``(text, row, start)``, where
-    the row is what :func:`gold_of` gives.
+    A reward of at least 1 is ``right``, a smaller one ``wrong``, None ``bad_gold``; ``timeout`` and ``crash`` are the
+    outcomes of completions that were lost. A sample is ``(text, row, start)``, with the row that :func:`gold_of`
+    returns.
     """
 
     def __init__(self, function: Function, grader: Grader):
@@ -346,14 +346,14 @@ class FunctionGrader:
         self.readable = grader.readable
 
     def gold_of(self, problem: Any) -> str:
-        """The row of a problem as JSON, and by which function it counts: the verdicts of another one are not its."""
+        """JSON of a problem's row and the name of the function, so that stored verdicts of another one are not used."""
         return as_json({"reward": self.function.name, "row": row_of(problem)})
 
     def judge(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Verdict]:
-        """One verdict for each sample, in order.
+        """Verdicts, one for each sample, in order.
 
         Raises:
-            RewardError: if the function raises, or is late or dies on all of the first samples.
+            RewardError: if the function raises, or loses all of the first samples to the deadline or a crash.
         """
         found: list[Verdict] = []
         for start in range(0, len(samples), _AT_ONCE):
@@ -374,14 +374,14 @@ class FunctionGrader:
         return found
 
     def grade(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Outcome]:
-        """The outcomes of :meth:`judge`."""
+        """Outcomes, one for each sample, in order; see :meth:`judge`."""
         return [verdict.outcome for verdict in self.judge(samples, progress)]
 
     def start(self) -> None:
-        """Nothing: its process starts at the first call."""
+        """Does nothing: the process starts at the first call."""
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Stops the process of the function and the workers."""
         self.function.close()
         self.mathematics.close()
 

@@ -1,8 +1,8 @@
-"""Whether a completion's final answer is right: how one sample is decided, and what people differ on.
+"""Grading of one completion: its final answer is searched and compared with the gold answer.
 
-This package decides one sample and may take forever on a hostile one; :mod:`prefix_rl.rewards.workers` runs it in
-processes that can be killed. :mod:`~prefix_rl.rewards.extraction` finds the final answer (math-verify never searches a
-completion), :mod:`~prefix_rl.rewards.equality` compares it with the gold answer.
+A hostile completion may take forever, so :mod:`prefix_rl.rewards.workers` runs this in processes that can be killed.
+:mod:`~prefix_rl.rewards.extraction` searches the final answer (math-verify's own search is not used), and
+:mod:`~prefix_rl.rewards.equality` compares the two answers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .structure import split
 from .wording import untexted
 
 VERSION = "3"
-"""Of the decisions of this package; it changes whenever a verdict may."""
+"""Version of the grading rules of this package. It must change whenever a change of the code may change a verdict."""
 
 
 class Outcome(StrEnum):
-    """How one sample ended. ``timeout`` and ``crash`` are set by the worker pool."""
+    """Outcome of grading one sample. Only the worker pool sets ``timeout`` and ``crash``."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided of one completion, and of which answer in it."""
+    """Outcome of one completion, its final answer, and the kind of marker of that answer."""
 
     outcome: Outcome
     answer: str | None = None
@@ -42,7 +42,7 @@ class Verdict:
 
 
 def final_answer(text: str, fallback: bool = False) -> str | None:
-    r"""The final answer that a completion states, or None: see :func:`prefix_rl.rewards.extraction.find`.
+    r"""Final answer that a completion states, or None; see :func:`prefix_rl.rewards.extraction.find`.
 
     >>> final_answer(r"first \boxed{3}, no: \boxed{\frac{1}{2}} it is")
     '\\frac{1}{2}'
@@ -56,7 +56,7 @@ def final_answer(text: str, fallback: bool = False) -> str | None:
 
 
 def grade(text: str, gold: str, rules: Rules | None = None) -> Outcome:
-    r"""The outcome of one completion: :func:`judge` without its reasons.
+    r"""Outcome of one completion: :func:`judge` without the answer.
 
     >>> grade(r"The answer is \boxed{0.5}", r"\frac{1}{2}")
     <Outcome.RIGHT: 'right'>
@@ -69,12 +69,12 @@ def grade(text: str, gold: str, rules: Rules | None = None) -> Outcome:
 
 
 def judge(text: str, gold: str, rules: Rules | None = None, start: int = 0) -> Verdict:
-    r"""The outcome of one completion, its final answer and what marked it.
+    r"""Verdict on one completion: its outcome, its final answer and the kind of marker of that answer.
 
     Args:
-        rules: :class:`Rules`; the defaults unless given.
-        start: the offset in ``text`` at which the policy's own text begins. An answer that ends before it was injected,
-            not given, and counts as no answer.
+        rules: rules of grading; None for the defaults of :class:`Rules`.
+        start: offset in ``text`` at which the policy's own text begins. An answer that ends before it comes from the
+            injected prefix and counts as no answer.
 
     >>> judge("so it is 12.", "12")
     Verdict(outcome=<Outcome.RIGHT: 'right'>, answer='12', found_by='last')
@@ -94,7 +94,7 @@ def judge(text: str, gold: str, rules: Rules | None = None, start: int = 0) -> V
 
 
 def _last_parts(formula: str) -> list[str]:
-    """What a formula that nobody marked ends in: ``so $n = T + 2$, and with $T = 17, n = 19$``, or a derivation."""
+    """Last parts of a guessed formula, each a possible answer: ``n = 19`` of ``$T = 17, n = 19$``, a last line."""
     ends = []
     if "," in formula:
         ends.append(split(formula.strip("$"), (",",))[-1])
@@ -111,12 +111,12 @@ _SENTINELS = frozenset(
     "unanswerable nonegiven unknown null nan undefinedanswer missing missinganswer tbd todo "
     "seesolution seeabove seeexplanation seethesolution solution omitted placeholder error invalid".split()
 )
-"""What data sets write where they have no answer (NuminaMath: ``proof``, ``notfound``); letters alone, in lower case."""  # noqa: E501
+"""Words of data sets in the place of a missing answer (NuminaMath: ``proof``, ``notfound``), lower-case letters only."""  # noqa: E501
 
 
 @lru_cache(maxsize=65536)
 def gold_fault(gold: str) -> str | None:
-    r"""Why a gold answer cannot be graded against, None if it can.
+    r"""Reason why completions cannot be graded against a gold answer; None if they can.
 
     >>> gold_fault("proof"), gold_fault("42"), gold_fault(r"\frac{1")
     ("'proof' stands where an answer is missing", None, 'it cannot be parsed')
@@ -137,7 +137,7 @@ _ITEM = re.compile(r"""(?<=[\[,\s])(?:"([^"]*)"|'([^']*)')""")
 
 
 def gold_items(gold: str) -> list[str]:
-    r"""The answers of a gold answer that is a list of texts, as JSON or Python write it; else the gold answer alone.
+    r"""Answers in a gold answer that is a list of texts in JSON or Python; for any other gold answer, itself alone.
 
     >>> gold_items('["64"]'), gold_items("['3', '5']"), gold_items(r'["\\frac{1}{2}"]'), gold_items("[3, 5]")
     (['64'], ['3', '5'], ['\\frac{1}{2}'], ['[3, 5]'])
@@ -151,10 +151,10 @@ def gold_items(gold: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def parse_gold(gold: str) -> str:
-    """The gold answer itself, out of whatever stands around it; empty if it is no answer.
+    """Gold answer without the text around it (such as a box); "" if it cannot be an answer.
 
-    It must hold a letter, a digit or a symbol with a name, and close its braces. Words are an answer too ("even"). Of
-    a list of texts it is all, with commas between them.
+    An answer has balanced braces and at least one letter, digit, ∞ or ∅. Words are answers too ("even"). The answers
+    of a list of texts are joined with commas.
     """
     items = [_bare_gold(item) for item in gold_items(gold)]
     return ", ".join(items) if all(items) else ""
@@ -173,7 +173,7 @@ def _bare_gold(gold: str) -> str:
 
 
 def equal(answer: str, gold: str, rules: Rules | None = None) -> bool:
-    r"""Whether two answers denote the same thing.
+    r"""True if two answers mean the same.
 
     >>> equal("(0.6, 8/3]", r"\left(\frac{3}{5},\frac{8}{3}\right]"), equal("x = 5", "5"), equal("x = 5", "y = 5")
     (True, True, False)

@@ -1,19 +1,19 @@
-r"""Where a demonstration gives its answer away: the grader's equality, asked of what stands in it.
+r"""Search for the first place at which a demonstration shows its answer, so that a prefix can end before it.
 
-A prefix gives the answer away if what stands at its end would be taken for the answer. So the spans of mathematics of a
-demonstration (numbers, terms, sides of equations, brackets, lists) are compared with the answer, as the grader compares
-answers. Three kinds of places:
+The pieces of mathematics in a demonstration (numbers, terms, sides of equations, brackets, lists) are compared with the
+answer in the way the grader compares answers. There are three guards, from the latest place to the earliest:
 
-- ``statement``: where the answer is announced (``\boxed``, ``####``, "the answer is");
-- ``mention``: where it stands, in any notation that has no more operations than the answer itself (``\frac{-1}{2}`` for
-  ``-0.5``, ``1{,}250`` for 1250), or is announced. The sign is left out: ``5 - 3`` and ``-3`` are told apart only by
-  reading the mathematics. An answer of several parts is given away by its last part. A number that the problem gives is
-  no mention where it is only used, but where something is said to be it (``= 5``, "is 5");
-- ``computed``: also where an expression ends that is worth the answer (``48/2 + 48`` for 72).
+- ``statement``: the place at which the answer is announced (``\boxed``, ``####``, "the answer is").
+- ``mention``: the first place at which the answer stands, in any notation with no more operations than the answer
+  itself (``\frac{-1}{2}`` for ``-0.5``, ``1{,}250`` for 1250), or is announced. The sign of a number is ignored:
+  ``5 - 3`` and ``-3`` cannot be told apart without reading the mathematics. An answer of several parts counts as shown
+  at its last part. A number that also stands in the problem counts only as a result (``= 5``, "is 5").
+- ``computed``: the first place at which an expression with the value of the answer begins (``48/2 + 48`` for 72), or
+  one of the places above.
 
-A number in words is not recognized. :func:`readable` is bounded and may run anywhere; ``deep`` asks the computer algebra
-system too, of spans that the grammar does not hold, and belongs into a worker.
-"""  # noqa: E501
+Numbers in words are not recognized. The work of :func:`readable` is bounded, so it may run in any process; with
+``deep`` it also asks the computer algebra system about expressions that our grammar lacks: run that in a worker.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .wording import untexted
 
 GUARDS = ("mention", "statement", "computed")
 
-# A final statement, as demonstrations write it. What follows it is the answer, whatever its notation.
+# Beginning of a final statement in demonstrations. The answer follows it, in whatever notation.
 _STATEMENT = re.compile(
     r"\\boxed|\\fbox|####|<answer>|\b(?:final|correct)\s{1,9}(?:answer|result)\b|\banswer\s{0,9}(?:is|:|=)",
     re.IGNORECASE,
@@ -49,14 +49,14 @@ _LITERAL = re.compile(
     r"|\d{0,20}[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]"
     rf"|(?:{_SEPARATED}|\d+(?:\.\d+)?|\.\d+)(?:\s?\\?%|\s?(?:\\times|\\cdot|×)\s?10\s?\^\s?(?:\{{\s?-?\d{{1,3}}\s?\}}|\d))?"
 )
-"""Whatever denotes one rational number, as it is written."""
-_DIGITS = 400  # of a number that is read
-# What is said to be something: "= 5", "is $5$", "x \approx 5".
+"""Pattern of one rational number in any notation."""
+_DIGITS = 400  # characters; a number as long as this or longer is not read
+# Text directly before a number that is a result: "= 5", "is $5$", "x \approx 5".
 _RESULT = re.compile(
     r"(?:[=≈→:]|\\(?:approx|equiv|to|implies|Rightarrow|rightarrow)|\b(?:is|are|equals?|be|was|were|gets?|gives?|yields?|obtain|leaves|makes?|"
     r"total|find|leaving|becomes))(?:[\s$*{(\-−~]|\\[(\[,;! $]|\\text(?:bf)?\{|\\mathbf\{|therefore|then|exactly|about|a total of){0,12}$"  # noqa: E501
 )
-_BETWEEN = re.compile(  # between the parts of one list
+_BETWEEN = re.compile(  # text between two parts of one list
     r"(?:[\s$,;.{}()\[\]\-−+]|\\[()\[\],;! ]|\\q?quad|\\pm|\\left|\\right|\\text(?:rm)?\s?\{|and|or|[A-Za-z](?:_\{?\w\}?)?\s?=){0,16}"  # noqa: E501
 )
 # A side of an equation: numbers, letters that stand alone, operators, brackets, commands of mathematics.
@@ -75,13 +75,13 @@ _MAX_DEEP = 24  # spans that the computer algebra system is asked about
 
 
 def readable(text: str, answer: str, problem: str = "", deep: bool = False, computed: bool = True) -> dict[str, int]:
-    r"""For each guard the offset in a demonstration at which it ends every prefix; the length of the text if nowhere.
+    r"""Offset in a demonstration, for each guard, that no prefix may pass; the length of the text if there is no limit.
 
     Args:
         answer: the gold answer, as in the data.
-        problem: numbers that stand in it are no secret; without it every number counts.
-        deep: whether to ask the computer algebra system as well.
-        computed: whether to look for expressions that are worth the answer, which takes longest.
+        problem: text of the problem; a number in it is known already and counts only as a result. "": all count.
+        deep: True to ask the computer algebra system as well.
+        computed: True to look also for expressions with the value of the answer, which is the slowest part.
 
     >>> readable(r"48/2 = 24, 48 + 24 = 72, so \boxed{72}", "72")
     {'mention': 21, 'statement': 28, 'computed': 11}
@@ -94,7 +94,7 @@ def readable(text: str, answer: str, problem: str = "", deep: bool = False, comp
 
 
 def _statement(text: str) -> int:
-    """Where a final statement begins; the length of the text if nowhere."""
+    """Offset at which a final statement begins; the length of the text if there is none."""
     said = _MARK.search(text)
     place = said.start() if said else len(text)
     for m in _WORDS.finditer(text, 0, place):
@@ -104,7 +104,7 @@ def _statement(text: str) -> int:
 
 
 def readable_from(text: str, answer: str, guard: str = "mention", problem: str = "") -> int:
-    r"""The offset in a demonstration before which a guard ends every prefix; its length if nowhere, or for ``none``.
+    r"""Offset in a demonstration that no prefix may pass under a guard; the length of the text if there is no limit.
 
     >>> text = r"6 * 7 = 42, so \boxed{42}"
     >>> [readable_from(text, "42", guard) for guard in ("computed", "mention", "statement", "none")]
@@ -116,18 +116,19 @@ def readable_from(text: str, answer: str, guard: str = "mention", problem: str =
 def safe_cuts(
     text: str, answer: str, ends: Sequence[int], guard: str = "mention", problem: str = "", offset: int | None = None
 ) -> tuple[int, frozenset[int]]:
-    r"""Where a demonstration may be cut without giving its answer away.
+    r"""Lengths, in tokens, at which a demonstration may be cut without showing its answer.
 
     Args:
-        text: the demonstration.
+        text: text of the demonstration.
         answer: its final answer, as in the data (LaTeX or plain).
         ends: for each token, the offset in ``text`` at which it ends.
-        guard: ``mention``, ``statement``, ``computed`` (see this module), or ``none``, which never stops.
-        problem: see :func:`readable`.
-        offset: what :func:`readable` found, if it has been asked.
+        guard: ``mention``, ``statement``, ``computed`` (see this module), or ``none`` for no limit.
+        problem: text of the problem, see :func:`readable`.
+        offset: offset that :func:`readable` returned for this guard, if it is known already.
 
     Returns:
-        ``(safe_length, misread_lengths)`` of a :class:`~prefix_rl.prefixes.Demonstration`.
+        ``(safe_length, misread_lengths)`` of a :class:`~prefix_rl.prefixes.Demonstration`: the longest safe prefix, and
+        the shorter prefixes that end inside a number and by that show the answer.
 
     >>> text = r"6 * 7 = 42, so \boxed{42}"
     >>> ends = list(range(1, len(text) + 1))  # one token a character
@@ -151,7 +152,7 @@ def _literal(text: str) -> Number | None:
 
 
 class _Target:
-    """An answer, taken apart as the grader does."""
+    """Answer in parts, as the grader sees it, and the search for them in a demonstration."""
 
     def __init__(self, answer: str, problem: str):
         self.bare = clean(parse_gold(answer) or answer) if len(answer) <= 1_000 else ""
@@ -173,7 +174,7 @@ class _Target:
                 self._given |= self.parts_of(m[0])
 
     def parts_of(self, literal: str) -> frozenset[int]:
-        """Which parts of the answer a number is, its sign aside."""
+        """Indices of the parts of the answer that are equal to a number, signs ignored."""
         if literal not in self._known:
             found, n = set(), _literal(literal)
             if n:
@@ -189,7 +190,7 @@ class _Target:
         return self._known[literal]
 
     def occurrences(self, text: str, limit: int) -> Iterator[tuple[int, int, frozenset[int]]]:
-        """``(start, end, which parts)`` of every number that is a part of the answer."""
+        """Triples ``(start, end, indices of parts)``, one for each number in the text that is a part of the answer."""
         places = self._places
         for m in _LITERAL.finditer(text, 0, limit):
             literal = m[0]
@@ -199,7 +200,7 @@ class _Target:
                 yield m.start() + start, m.start() + end, parts
 
     def _inside(self, literal: str) -> tuple[tuple[int, int, frozenset[int]], ...]:
-        """Where in a number, as it is written, a part of the answer stands: it all, or the 24 of 24/2."""
+        """Triples as in :meth:`occurrences`, with offsets in one number: all of it, or a piece (the 24 of 24/2)."""
         if parts := self.parts_of(literal):
             return ((0, len(literal), parts),)
         if literal.isdigit():
@@ -211,7 +212,7 @@ class _Target:
         )
 
     def counts(self, text: str, start: int, parts: frozenset[int]) -> bool:
-        """Whether a number is a mention: one that the problem gives only where something is said to be it."""
+        """True if a number counts as a mention: it is new, or it stands in the problem and here it is a result."""
         return not parts <= self._given or bool(_RESULT.search(text[max(start - 60, 0) : start]))
 
     # --- where the answer stands ---
@@ -234,7 +235,7 @@ class _Target:
         return self.deeply(text, limit) if deep and not self.tree and not self.all_numbers else limit
 
     def literally(self, text: str, limit: int) -> int:
-        """The first place at which the answer stands as it is written, blanks and typesetting aside."""
+        """Offset at which the answer stands as in the data, blanks and typesetting ignored; ``limit`` if nowhere."""
         tokens = re.findall(r"\\[A-Za-z]+|[^\s${}]", untexted(self.bare))
         if sum(len(t) for t in tokens) < 2 or len(tokens) > 200:
             return limit
@@ -245,11 +246,11 @@ class _Target:
             pattern = rf"(?<!\d){clock[1]}{_TYPESETTING}{clock[2]}\.?\s?m"
         found = re.compile(pattern, re.IGNORECASE).search(text, 0, limit)
         if found and self.group.kind == "list" and self.group.parts and self.all_numbers:
-            return limit  # at its last part, see there
+            return limit  # a list of numbers is shown only at its last part: see last_part
         return found.start() if found else limit
 
     def last_part(self, text: str, limit: int) -> int:
-        """Where the last part of an answer of several becomes readable: in one list, or each where it is a result."""
+        """Offset at which the last part of a list of numbers is shown: all in one list, or each one as a result."""
         wanted, results, listed, end = frozenset(range(len(self.numbers))), set(), set(), None
         for start, stop, parts in self.occurrences(text, limit):
             if end is None or not _BETWEEN.fullmatch(text, end, start):
@@ -263,7 +264,7 @@ class _Target:
         return limit
 
     def last_expression(self, text: str, limit: int) -> int:
-        """The same for parts that are expressions: where the last of them first stands."""
+        """Offset at which the last of several expressions is shown: the latest of their first places."""
         places = [_Target(part.text, self.problem).first(text, limit, False) for part in self.group.parts[:8]]
         return max(places, default=limit)
 
@@ -278,7 +279,7 @@ class _Target:
         return limit
 
     def expression(self, text: str, limit: int, size: int) -> int:
-        """The first span that is worth the answer and has no more than so many operations."""
+        """Offset of the first expression with the value of the answer and at most ``size`` operations, or ``limit``."""
         seen: dict[str, bool] = {}
         for begin, span in _spans(text, limit, self.wanted()):
             if span not in seen:
@@ -292,7 +293,7 @@ class _Target:
         return limit
 
     def wanted(self) -> Callable[[str], bool]:
-        """A quick test that a span must pass: it holds a sign that the answer cannot do without."""
+        """Quick test of a span before it is read: it must contain a sign or letter that the answer needs."""
         names: set[str] = set()
         for mark, variants in (("pi", ("pi", "π")), ("sqrt", ("sqrt", "√", "∛", "∜", "^"))):
             if mark in self.group.text:
@@ -301,7 +302,7 @@ class _Target:
         return lambda span: not names or any(n in span for n in names)
 
     def deeply(self, text: str, limit: int) -> int:
-        if words(self.bare) or ":" in self.bare:  # literally or not at all
+        if words(self.bare) or ":" in self.bare:  # words, times and ratios have no other notation
             return limit
         seen: set[str] = set()
         relation = chain(self.bare)
@@ -320,7 +321,7 @@ class _Target:
     # --- where it is computed, where a cut shows it ---
 
     def computed(self, text: str, limit: int) -> int:
-        """The first expression before ``limit`` of which a beginning, up to some operand, is worth the answer."""
+        """Offset of the first expression with the value of the answer, whole or up to an operand; else ``limit``."""
         if self.group.kind != "text" or not (self.all_numbers or self.tree):
             return limit
         value = ("n", abs(self.numbers[0].value), self.numbers[0].decimal) if self.all_numbers else self.tree
@@ -343,11 +344,11 @@ class _Target:
         return limit
 
     def misread(self, text: str, limit: int, ends: Sequence[int]) -> Iterator[int]:
-        """The cuts that end inside a longer number and by that show the answer (``4`` of ``42``)."""
+        """Lengths in tokens of prefixes that end inside a longer number and so show the answer (``4`` of ``42``)."""
         if not self.all_numbers or self.group.kind != "text":
             return
         for m in _LITERAL.finditer(text, 0, limit):
-            readable_end = min(m.end() - 1, m.start() + _DIGITS)  # a longer one is not read
+            readable_end = min(m.end() - 1, m.start() + _DIGITS)  # a longer number is not read
             first, last = bisect_right(ends, m.start()), bisect_right(ends, readable_end)
             for k in range(first, last):  # tokens that end inside this number
                 shown = _LITERAL.fullmatch(text, m.start(), ends[k])
@@ -359,7 +360,7 @@ _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,20},?(?: [A-Za-z]{2,20},?){2}|^
 
 
 def _letters(text: str) -> set[str]:
-    """The letters of an expression that stand alone."""
+    """Letters of an expression that stand alone, as variables do."""
     return set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])|(?<=\d)[A-Za-z](?![A-Za-z])", text))
 
 
@@ -369,7 +370,7 @@ _NEXT = re.compile(r"(?<=[\w)}\]!%])\s?(?:[-+*/×÷·−]|\\(?:cdot|times|div)(?
 
 
 def _variants(token: str) -> str:
-    """A token as a pattern, with the other ways to write it."""
+    """Pattern of a LaTeX token in all its spellings."""
     if token == r"\frac":
         return r"\\[dtc]?frac"
     if token in ("\\le", "\\ge", "\\ne"):
@@ -390,7 +391,7 @@ def _runs(text: str, limit: int) -> Iterator[tuple[int, str]]:
 
 
 def _spans(text: str, limit: int, wanted: Callable[[str], bool]) -> Iterator[tuple[int, str]]:
-    """The sides of equations, and their terms."""
+    """Pairs ``(offset, text)`` of the sides of equations and of their terms."""
     for begin, run in _runs(text, limit):
         if not wanted(run):
             continue
@@ -406,7 +407,7 @@ def _spans(text: str, limit: int, wanted: Callable[[str], bool]) -> Iterator[tup
 
 
 def _operands(run: str, limit: int) -> Iterator[int]:
-    """Where in a side something ends that could be read as a whole."""
+    """Offsets in the side of an equation at which an operand ends outside of all brackets."""
     count = 0
     for m in _NEXT.finditer(run):
         end = m.start()
@@ -421,7 +422,7 @@ def _worth(found: tuple, value: tuple) -> bool:
 
 
 def _alike(one: Group, other: Group) -> bool:
-    """Whether two answers with parts are the same by the grammar alone."""
+    """True if two answers with parts are equal by our grammar alone, without the computer algebra system."""
     if one.kind != other.kind or one.brackets != other.brackets or len(one.parts) != len(other.parts):
         return False
     if one.parts:

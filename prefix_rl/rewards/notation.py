@@ -1,8 +1,8 @@
-r"""Answers as people write them, brought into one notation; and the rational numbers among them.
+r"""Translation of answers into one notation, and reading of rational numbers.
 
-:func:`clean` removes what carries no meaning (typesetting, delimiters, separators of thousands, units) and writes what
-has one meaning in one way. :func:`number` reads a rational number. All regular expressions are linear in the length of
-the text, since hostile text comes by.
+:func:`clean` removes parts without meaning (typesetting, delimiters, separators of thousands, units) and replaces
+different spellings of one thing by one spelling. :func:`number` reads a rational number. The regular expressions must
+not take quadratic time, because hostile texts are graded too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .wording import TEXT, droppable
 
 
 def _command(*names: str) -> str:
-    r"""The pattern of LaTeX commands: ``\le`` is no part of ``\left``."""
+    r"""Pattern of LaTeX commands with these names. The name must end there: ``\le`` does not match in ``\left``."""
     return rf"\\(?:{'|'.join(names)})(?![A-Za-z])"
 
 
@@ -28,7 +28,7 @@ def _word(*names: str) -> str:
 
 
 def _digits_in_text(m: re.Match) -> str:
-    r"""``\mathbf{1 0 2 4}`` -> ``1024``; ``\text{4:30 p.m.}`` keeps its blanks, ``\text{5 is odd}`` its words."""
+    r"""Digits without their text command: ``\mathbf{1 0 2 4}`` -> ``1024``; ``\text{5 is odd}`` stays."""
     words = [w for w in re.findall(r"[A-Za-z]{2,}", m[1])]
     if words and not droppable(m[1], True):
         return m[0]
@@ -46,14 +46,14 @@ _SCALE = r"((?:hundred|thousand|million|billion|trillion)s?\b|dozen\b|[万亿])"
 
 
 def _scale(m: re.Match) -> str:
-    """``5 \\text{ million dollars}`` -> ``5 \\times 10^{ 6 } \\text{ dollars}``."""
+    """Factor for a word of scale: ``5 \\text{ million dollars}`` -> ``5 \\times 10^{ 6 } \\text{ dollars}``."""
     name = (m[1] or m[3]).removesuffix("s")
     factor = "12" if name == "dozen" else rf"10^{{ {_SCALES[name]} }}"
     return rf" \times {factor}" + (rf" \text{{{m[2]}}}" if m[2] and m[2].strip() else "")
 
 
 def _operator(m: re.Match) -> str:
-    """An operator in words, or the text as it is where the braces do not close with it."""
+    """Sign of an operator in words; the text unchanged if it contains only one of two braces."""
     if m[0].count("{") != m[0].count("}"):
         return m[0]
     for name, sign in (("minus", "-"), ("plus", "+"), ("times", r" \times "), ("divided", "/"), ("over", "/")):
@@ -192,7 +192,7 @@ _UNITS = (
 
 @lru_cache(maxsize=65536)
 def cleaned(answer: str) -> tuple[str, str]:
-    """An answer in one notation, and the words that were dropped from its end: a unit, or a noun that is counted."""
+    """Answer in one notation, and the words that were removed from its end: a unit, or the noun that is counted."""
     text = ascii_(answer.strip())
     if text.isascii() and text.isdigit():
         return text, ""
@@ -201,7 +201,7 @@ def cleaned(answer: str) -> tuple[str, str]:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text, dropped = _edges(_group_arguments(_edges(text))), []
-    for _ in range(2):
+    for _ in range(2):  # twice: another unit may stand before the one that was removed
         for units in _UNITS:
             found = units.search(text, max(len(text) - 200, 0))
             if not found or not any(c.isalnum() for c in text[: found.start()]):
@@ -213,7 +213,7 @@ def cleaned(answer: str) -> tuple[str, str]:
 
 
 def clean(answer: str) -> str:
-    r"""An answer in one notation.
+    r"""Answer in one notation.
 
     >>> clean(r"$\left(\dfrac{3}{5},\ 14{,}916\right]$"), clean("2**(1/4)"), clean(r"15\mbox{ cm}^2.")
     ('(\\frac{3}{5}, 14916]', '2^{1/4}', '15')
@@ -222,7 +222,7 @@ def clean(answer: str) -> str:
 
 
 def _edges(text: str) -> str:
-    """Without full stops, line breaks and a lone backslash at the end, an equals sign at the start, and outer braces."""  # noqa: E501
+    """Text without punctuation, line breaks and backslashes at its end, = at its start, and braces around all of it."""
     text = text.strip()
     end = len(text)
     while end:
@@ -245,7 +245,7 @@ def _edges(text: str) -> str:
 
 
 def _group_arguments(text: str) -> str:
-    r"""``\sqrt(x)`` -> ``\sqrt{x}`` and ``x^(1/2)`` -> ``x^{1/2}``: round brackets where LaTeX wants braces."""
+    r"""Text with braces in the place of round brackets around arguments: ``\sqrt(x)`` -> ``\sqrt{x}``, also after ^."""
     if not (found := list(_ROUND.finditer(text))):
         return text
     pairs, characters = matching(text), list(text)
@@ -260,7 +260,7 @@ _ROUND = re.compile(r"\\sqrt\s*(?=\()|\^\s*(?=\()")
 
 
 def matching(text: str) -> dict[int, int]:
-    """For the offset of each bracket that opens, that of the one that closes it, whatever their kinds."""
+    """Mapping from the offset of each opening bracket to that of its closing one. ``(0, 1]`` is a pair too."""
     pairs, opened = {}, []
     for m in _BRACKET.finditer(text):
         if m[0] in "([{":
@@ -274,7 +274,7 @@ _BRACKET = re.compile(r"[()\[\]{}]")
 
 
 def words(text: str) -> str | None:
-    r"""The words of an answer that is nothing but words, in lower case; a single letter keeps its case.
+    r"""Words of an answer that consists only of words, in lower case; else None. A single letter keeps its case.
 
     >>> words(r"\text{(C)}"), words(r"\text{Evelyn}"), words("x + 1")
     ('C', 'evelyn', None)
@@ -315,7 +315,7 @@ _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+")
 
 @dataclass(frozen=True)
 class Number:
-    """A rational number, and how it was written."""
+    """Rational number. ``decimal``: it has a decimal point and is no integer; ``percent``: it has a percent sign."""
 
     value: Fraction
     decimal: bool = False
@@ -324,7 +324,7 @@ class Number:
 
 @lru_cache(maxsize=65536)
 def number(text: str) -> Number | None:
-    r"""The rational number that a cleaned answer is, or None.
+    r"""Rational number that a cleaned answer consists of, or None.
 
     >>> [str(number(t).value) for t in ("1,234", "-0.5", r"1\frac{4}{5}", "(13)/(4)", r"1.5 \times 10^3", r"33.5\%")]
     ['1234', '-1/2', '9/5', '13/4', '1500', '67/200']

@@ -1,8 +1,8 @@
-"""The process in which a reward function of the user's runs, and how a call of the function ends.
+"""Separate process in which a user's reward function runs.
 
-A call ends in one of three ways. The function answers. It raises, which is a mistake in the function and ends the run
-(:class:`RewardError`). Or the call is lost (:class:`Lost`), because it was late or its process died: that may be the
-doing of a single completion, and :class:`~prefix_rl.rewards.functions.Function` looks for which.
+A call of the function ends in one of three ways. It returns rewards. It raises: that is a mistake in the function and
+ends the run (:class:`RewardError`). Or the call is lost (:class:`Lost`), because it exceeded its deadline or its
+process died: a single completion may be the cause, and :class:`~prefix_rl.rewards.functions.Function` finds out which.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from ..errors import UserError
 from .grading import Outcome
 
 LOGS = ("log_extra", "log_metric")
-"""Arguments of TRL's that a function calls; what it tells them in its process is told here."""
+"""Arguments of TRL that are functions for logging. Calls of them in the process are recorded and repeated here."""
 _START_SECONDS = 120
 
 
 class RewardError(UserError):
-    """A reward function that raised, was late on every completion, or returned something other than rewards."""
+    """Error of a reward function that raised, lost every completion, or returned something other than rewards."""
 
 
 class Lost(Exception):
-    """A call that was late (``timeout``) or whose process died (``crash``); ``how`` says it in words."""
+    """Call that exceeded its deadline (``timeout``) or whose process died (``crash``); ``how`` describes it."""
 
     def __init__(self, outcome: Outcome, how: str):
         super().__init__(how)
@@ -45,7 +45,7 @@ class Lost(Exception):
 
 
 class Process:
-    """The caller's end of the process of one function. It starts at the first call, and after it was killed."""
+    """Handle of the process of one function. The process starts at the first call, and again after it was killed."""
 
     def __init__(self, name: str, memory_mb: int):
         self.name, self.memory_mb = name, memory_mb
@@ -54,11 +54,11 @@ class Process:
         atexit.register(self.close)
 
     def call(self, given: Mapping[str, Any], seconds: float) -> list[float | None]:
-        """What the function returns for these arguments, within so many seconds.
+        """Rewards that the function returns for these arguments.
 
         Raises:
-            Lost: if it is late or its process dies.
-            RewardError: if it raises, returns something else, or cannot be imported there.
+            Lost: if it does not return within ``seconds``, or its process dies.
+            RewardError: if it raises, returns something other than rewards, or cannot be imported in the process.
         """
         given = dict(given)
         logs = {name: given.pop(name) for name in LOGS if given.get(name)}
@@ -69,7 +69,7 @@ class Process:
                 self._start()
             rewards, logged = self._ask((seconds, list(logs), given), seconds)
         except BaseException:
-            self.close()  # what it would answer later belongs to no call
+            self.close()  # a late answer must not be taken for the answer to the next call
             raise
         for name, call in logged:
             logs[name](*call)
@@ -86,12 +86,12 @@ class Process:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            start_new_session=True,  # what it starts ends with it
+            start_new_session=True,  # so that close() can kill the processes that it starts too
         )
         theirs.close()
         try:
             self._ask((self.name, self.memory_mb), _START_SECONDS)
-        except Lost as lost:  # no completion has to do with it
+        except Lost as lost:  # at the import no completion can be the cause, so it is an error of the function
             raise RewardError(
                 f"the reward function {self.name} could not be imported: its process {lost.how}"
             ) from None
@@ -109,7 +109,7 @@ class Process:
         return told
 
     def close(self) -> None:
-        """Ends the process."""
+        """Kills the process and the processes that it started."""
         process, self._process = self._process, None
         if process and self._owner == os.getpid():
             with contextlib.suppress(ProcessLookupError):
@@ -119,7 +119,7 @@ class Process:
 
 
 def serve(handle: int, find: Callable[[str], Callable[..., Any]]) -> None:
-    """The life of such a process: call what comes until the pipe closes."""
+    """Main loop of the process: calls the function with the arguments from the pipe until the pipe closes."""
     import resource
 
     connection = Connection(handle)
@@ -139,7 +139,7 @@ def serve(handle: int, find: Callable[[str], Callable[..., Any]]) -> None:
             seconds, logs, given = connection.recv()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)  # if the trainer is killed, nobody else is left to end it
+        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)  # ends this process if the trainer was killed
         logged: list[tuple[str, tuple]] = []
         for log in logs:
             given[log] = partial(_log, logged, log)
@@ -147,7 +147,7 @@ def serve(handle: int, find: Callable[[str], Callable[..., Any]]) -> None:
             given["trainer_state"] = SimpleNamespace(**given["trainer_state"])
         try:
             answer = (True, (called(function, given), logged))
-        except Exception as error:  # whatever it is, it is told
+        except Exception as error:  # of any kind: the caller reports it
             answer = (False, told(error))
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send(answer)
@@ -158,7 +158,7 @@ def _log(logged: list[tuple[str, tuple]], log: str, *call: Any) -> None:
 
 
 def called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float | None]:
-    """What a function returns for these arguments: one number for each completion, None where it has none.
+    """Rewards that a function returns for these arguments: one number for each completion, or None for no reward.
 
     Raises:
         TypeError: if it returns something else.
@@ -182,11 +182,11 @@ def called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float
 
 
 def told(error: BaseException) -> tuple[str, list[str]]:
-    """An error in one line, and the end of where it was raised."""
+    """Message of an error in one line, and the last lines of its traceback."""
     lines = traceback.format_exception(error)
     return f"{type(error).__name__}: {error}", "".join(lines).rstrip().splitlines()[-8:]
 
 
 def raised(name: str, told: tuple[str, list[str]]) -> RewardError:
-    """The error of a run whose reward function raised."""
+    """Error that ends the run when the reward function ``name`` raised; ``told`` is from :func:`told`."""
     return RewardError(f"the reward function {name} failed: {told[0]}", told[1])

@@ -1,8 +1,9 @@
-r"""Expressions read by a small grammar, in linear time.
+r"""Parser of mathematical expressions with a small grammar, in linear time.
 
-The grammar holds what has one reading: numbers, letters, roots, powers, factorials, functions. What it does not hold is
-left to a computer algebra system. What is no expression in any grammar is told apart from that: a lenient parser makes
-a number of ``42 41`` (math-verify: their sum), and a policy would find it.
+The grammar contains notation with a single meaning: numbers, letters, roots, powers, factorials, functions. Other
+notation (:class:`Unread`) is left to a computer algebra system. Text that is no expression in any grammar
+(:class:`Malformed`) is rejected at once: a tolerant parser turns ``42 41`` into a number (math-verify: the sum), and a
+policy would learn to exploit that.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from fractions import Fraction
 from functools import lru_cache
 
 Tree = tuple
-"""``(kind, ...)``: ``("n", value, whether it is a decimal)``, ``("x", name)``, ``("c", "pi" | "e" | "i")``, and the
-operations with their operands."""
+"""Tree of an expression, as nested tuples: ``("n", value, True if it is a decimal)`` for a number, ``("x", name)`` for
+a letter, ``("c", "pi" | "e" | "i")`` for a constant, ``(operation, operand, ...)`` for the rest."""
 
 MAX_DEPTH = 30
-"""Brackets that stand in one another; no answer has as many."""
+"""Number of nested brackets that are read; real answers have far fewer."""
 
 
 class Unread(Exception):
-    """The grammar does not hold this."""
+    """Expression that our grammar lacks."""
 
 
 class Malformed(Unread):
-    """This is no expression in any grammar: two numbers side by side, an operator without an operand."""
+    """Text that no grammar takes as an expression: two numbers side by side, an operator without an operand."""
 
 
 class _TooLarge(Exception):
@@ -32,7 +33,7 @@ class _TooLarge(Exception):
 
 
 class _NoValue(Exception):
-    """Not real at this point, or divided by zero."""
+    """Expression without a value: not real at this point, or divided by zero."""
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -70,18 +71,18 @@ _FACE = re.compile(r"\\(?:math(?:bf|rm|it|sf|normal)|text|boldsymbol|bm)\s*\{\s*
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\{": r"\}"}
 _ENDS = frozenset({"", "+", "-", "*", "/", r"\cdot", r"\times", r"\div", *_CLOSING.values()})
 _NEVER = frozenset('+-*/^!.?@#&")]}') | {r"\cdot", r"\times"}
-"""Tokens that begin no operand."""
+"""Tokens that can never begin an operand."""
 _APPLIED = frozenset("fghFGHPQST")
-"""Letters that name a function rather than a factor where a bracket follows."""
+"""Letters that are read as the name of a function, not as a factor, if a bracket follows: ``f(x)``."""
 
 
 @lru_cache(maxsize=65536)
 def read(text: str) -> Tree:
-    r"""The tree of a cleaned expression.
+    r"""Tree of a cleaned expression.
 
     Raises:
-        Malformed: if it is none.
-        Unread: if the grammar does not hold it.
+        Malformed: if the text is no expression in any grammar.
+        Unread: if our grammar lacks it.
 
     >>> read(r"x_1 + \pi")
     ('+', ('x', 'x_1'), ('c', 'pi'))
@@ -92,7 +93,10 @@ def read(text: str) -> Tree:
 
 
 class _Reader:
-    """sum -> product -> side by side -> power -> atom. A product by juxtaposition binds closer than ``/``."""
+    """Recursive-descent parser, one method for each level: sum, product, factors side by side, power, atom.
+
+    Factors side by side bind closer than ``/``: ``1/2x`` is ``1/(2x)``.
+    """
 
     def __init__(self, text: str):
         self.text, self.at, self.depth = text, 0, 0
@@ -145,7 +149,7 @@ class _Reader:
         return value
 
     def beside(self) -> Tree:
-        """Factors side by side; ``2\\frac{1}{3}`` is a mixed number."""
+        """Tree of factors side by side: a product, but ``2\\frac{1}{3}`` is the mixed number 2 + 1/3."""
         value = self.power()
         while not self.ends():
             following = self.peek()
@@ -241,7 +245,7 @@ class _Reader:
         return ("x", letter)
 
     def argument(self) -> Tree:
-        """What a command takes: a group, or one digit, letter or command."""
+        """Tree of the argument of a command: a group in braces, or one digit, letter or command (``\\frac12``)."""
         if self.take("{"):
             return self.group("{")
         token = self.peek()
@@ -276,7 +280,7 @@ class _Reader:
         return value if power is None else ("^", value, power)
 
     def bare_argument(self) -> Tree:
-        r"""``\sin 2x \cos x``: factors up to the next function or operator."""
+        r"""Tree of an argument without brackets, up to the next function or operator: 2x in ``\sin 2x \cos x``."""
         if self.take("-"):
             return ("neg", self.bare_argument())
         value = self.power()

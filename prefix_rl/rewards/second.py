@@ -1,9 +1,10 @@
-r"""A second opinion on answers, which shares no code with :mod:`prefix_rl.rewards.grading`, math-verify or sympy.
+r"""Second, independent checker of answers. It shares no code with :mod:`prefix_rl.rewards.grading`, and uses neither
+math-verify nor sympy.
 
 It brings LaTeX into one plain form, as the grader of the MATH benchmark does (arXiv 2103.03874), reads that with a
-small parser, and compares values: exact fractions where it can, else 50 digits of mpmath, with some fixed number for
-each letter. It says True, False or, of what its grammar does not hold and of what is a convention (units, percent,
-rounding, the order of a bare list), None. Time and memory are bounded: it needs no process of its own.
+small parser, and compares values: exact fractions if possible, else 50 digits of mpmath, with one fixed number for each
+letter. The verdict is True, False, or None for notation that its grammar lacks and for matters of convention (units,
+percent, rounding, the order of a bare list). Its time and memory are bounded, so it needs no process of its own.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from fractions import Fraction
 import mpmath
 
 MAX_CHARACTERS = 300
-_TAIL = 20_000  # characters at the end of a completion in which an answer is looked for
+_TAIL = 20_000  # number of characters at the end of a completion that are searched
 _MAX_DEPTH = 30
-_MAX_BITS = 4_000  # of a number's magnitude, and of the terms of a fraction
+_MAX_BITS = 4_000  # bits of the numerator or denominator of a fraction, and size of a binary exponent
 _DIGITS = 50
 
 
 class _Unknown(Exception):
-    """What is beyond this checker."""
+    """Answer that this checker cannot decide."""
 
 
 def find(text: str) -> str | None:
-    r"""The final answer of a completion: the last box, ``####`` line or "answer is" behind a thought.
+    r"""Final answer of a completion: the last box, else the last ``####`` line, else "answer is", after the thought.
 
     >>> find(r"<think>\boxed{1}</think> so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -45,7 +46,7 @@ def find(text: str) -> str | None:
 
 
 def same(answer: str, gold: str) -> bool | None:
-    r"""Whether two answers denote the same thing, or None.
+    r"""True if two answers mean the same, False if not, None if this checker cannot decide.
 
     >>> same(r"\dfrac{1}{2}", "0.5"), same("x+1", "1 + x"), same(r"(1, \sqrt{2})", "(1,2)"), same("5 cm", "5")
     (True, True, False, None)
@@ -58,7 +59,7 @@ def same(answer: str, gold: str) -> bool | None:
     if _words(ours) and _words(theirs):
         return _words(ours) == _words(theirs) or (None if sorted(ours) == sorted(theirs) else False)
     if _letters(ours) != _letters(theirs):
-        return None  # a unit, or a choice by its letter
+        return None  # a letter on one side only: it may be a unit, or the letter of a choice
     try:
         with mpmath.workdps(_DIGITS):
             verdict = _equal(_Parser(ours).whole(), _Parser(theirs).whole())
@@ -112,13 +113,13 @@ def _plain(answer: str) -> str:
 
 
 def _words(answer: str) -> list[str]:
-    """The words of an answer that is nothing but words, or one letter."""
+    """Words of an answer that consists only of words, or its one letter; empty for any other answer."""
     words = re.findall(r"[a-z]+", answer.lower()) if re.fullmatch(r"[\sa-zA-Z\"().'-]+", answer) else []
     return words if "".join(words) in ("no", *"abcdefghijklmnopqrstuvwxyz") or all(len(w) > 2 for w in words) else []
 
 
 def _letters(answer: str) -> set[str]:
-    r"""What may be a variable or a unit: e, i and ``\pi`` are numbers."""
+    r"""Letters that may be a variable or a unit. The letters e and i are numbers, and ``\pi`` is a command."""
     return set(re.findall(r"[a-zA-Zα-ωΑ-Ω\"]", re.sub(r"\\[a-zA-Z]+", "", answer))) - {"e", "i"}
 
 
@@ -135,7 +136,7 @@ _GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|varphi|ome
 
 
 class _Group(list):
-    """Items; ``kind`` is the pair of brackets around them, "" for a bare list."""
+    """List of values; ``kind`` is the pair of brackets around them, "" for a bare list."""
 
     def __init__(self, items: Iterable, kind: str = ""):
         super().__init__(items)
@@ -143,7 +144,7 @@ class _Group(list):
 
 
 class _Parser:
-    """list -> sum -> product -> power -> atom."""
+    """Recursive-descent parser, one method for each level: list, sum, product, power, atom."""
 
     def __init__(self, text: str):
         self.tokens, at = [], 0
@@ -156,7 +157,7 @@ class _Parser:
         self.at = self.depth = 0
 
     def take(self, *wanted: str) -> str:
-        """The next token if it is one of ``wanted``, else nothing."""
+        """Next token, which is consumed, if it is one of ``wanted``; else ""."""
         token = self.tokens[self.at]
         self.at += token in wanted
         return token if token in wanted else ""
@@ -233,7 +234,7 @@ class _Parser:
         if token in (r"\pi", r"\infty", "e", "i"):
             return {r"\pi": +mpmath.pi, r"\infty": mpmath.inf, "e": +mpmath.e, "i": mpmath.mpc(0, 1)}[token]
         if token.isalpha() or _GREEK.fullmatch(token):
-            return mpmath.sqrt(mpmath.pi + sum(ord(c) * 31**k for k, c in enumerate(token)))  # some positive number
+            return mpmath.sqrt(mpmath.pi + sum(ord(c) * 31**k for k, c in enumerate(token)))  # fixed for each letter
         raise _Unknown
 
 
@@ -258,7 +259,7 @@ def _bounded(value):
 
 
 def _do(operator: str, a, b):
-    """``a operator b``, exactly if it can be."""
+    """Value of ``a operator b``, as an exact fraction if possible."""
     a, b = _number(a), _number(b)
     if operator == "^":
         if not abs(_float(b)) <= 1_000:
@@ -294,7 +295,7 @@ def _equal(a, b) -> bool | None:
         return bool(a == b)
     if not exact and abs(a - b) <= mpmath.mpf(10) ** (10 - _DIGITS) * max(size, 1):
         return True
-    return None if abs(a - b) <= size / 50 else False  # 0.33 for 1/3: a convention
+    return None if abs(a - b) <= size / 50 else False  # close values, such as 0.33 and 1/3: a matter of convention
 
 
 def _any(verdicts: Iterable[bool | None]) -> bool | None:

@@ -1,7 +1,7 @@
-r"""The structure around expressions: lists, tuples, intervals, unions, matrices, equalities.
+r"""Structure of answers: lists, tuples, intervals, unions, matrices, equalities.
 
-What an expression means is left to a computer algebra system; which parts an answer has is read here, from its brackets
-and separators.
+The parts of an answer are read here from its brackets and separators. The meaning of a single expression is decided in
+:mod:`~prefix_rl.rewards.expressions`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from .notation import number, words
 
 @dataclass(frozen=True)
 class Group:
-    """Several answers, or one that has parts.
+    """Answer and its parts.
 
-    ``kind``: ``list`` (bare or in braces: no order), ``tuple`` (brackets: an order), ``union``, ``matrix`` (parts are
-    rows), or ``text``: one expression. ``brackets`` are the delimiters of a tuple, ``text`` is the whole.
+    Attributes:
+        kind: ``list`` (without brackets or in braces, so without an order), ``tuple`` (in round or square brackets, so
+            with an order; an interval is one too), ``union``, ``matrix`` (the parts are rows), or ``text`` for a single
+            expression, which has no parts.
+        brackets: delimiters of a tuple.
+        text: the whole answer as text.
     """
 
     kind: str
@@ -36,7 +40,7 @@ MAX_PARTS = 500
 
 
 def split(text: str, separators: tuple[str, ...]) -> list[str]:
-    r"""The parts between separators that stand outside of all brackets.
+    r"""Parts of a text between separators; separators inside brackets are ignored.
 
     >>> split(r"(1,2),\{3,4\}", (",",))
     ['(1,2)', '\\{3,4\\}']
@@ -57,7 +61,7 @@ def split(text: str, separators: tuple[str, ...]) -> list[str]:
 
 
 def parse(text: str) -> Group:
-    r"""The structure of a cleaned answer.
+    r"""Structure of a cleaned answer.
 
     >>> parse("(1,2]").brackets, [p.text for p in parse("1, 2").parts], parse("1,234").kind
     ('(]', ['1', '2'], 'text')
@@ -66,7 +70,7 @@ def parse(text: str) -> Group:
 
 
 def _choices(text: str) -> bool:
-    """Whether words are several answers (``A, B``) and no sentence with a comma."""
+    """True if a text of words is a list of answers (``A, B``), not a sentence with a comma: one word in each part."""
     parts = re.split("[,;]", text)
     return len(parts) > 1 and all(len((words(part) or "").split()) == 1 for part in parts)
 
@@ -119,10 +123,10 @@ _IF = re.compile(r"^(?:\\text\s*\{)?\s*(?:,\s*)?(?:if|when|for|where)\b\s*(?:\})
 
 
 def _case(row: str, depth: int) -> Group:
-    """A line of a system, or a value and its condition."""
+    """Structure of one row of ``cases``: an equation, or a tuple of a value and its condition."""
     cells = [c for c in split(row, ("&",)) if c]
     while len(cells) > 1 and re.match(r"=|<|>|\\(?:le|ge|ne|in|equiv|approx)(?![A-Za-z])", cells[1]):
-        cells[:2] = [f"{cells[0]} {cells[1]}"]  # aligned at the relation
+        cells[:2] = [f"{cells[0]} {cells[1]}"]  # the & only aligns rows at the relation, as in "x &= 1"
     if len(cells) < 2:
         return _parse(cells[0] if cells else "", depth)
     value, condition = cells[0].strip(" ,"), _IF.sub("", " ".join(cells[1:])).strip(" ,.}")
@@ -130,7 +134,7 @@ def _case(row: str, depth: int) -> Group:
 
 
 def _inside(text: str) -> tuple[str, str]:
-    r"""What stands between the brackets that enclose the whole text, and the brackets: ``()``, ``[)``, ``{}``."""
+    r"""Text inside the brackets that enclose all of it, and these brackets (``()``, ``[)``, ``{}``); "" if none do."""
     opening = next((o for o in (r"\{", "{", "(", "[", "]") if text.startswith(o)), None)
     closing = next((c for c in (r"\}", "}", ")", "]", "[") if text.endswith(c)), None)
     if not opening or not closing or len(text) < 2:
@@ -156,7 +160,7 @@ def _inside(text: str) -> tuple[str, str]:
 
 
 def _spread(parts: list[str]) -> list[str]:
-    r"""``a \pm b`` as two parts."""
+    r"""Parts, with two in the place of each that contains a sign of both: ``a \pm b`` -> ``a + b``, ``a - b``."""
     out = []
     for part in parts:
         if part.count(r"\pm") == 1 and r"\mp" not in part:
@@ -186,7 +190,10 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>]")
 
 @dataclass(frozen=True)
 class Chain:
-    """``lhs = ... = value``; ``name`` is the left side if it only names the value."""
+    """Ends of the equality ``lhs = ... = value``.
+
+    ``name`` is ``lhs`` if that is only a name of the value (``x``, ``f(x)``), "" if it is a constant, else None.
+    """
 
     lhs: str
     value: str
@@ -194,7 +201,7 @@ class Chain:
 
 
 def chain(text: str) -> Chain | None:
-    """An equality (or chain of them) as its ends; None for anything else.
+    """Ends of an equality or of a chain of equalities; None for any other text.
 
     >>> chain("x_{1} = 5 + 6 = 11")
     Chain(lhs='x_{1}', value='11', name='x_{1}')

@@ -1,12 +1,12 @@
-r"""Whether two expressions have the same values, exactly where they are rational.
+r"""Equality of two expressions by their values at a few points. Rational values are compared exactly.
 
-``simplify(a - b)`` may take minutes and may fail. Two expressions that agree at points chosen once at random are equal
-but for a chance of nearly 0 (Schwartz 1980), and most that differ are told apart at the first. A rational value is an
-exact fraction of up to :data:`MAX_BITS` bits. Any other is computed twice, the second time to four times the digits:
-the difference of two equal values shrinks with the precision, for it is noise; a true difference stays as it is.
+Sympy's ``simplify(a - b)`` may take minutes and may fail. Two expressions that agree at points chosen once at random
+are almost certainly equal (Schwartz 1980), and most unequal ones differ at the first point. A rational value is an
+exact fraction of up to :data:`MAX_BITS` bits. Any other value is computed twice, the second time with four times the
+digits: the difference of two equal values is rounding noise and shrinks with the precision; a true difference stays.
 
-A point at which one of the two is not real does not count, unless ``i`` occurs. All work is bounded: what is too large
-has no value and is equal to itself alone.
+A point at which one of the two expressions is not real is skipped, unless ``i`` occurs. All work is bounded: an
+expression with too large a value is equal only to an identical one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import mpmath
 from .reading import Tree
 
 MAX_BITS = 2**16
-"""Bits of an exact number, and of the exponent of two of any other."""
-_WORK = 2**23  # bits that one evaluation may touch
+"""Bits of the numerator or denominator of a fraction; for other values, size of the binary exponent."""
+_WORK = 2**23  # bits of all fractions that one evaluation may compute, intermediate values included
 _PRECISIONS = (200, 800)  # bits; at the second, noise is smaller by a factor of 2^600
 
 
@@ -30,16 +30,16 @@ class _TooLarge(Exception):
 
 
 class _NoValue(Exception):
-    """Not real at this point, or divided by zero."""
+    """Expression without a value at this point: not real, or divided by zero."""
 
 
 def _real(value: Fraction | mpmath.mpf | mpmath.mpc):
-    """As mpmath wants it."""
+    """Value as a number of mpmath."""
     return mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 class _Values:
-    """Values at a point: fractions as long as they are rational, else rounded to mpmath's working precision."""
+    """Evaluator of trees at one point: exact fractions if rational, else rounded to mpmath's working precision."""
 
     def __init__(self, at: dict[str, Fraction], imaginary: bool):
         self.at, self.imaginary, self.work = at, imaginary, 0
@@ -169,7 +169,7 @@ def _log2(value: Fraction) -> float:
 
 
 def _root(value: Fraction, degree: int) -> Fraction | None:
-    """The real root of a fraction if it is a fraction."""
+    """Real root of a fraction, if that is a fraction again; else None."""
     if degree > 64:
         return None
     above, below = _whole_root(abs(value.numerator), degree), _whole_root(value.denominator, degree)
@@ -219,7 +219,7 @@ _ENOUGH = 3  # points at which two expressions with letters must agree
 
 
 def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
-    """Real points of several sizes and signs, and then integers, where ``(-1)^n`` has a value."""
+    """Points as values of the letters: fractions of several sizes and signs, then integers (for ``(-1)^n``)."""
     for k in range(14):
         yield {n: _REALS[(5 * i + k) % len(_REALS)] + Fraction(i, 101) for i, n in enumerate(names)}
     for k in range(6):
@@ -227,10 +227,10 @@ def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
 
 
 def same(a: Tree, b: Tree, tolerance: Fraction) -> bool | None:
-    """Whether two trees have the same value wherever both have one; None if they never have.
+    """True if two trees are equal at all points at which both have a value; None if there is no such point.
 
     Args:
-        tolerance: how far values may differ, relative to ``min(1, |value|)``, if one of them holds a decimal.
+        tolerance: largest difference, relative to ``min(1, |value|)``, if one tree contains a decimal number.
     """
     if a == b:
         return True
@@ -252,7 +252,7 @@ def same(a: Tree, b: Tree, tolerance: Fraction) -> bool | None:
 
 
 def _survey(tree: Tree, names: set, constants: set) -> bool:
-    """Whether there is a decimal in it; its letters and constants are put into the sets."""
+    """True if a tree contains a decimal number. Its letters and constants are added to ``names`` and ``constants``."""
     if tree[0] == "n":
         return tree[2]
     if tree[0] in ("x", "c"):
@@ -262,7 +262,7 @@ def _survey(tree: Tree, names: set, constants: set) -> bool:
 
 
 def _agree(a: Tree, b: Tree, at: dict, imaginary: bool, tolerance: Fraction | None) -> bool | None:
-    """Whether both have the same value at a point; None if one of them has none there."""
+    """True if two trees have the same value at a point; None if one of them has no value there."""
     apart, sizes = [], []
     try:
         for precision in _PRECISIONS:
@@ -282,13 +282,13 @@ def _agree(a: Tree, b: Tree, at: dict, imaginary: bool, tolerance: Fraction | No
         return None
     except _TooLarge:
         return False
-    # 2^-600 is what the precision takes from noise; a difference that was hidden by it at first has not shrunk so far
+    # Noise shrinks by 2^-600 from the first precision to the second, a true difference far less: 2^-300 is in between
     before = apart[0] or mpmath.ldexp(sizes[0], -_PRECISIONS[0])
     return not apart[1] or bool(apart[1] < mpmath.ldexp(before, -300))
 
 
 def within(tree: Tree, value: Fraction, distance: Fraction) -> bool:
-    """Whether a tree without letters is at most so far from a number."""
+    """True if a tree without letters differs from ``value`` by at most ``distance``."""
     names: set = set()
     _survey(tree, names, set())
     try:
@@ -299,7 +299,7 @@ def within(tree: Tree, value: Fraction, distance: Fraction) -> bool:
 
 
 def polynomial(tree: Tree) -> bool:
-    """Whether a tree is a polynomial in its letters."""
+    """True if a tree is a polynomial in its letters."""
     kind = tree[0]
     if kind in ("n", "x"):
         return True
@@ -310,7 +310,7 @@ def polynomial(tree: Tree) -> bool:
 
 
 def proportional(a: Tree, b: Tree) -> bool:
-    """Whether one tree is the other times a constant, so that both are zero at the same points."""
+    """True if one tree is a constant times the other, so that both are zero at the same points."""
     names: set = set()
     _survey(a, names, constants := set())
     _survey(b, names, constants)
@@ -329,7 +329,7 @@ def proportional(a: Tree, b: Tree) -> bool:
 
 
 def rational(tree: Tree) -> Fraction | None:
-    """The exact value of a tree without letters, if it is rational.
+    """Exact value of a tree without letters and constants; None if it is not rational.
 
     >>> two, ten = ("n", Fraction(2), False), ("n", Fraction(10), False)
     >>> rational(("^", two, ten)), rational(("root", ten, two))
@@ -347,7 +347,7 @@ def rational(tree: Tree) -> Fraction | None:
 
 
 def size(tree: Tree) -> int:
-    """The operations of a tree; a sign is none.
+    """Number of operations in a tree; a sign does not count.
 
     >>> size(("/", ("c", "pi"), ("n", Fraction(2), False)))
     1

@@ -1,16 +1,16 @@
-r"""Words in answers: units of measure and counted nouns, which may be left out, and words that say something.
+r"""Words in answers: units of measure and counted nouns, which may be left out, and words that carry meaning.
 
-``5 cm``, ``6 different ways`` and ``12 more apples`` are 5, 6 and 12. ``5 hundred``, ``3 remainder 1``, ``n is even``,
-``12 if x > 0`` and ``5 below zero`` are not: a word that counts, calculates, asserts or restricts stays, and two answers
-with such words are equal only if the words are.
-"""  # noqa: E501
+``5 cm``, ``6 different ways`` and ``12 more apples`` are read as 5, 6 and 12. But ``5 hundred``, ``3 remainder 1``,
+``n is even``, ``12 if x > 0`` and ``5 below zero`` are kept whole: a word that is a number, an operation, an assertion
+or a restriction stays, and two answers with such words are equal only if the words are equal.
+"""
 
 from __future__ import annotations
 
 import re
 
 TEXT = r"\\(?:text(?:normal|rm|bf|it|sf|tt|up|sc)?|math(?:rm|bf|it|sf|tt|normal)|[mh]box|boldsymbol|pmb|bm|emph)\s*"
-"""The commands that set text in a type face."""
+"""Pattern of the LaTeX commands that set text in a type face."""
 
 _UNITS = {
     "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre", "m": "m meter metre",  # noqa: E501
@@ -23,7 +23,7 @@ _UNITS = {
     "nm": "nm nanometer nanometre", "acre": "acre", "pint": "pint", "quart": "quart", "cup": "cup", "unit": "unit",
 }  # fmt: skip
 UNITS = {name: unit for unit, names in _UNITS.items() for name in names.split()}
-"""Names of units of measure in the singular, and what each is a name of."""
+"""Mapping from the names of a unit of measure, in the singular, to the unit: ``centimeter`` -> ``cm``."""
 
 _STAY = frozenset(
     # numbers
@@ -45,12 +45,12 @@ _STAY = frozenset(
 _ADJECTIVES = frozenset(
     "even odd prime composite positive negative real rational irrational imaginary complex other".split()  # noqa: SIM905
 )
-"""Words of :data:`_STAY` that may stand before a counted noun: ``5 even numbers``."""
+"""Words of :data:`_STAY` that may be dropped if they stand before a counted noun: ``5 even numbers``."""
 _IDLE = frozenset(
     "a an the of in different distinct possible total more extra additional left remaining altogether each per unique such "  # noqa: E501, SIM905
     "them there it its their his her whole full single sq square squared cubic cu us and approximately about".split()
 )
-"""Words that do not tell two counted nouns apart."""
+"""Words that are ignored when two counted nouns are compared."""
 _ADVERBS = frozenset(
     "left remaining each total altogether apiece more extra away tall long wide high deep old together combined overall away "  # noqa: E501, SIM905
     "daily weekly monthly yearly hourly annually approximately exactly only".split()
@@ -64,12 +64,12 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def untexted(text: str) -> str:
-    r"""Without the text commands: ``\text{odd}`` -> ``odd``."""
+    r"""Text without the commands of :data:`TEXT`: ``\text{odd}`` -> ``odd``."""
     return _BARE.sub(r" \1 ", text).strip()
 
 
 def singular(word: str) -> str:
-    """A word without the ending of the plural.
+    """Singular of a word, by the common endings of the plural.
 
     >>> [singular(word) for word in ("cities", "boxes", "solutions", "class")]
     ['city', 'box', 'solution', 'class']
@@ -86,10 +86,10 @@ def singular(word: str) -> str:
 
 
 def droppable(phrase: str, after_number: bool) -> bool:
-    """Whether a phrase at the end of an answer is a unit or a counted noun.
+    """True if a phrase at the end of an answer is a unit or a counted noun, so that it may be dropped.
 
     Args:
-        after_number: whether a number stands before it; behind a letter only units of measure are dropped.
+        after_number: True if a number stands before the phrase; after a letter only units of measure are dropped.
     """
     words = [w.lower() for w in _WORD.findall(untexted(phrase))]
     if not words:
@@ -118,7 +118,7 @@ _OPPOSITES = [
 
 
 def conflict(ours: str, theirs: str) -> bool:
-    """Whether two dropped phrases cannot be the same: two units of measure, or one noun of two kinds.
+    """True if two dropped phrases contradict each other: two units of measure, or one noun of two kinds.
 
     >>> conflict("cm", "m"), conflict("even numbers", "odd numbers"), conflict("ways", "arrangements")
     (True, True, False)
@@ -141,7 +141,7 @@ def _kinds(phrase: str) -> list[str]:
 
 
 def one_unit(phrase: str) -> str | None:
-    """The unit of measure that a dropped phrase is, if it is one."""
+    """Unit of measure that a dropped phrase consists of, or None."""
     kinds = _kinds(phrase)
     return UNITS.get(kinds[0]) if len(kinds) == 1 else None
 
@@ -150,7 +150,7 @@ _COPULAS = frozenset("is are be a an the of that".split())  # noqa: SIM905
 
 
 def spoken(text: str) -> tuple[tuple[str, ...], str]:
-    r"""The words of an answer that is not words alone, and what is left without them.
+    r"""Words in an answer that also contains mathematics, in lower case, and the answer without them.
 
     >>> spoken(r"n \text{ is even}"), spoken("2xyz + 1")
     ((('even',), 'n'), ((), '2xyz + 1'))
@@ -181,7 +181,7 @@ _SHORT = frozenset("is are if not all any odd even for the and prime real".split
 
 
 def _is_word(run: str) -> bool:
-    """Whether bare letters are a word and no product."""
+    """True if a run of letters is a word, not a product of variables."""
     low = run.lower()
     if low in _SHORT:
         return True

@@ -1,14 +1,14 @@
-"""Worker processes that grade, each sample under a deadline.
+"""Worker processes that grade samples, each sample under a deadline.
 
-A worker is a plain ``python`` process that imports the grader and nothing of the caller: no ``__main__`` guard is
-needed, nothing is forked from a process that holds CUDA or threads. It gets samples in batches over a pipe and says
-every verdict as soon as it has it, so the sample in hand is always the first that it has not answered:
+A worker is a new ``python`` process that imports only the grader. So the caller needs no ``__main__`` guard, and no
+process with CUDA or threads is forked. A worker receives batches of samples through a pipe and sends each verdict at
+once, so it is always working on the first sample that it has not answered:
 
-- a worker that has not answered at the deadline of that sample is killed; the outcome is ``timeout``;
-- an error in a sample (no memory left under the cap, a recursion too deep) is its outcome ``crash``, and so is the
-  death of the worker (a stack that overflows, a system short of memory).
+- If it has not answered at the deadline of that sample, it is killed, and the outcome of the sample is ``timeout``.
+- If the sample raises an error (no memory left under the limit, recursion too deep), or the worker dies (stack
+  overflow, no memory in the system), the outcome of the sample is ``crash``.
 
-The samples behind it in the batch have only waited. They are given to another worker, with a deadline of their own.
+The later samples of the batch have only waited. They go to another worker, each with the full deadline.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from .equality import DEFAULT_RULES, Rules
 from .grading import Outcome, Verdict, judge
 from .guard import readable
 
-Sample = tuple[str, str, int | tuple]  # text, gold, start; for the guard a text, its answer, (its problem, computed)
-Timed = tuple[Verdict | dict[str, int], float]  # what was decided, and the seconds that it took inside the worker
+Sample = tuple[str, str, int | tuple]  # (text, gold, start); for the guard (text, answer, (problem, computed))
+Timed = tuple[Verdict | dict[str, int], float]  # the result, and the seconds of work inside the worker
 
-_START_SECONDS = 120  # a worker that has not imported sympy by then never will
-_BATCH = 64
+_START_SECONDS = 120  # importing sympy takes far less; a worker that is slower is broken
+_BATCH = 64  # samples
 _BATCH_CHARACTERS = 2**20  # a batch whose texts are longer costs more in memory than its round trips
 
 
 class GraderError(UserError):
-    """The workers cannot be started at all. A single bad sample never raises this."""
+    """Error of workers that cannot be started. A bad sample never raises this."""
 
 
 class Grader:
-    """Grades completions in worker processes.
+    """Pool of worker processes that grade completions.
 
     Args:
-        workers: processes for this rank.
+        workers: number of processes for this rank.
         deadline: seconds that one sample may take.
-        memory_mb: address space of one worker, in MiB. A sample that needs more ends as ``crash``.
-        rules: what :func:`~prefix_rl.rewards.grading.judge` decides by.
+        memory_mb: MiB of address space of one worker. The outcome of a sample that needs more is ``crash``.
+        rules: rules of :func:`~prefix_rl.rewards.grading.judge`.
 
     Workers start at the first call and stop with the process. Calls from several threads are served one after another.
     """
@@ -62,20 +62,20 @@ class Grader:
         atexit.register(self.close)
 
     def grade(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Outcome]:
-        """The outcomes of :meth:`judge`."""
+        """Outcomes, one for each sample, in order; see :meth:`timed`."""
         return [verdict.outcome for verdict in self.judge(samples, progress)]
 
     def judge(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Verdict]:
-        """The verdicts of :meth:`timed`."""
+        """Verdicts, one for each sample, in order; see :meth:`timed`."""
         return [verdict for verdict, _ in self.timed(samples, progress)]
 
     def timed(self, samples: Sequence[tuple], progress: Callable[[int], object] | None = None) -> list[Timed]:
-        """One verdict for each ``(text, gold)`` or ``(text, gold, start)``, in order, with the seconds that it took.
+        """Verdicts with their seconds of work, one for each ``(text, gold)`` or ``(text, gold, start)``, in order.
 
-        Equal samples are decided once. ``progress(n)`` is called when n more are done.
+        Equal samples are graded once. ``progress(n)`` is called when n more samples are done.
 
         Raises:
-            TypeError: if a sample is not made of texts; nothing is graded then.
+            TypeError: if the text or gold of a sample is not a ``str``; then no sample is graded.
             GraderError: if no worker can be started.
         """
         return self._all([_checked(sample, place) for place, sample in enumerate(samples)], progress)
@@ -86,9 +86,9 @@ class Grader:
         progress: Callable[[int], object] | None = None,
         computed: bool = False,
     ) -> list[dict[str, int]]:
-        """For each ``(demonstration, answer, problem)`` what :func:`prefix_rl.rewards.guard.readable` finds.
+        """Results of :func:`prefix_rl.rewards.guard.readable`, one for each ``(demonstration, answer, problem)``.
 
-        Where a worker did not come to an end, what the grammar alone can tell.
+        If a worker times out or dies on one, its result is computed here without the computer algebra system.
         """
         asked = [(text, answer, (str(problem), computed)) for text, answer, problem in samples]
         return [
@@ -107,7 +107,7 @@ class Grader:
         return [found[sample] for sample in samples]
 
     def start(self) -> None:
-        """Starts all workers and waits until they are ready, so that no later call has to."""
+        """Starts all workers and waits until they are ready, so that later calls need not wait for them."""
         with self._mine():
             self._replace(self.workers)
             while not all(worker.ready for worker in self._pool):
@@ -116,7 +116,7 @@ class Grader:
 
     @contextlib.contextmanager
     def _mine(self) -> Iterator[None]:
-        """The pool, for one caller at a time."""
+        """Context in which one thread at a time uses the pool; an error in it stops all workers."""
         with self._lock:
             if self._owner != os.getpid():  # a forked child must not talk over its parent's pipes
                 self._pool, self._owner = [], os.getpid()
@@ -127,7 +127,7 @@ class Grader:
                 raise
 
     def _decide(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
-        """Every sample of ``todo`` with its verdict, as they come."""
+        """Pairs of a sample of ``todo`` and its timed verdict, in the order in which they arrive."""
         while todo or any(worker.batch for worker in self._pool):
             self._replace(len(todo) + sum(bool(worker.batch) for worker in self._pool))
             for worker in self._pool:
@@ -136,7 +136,7 @@ class Grader:
             yield from self._listen(todo)
 
     def _replace(self, wanted: int) -> None:
-        """Drops idle workers that have ended, and starts as many as are wanted and allowed."""
+        """Drops idle workers that have ended, and starts new ones up to ``wanted`` or the size of the pool."""
         for worker in [worker for worker in self._pool if not worker.batch and not worker.lives()]:
             worker.kill()
             self._pool.remove(worker)
@@ -144,7 +144,7 @@ class Grader:
             self._pool.append(_Worker(self.deadline, self.memory_mb, self.rules))
 
     def _listen(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
-        """Waits until something happens; what has been decided. What a lost worker has not begun goes to ``todo``."""
+        """Verdicts that arrive next, or after the next deadline; samples of a lost worker go back to ``todo``."""
         patience = min(worker.expires for worker in self._pool) - time.monotonic()
         wait([worker.connection for worker in self._pool], timeout=max(patience, 0))
         for worker in self._pool:
@@ -172,7 +172,7 @@ def _checked(sample: tuple, place: int | None = None) -> Sample:
 
 
 def _take(todo: deque[Sample], share: int) -> list[Sample]:
-    """The next samples for a worker: at least one, at most a batch. Small shares at the end leave nobody waiting."""
+    """Next samples for a worker: one to a whole batch. Shares get smaller, so that all workers end together."""
     batch = [todo.popleft()]
     characters = len(batch[0][0])
     while todo and len(batch) < min(share, _BATCH) and characters + len(todo[0][0]) <= _BATCH_CHARACTERS:
@@ -182,7 +182,7 @@ def _take(todo: deque[Sample], share: int) -> list[Sample]:
 
 
 class _Worker:
-    """The caller's end of a worker. ``batch`` holds what it has not answered; the first of it is in hand."""
+    """Handle of a worker. ``batch`` holds the samples that it has not answered; it is working on the first."""
 
     def __init__(self, deadline: float, memory_mb: int, rules: Rules):
         self.deadline = deadline
@@ -216,7 +216,7 @@ class _Worker:
             self.expires = 0  # it died while idle
 
     def receive(self) -> Iterator[tuple[Sample, Timed]]:
-        """What has become of its samples since it was last asked; afterwards it may be ``gone``."""
+        """Pairs of a sample and its timed verdict that arrived since the last call; the worker may be ``gone`` then."""
         try:
             while not self.gone and self.connection.poll():
                 said = self.connection.recv()
@@ -235,7 +235,7 @@ class _Worker:
             yield from self._lost(Outcome.TIMEOUT if self.process.poll() is None else Outcome.CRASH)
 
     def _clock(self) -> None:
-        """A sample is taken in hand now, or none is."""
+        """Starts the deadline of the sample that the worker begins now; without a sample there is no deadline."""
         self.began = time.monotonic()
         self.expires = self.began + self.deadline if self.batch else float("inf")
 
@@ -257,7 +257,7 @@ class _Worker:
 
 
 def _serve(handle: int) -> None:
-    """The life of a worker: judge what comes until the pipe closes."""
+    """Main loop of a worker: grades the samples from the pipe until the pipe closes."""
     import resource
     import signal
 
@@ -284,7 +284,7 @@ def _serve(handle: int) -> None:
                     verdict = readable(text, gold, start[0], deep=True, computed=start[1])
                 else:
                     verdict = judge(text, gold, rules, start)
-            except Exception:  # whatever it is, it is this sample's
+            except Exception:  # of any kind: the outcome of this sample alone
                 verdict = Verdict(Outcome.CRASH)
             seconds = time.monotonic() - began
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -295,6 +295,6 @@ def _serve(handle: int) -> None:
 
 
 def _address_space() -> int:
-    """Bytes. A worker that has grown past half its cap ends: no sample pays for those before it."""
+    """Bytes of address space in use. A worker ends beyond half its limit, so that each sample has at least the rest."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
