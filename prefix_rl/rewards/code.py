@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache
 
@@ -26,8 +27,8 @@ MEMORY = 512 * 2**20
 FILES = 2**20
 """Bytes that a program may write to one file; also the bytes of its output that are read."""
 _NEW_NETWORK = 0x40000000 | 0x10000000  # CLONE_NEWNET | CLONE_NEWUSER
-# The line that closes a block needs at least as many marks as the line that opened it (\1)
-_BLOCK = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)^[ \t]*\1[`~]*[ \t]*$", re.DOTALL | re.MULTILINE)
+_OPENING = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n", re.MULTILINE)
+_CLOSING = re.compile(r"^[ \t]*(`{3,}|~{3,})[`~]*[ \t]*$", re.MULTILINE)
 
 
 def last_block(text: str, start: int = 0) -> str | None:
@@ -38,8 +39,23 @@ def last_block(text: str, start: int = 0) -> str | None:
     >>> last_block("```python\nx = 1") is None
     True
     """
-    found = list(_BLOCK.finditer(text))
-    return found[-1][2] if found and found[-1].end() > start else None
+    closings = list(_CLOSING.finditer(text))
+    starts = [closing.start() for closing in closings]
+    longest = {"`": [0], "~": [0]}  # marks of the longest closing line from each one on: whether an opening is closed
+    for closing in reversed(closings):
+        for mark, lengths in longest.items():
+            lengths.append(max(lengths[-1], len(closing[1]) if closing[1][0] == mark else 0))
+    content, end, at = None, 0, 0
+    while opening := _OPENING.search(text, at):
+        at, marks = opening.end(), opening[1]
+        k = bisect_left(starts, at)
+        if longest[marks[0]][len(closings) - k] < len(marks):
+            continue
+        while not closings[k][1].startswith(marks):  # a closing line needs at least as many marks
+            k += 1
+        content, end = text[at : starts[k]], closings[k].end()
+        at = end
+    return content if end > start else None
 
 
 def code_reward(

@@ -274,6 +274,18 @@ def _is_answer(answer: str, statement: str) -> bool:
     return "ans" in statement.lower() and len(answer.split()) <= 3
 
 
+def _behind_the_verb(sentence: str) -> str:
+    """Rest of a sentence's last line behind its last "is", "are", "equals" or "="; empty if there is none.
+
+    A verb at the end of the line before counts first: what it says stands on the last line.
+    """
+    last = sentence.rfind("\n")
+    verbs = [m for m in re.finditer(r"\b(?:is|are|equals?|=)\s+(?=\S)", sentence) if m.end() > last]
+    if not verbs:
+        return ""
+    return sentence[verbs[0 if "\n" in verbs[0][0] else -1].end() :]
+
+
 def _outside(answer: str) -> str:
     """Answer without the sentence around it: ``12. Check: ...`` -> ``12``; ``$12$ and $13$`` and ``3.5`` stay."""
     answer = answer.strip().strip("*\"'“”`").strip()
@@ -291,9 +303,9 @@ def _outside(answer: str) -> str:
     sentence = _SENTENCE_END.split(answer, maxsplit=1)[0].strip().rstrip(".").strip(" *\"'“”`")
     words = re.findall(r"[A-Za-z]{2,}", _SEGMENT.sub(" ", re.sub(r"\\\w+(?:\{[^{}]*\})?", " ", sentence)))
     if len(words) >= 3:  # "Final answer: the largest $n$ is 34"
-        after = re.search(r".*\b(?:is|are|equals?|=)\s+(?P<rest>\S.*)$", sentence)
-        if after and len(re.findall(r"[A-Za-z]{3,}", after["rest"])) <= 2 and any(c.isalnum() for c in after["rest"]):
-            return _outside(after["rest"])
+        after = _behind_the_verb(sentence)
+        if after and len(re.findall(r"[A-Za-z]{3,}", after)) <= 2 and any(c.isalnum() for c in after):
+            return _outside(after)
         candidates = list(_SEGMENT.finditer(sentence)) or [m for m in _NUMBER.finditer(sentence) if m[0].strip()]
         if candidates:
             return candidates[-1][0].strip()
