@@ -154,11 +154,14 @@ def _planned(
                      "training.vllm_gpu_memory_utilization")  # fmt: skip
     sizes = batches(recipe, machine.devices)
     rollouts = sizes.rollouts / max(sizes.steps, 1e-9) if ROLLOUTS in order else 0
-    generated = int(rollouts * value("max_completion_length"))
+    times = _generations(recipe)
+    if times > 1 and rollouts:
+        notes.append(f"counted is a step that generates {times} times, as often as it can; most generate less often")
+    generated = int(rollouts * value("max_completion_length") * times)
     seen = int(rollouts * (length + value("max_completion_length")))
     passes = value("num_iterations") * sizes.steps / max(sizes.steps, 1e-9)
     further = inference_flops(shape.parameters, seen) * (bool(value("beta")) + _asks_twice(recipe))
-    sampling = inference_flops(shape.parameters, seen)
+    sampling = inference_flops(shape.parameters, seen * times)
     training = update_flops(shape.parameters, seen * passes) + further
     if not rollouts:
         stage = recipe.method.stages.supervised
@@ -171,6 +174,14 @@ def _planned(
         sampling / speed / machine.generation_mfu + training / speed / machine.mfu, max(value("max_steps"), 0),
         notes=notes,
     )  # fmt: skip
+
+
+def _generations(recipe: Recipe) -> int:
+    """Number of generations of a step, at most: rounds of help and of other problems, and further continuations."""
+    needs = recipe.method.needs
+    value = recipe.training_value
+    rounds = value("resample_rounds") if value("groups_without_signal") == "resample" else 0
+    return (1 + needs.help_rounds) * (1 + rounds) + (needs.further.count if needs.further else 0)
 
 
 def _asks_twice(recipe: Recipe) -> bool:

@@ -162,3 +162,19 @@ def test_the_command(seven):
     done = CliRunner().invoke(app, ["plan", "recipes/qwen2.5-math-7b/uft.yaml", seven, "--gpus", "8", "--memory", "80"])
     assert "ZeRO-3 on 8 devices of 80.0 GiB" in done.output
     assert "it fits" in done.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        (["method={name: bread, episodes: 10, cut: tokens}"], 6),  # 4 trials of 10 parts by halves, and one to go back
+        (["training.groups_without_signal=resample", "training.resample_rounds=3"], 4),
+        (["method={name: pppo, continuations: 8, progressive: false}"], 9),
+    ],
+)
+def test_a_step_is_counted_as_often_as_it_can_generate(overrides, times):
+    once, often = of("lab/dr_grpo"), of("lab/dr_grpo", *overrides)
+    assert often.generated == times * once.generated
+    assert often.trained == once.trained
+    assert any(f"generates {times} times" in note for note in often.notes)
+    assert not any("generates" in note for note in once.notes)
