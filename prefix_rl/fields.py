@@ -72,10 +72,11 @@ def _docs(cls: type) -> dict[str, str]:
 def said(doc: str) -> str:
     """A docstring as a person reads it on a terminal: without the marks of code.
 
-    >>> said("As ``data.seed`` of a recipe.")
-    'As data.seed of a recipe.'
+    >>> said("As ``data.seed``, see :mod:`prefix_rl.cuts` and :class:`~prefix_rl.methods.base.Method`.")
+    'As data.seed, see prefix_rl.cuts and Method.'
     """
-    return doc.replace("``", "")
+    names = re.sub(r":\w+:`(~?)([^`]+)`", lambda m: m[2].rpartition(".")[2] if m[1] else m[2], doc)
+    return names.replace("``", "")
 
 
 def core_of(kind: Any) -> Any:

@@ -45,7 +45,10 @@ def find(name: str) -> type[Method]:
     except ModuleNotFoundError as error:
         raise LookupError(f"no module {name!r} to take a method from ({error})") from error
     except (Exception, SystemExit) as error:  # whatever the module of somebody else does when it is imported
-        raise LookupError(f"module {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+        raise LookupError(
+            f"module {name!r} cannot be imported ({type(error).__name__}: {error}); one in this folder is found with "
+            "export PYTHONPATH=."
+        ) from error
     found = [
         cls for _, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, Method) and cls.__module__ == module.__name__

@@ -64,12 +64,14 @@ class Method:
 
         A prefix without tokens says that it was to start from one and could not (unless that of length 0 was asked
         for, :attr:`~prefix_rl.prefixes.Prefix.drawn` tokens of ``of``). If all rows of a batch that were to start from
-        a prefix could not, the run stops with an error.
+        a prefix could not, the run stops with an error. With :attr:`Needs.hint` it is not what the rollout starts from
+        but the hint at the end of its prompt.
         """
         return None
 
     def help(self, rollouts: Rollouts, step: Step) -> Mapping[int, Prefix | Earlier]:
-        """Rows to generate once more within this step, by their number in the batch, and each one's prefix.
+        """Rows to generate once more within this step, by their number in the batch, each with its prefix, or with the
+        earlier round (:class:`Earlier`) whose rollout it becomes again.
 
         A new rollout takes the place of the old one, for all that follows; the old one has still cost what it cost.
         Asked again with what came of it, up to :attr:`Needs.help_rounds` times, until it names no row:

@@ -87,7 +87,7 @@ def preview(
     if not any(lengths.tokens != [0] for lengths in found):
         raise RecipeError(
             f"method {recipe.method_name} starts no rollout from a prefix at any of the steps looked at, or decides it "
-            "by how the run goes: there is nothing to show beforehand"
+            "by how the run goes, or no demonstration has a place to cut before its answer: there is nothing to show"
         )
     return found
 

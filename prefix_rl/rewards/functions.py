@@ -52,7 +52,10 @@ def find(name: str) -> Callable[..., Any]:
     try:
         home = importlib.import_module(module)
     except Exception as error:  # whatever the module of somebody else does when it is imported
-        raise LookupError(f"module {module!r} cannot be imported ({type(error).__name__}: {error})") from error
+        raise LookupError(
+            f"module {module!r} cannot be imported ({type(error).__name__}: {error}); one in this folder is found with "
+            "export PYTHONPATH=."
+        ) from error
     if not hasattr(home, attribute):
         raise LookupError(f"module {module!r} has no {attribute!r}{nearest(attribute, vars(home))}")
     function = getattr(home, attribute)
