@@ -100,7 +100,7 @@ def _of_arguments(found: Found) -> list[str]:
     try:
         args = arguments(recipe, **changes)
     except RecipeError as error:
-        return [error.what]
+        return [error.what, *(f"  {what}" for what in error.faults)]
     lacking, faults = stand_ins.of_training(args)
     found.missing += lacking
     return faults

@@ -433,7 +433,7 @@ def plan(
     devices = gpus or (plans.launch_for(recipe, accelerate).processes)
     machine = plans.Machine(devices, memory * plans.GIB, tflops, mfu, generation_mfu)
     found = plans.plan(recipe, overrides or [], machine, accelerate, prompt)
-    print(json.dumps(plans.as_json(found), indent=2) if as_json else plans.report(found, text_table))
+    show(json.dumps(plans.as_json(found), indent=2) if as_json else plans.report(found, text_table))
     for note in found.notes:
         say(f"note: {note}")
 

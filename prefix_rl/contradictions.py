@@ -88,11 +88,6 @@ def between_blocks(recipe: Recipe) -> list[str]:
             f"training.entropy_coef_min = {value('entropy_coef_min')} is above training.entropy_coef_max = "
             f"{value('entropy_coef_max')}"
         )
-    if value("groups_without_signal") != "keep" and (value("entropy_coef") or value("use_adaptive_entropy")):
-        faults.append(
-            f"training.groups_without_signal = {value('groups_without_signal')} beside an entropy bonus: the "
-            "normalizer that leaves groups out would raise the bonus; set groups_without_signal = keep, or no bonus"
-        )
     if value("sync_ref_model") and not value("beta"):
         faults.append("training.sync_ref_model = true needs training.beta above 0: without it no reference is used")
     return faults

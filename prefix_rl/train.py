@@ -251,7 +251,7 @@ def _start(policy: Policy, problems: Sequence[Problem], facts: dict[str, Any]) -
 
 
 def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **changes):
-    """TRL's arguments; what only TRL can judge is reported as a fault of the recipe.
+    """TRL's arguments; what only TRL or the trainer can judge is reported as a fault of the recipe.
 
     Args:
         loading: how TRL loads the model, see :attr:`~prefix_rl.policy.Policy.loading`.
@@ -259,8 +259,10 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
     """
     from trl import GRPOConfig
 
+    from .seam.checks import check_settings
+
     try:
-        return GRPOConfig(
+        made = GRPOConfig(
             output_dir=recipe.output.dir,
             # rewards and methods read columns that the model does not
             remove_unused_columns=False,
@@ -271,6 +273,10 @@ def arguments(recipe: Recipe, loading: Mapping[str, Any] | None = None, **change
         )
     except Exception as error:  # TRL and transformers raise whatever their parts do
         raise RecipeError(f"TRL does not accept the training block: {error}") from error
+    # the trainer asks the same when it is made, and then the model is loaded already
+    beside = recipe.beside_trls
+    check_settings(recipe.method, made, beside["kl_on"], beside["groups_without_signal"], {})
+    return made
 
 
 def _dataset(recipe: Recipe, problems: Sequence[Problem]) -> Dataset:

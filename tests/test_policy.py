@@ -62,6 +62,20 @@ ROWS = [
 ]
 
 
+def handed_to_generation(trainer, monkeypatch):
+    """Ids of each row's prompt, as TRL hands them to generation."""
+    fed = []
+    monkeypatch.setattr(
+        "trl.GRPOTrainer._generate_single_turn",
+        lambda self, prompt_ids, *a, **k: fed.extend(prompt_ids) or ([[5, self._tokenizer.eos_token_id]] * len(prompt_ids), None),
+    )  # fmt: skip
+    trainer.state.max_steps, trainer.current_gradient_accumulation_steps = 4, 1
+    trainer.model.eval()
+    for row in trainer.train_dataset:
+        trainer._generate_and_score_completions([row] * 4)
+    return fed[::4]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Makes the folder of an untrained policy whose tokenizer has this chat template."""
@@ -169,17 +183,8 @@ def test_every_command_asks_the_same(model, tmp_path, monkeypatch, thinking):
     ending = "<think>\n\n</think>\n\n" if thinking is False else "<think>\n"  # what the template makes of it
     assert all(asked.tokenizer.decode(ids).endswith(f"<|assistant|>{ending}") for ids in wanted)
 
-    fed = []  # reinforcement learning: what TRL hands to generation
-    trainer = build(asked, problems, reward=None)
-    monkeypatch.setattr(
-        "trl.GRPOTrainer._generate_single_turn",
-        lambda self, prompt_ids, *a, **k: fed.extend(prompt_ids) or ([[5, self._tokenizer.eos_token_id]] * len(prompt_ids), None),
-    )  # fmt: skip
-    trainer.state.max_steps, trainer.current_gradient_accumulation_steps = 4, 1
-    trainer.model.eval()
-    for row in trainer.train_dataset:
-        trainer._generate_and_score_completions([row] * 4)
-    assert fed[::4] == wanted
+    fed = handed_to_generation(build(asked, problems, reward=None), monkeypatch)  # reinforcement learning
+    assert fed == wanted
 
     supervised = rows(asked, problems)  # the supervised stage
     prompts = [
@@ -602,17 +607,8 @@ def test_messages_are_asked_whole_by_reinforcement_learning_and_by_the_policy(mo
         "<|system|>Think.<|end|><|user|>0 + 42? Box it.<|end|><|assistant|>",
     ]  # fmt: skip
     assert [p.demonstrations[0]["text"] for p in problems] == [SAYS["content"]] * 6
-    fed = []
-    trainer = build(asked, problems, reward=None)
-    monkeypatch.setattr(
-        "trl.GRPOTrainer._generate_single_turn",
-        lambda self, prompt_ids, *a, **k: fed.extend(prompt_ids) or ([[5, self._tokenizer.eos_token_id]] * len(prompt_ids), None),
-    )  # fmt: skip
-    trainer.state.max_steps, trainer.current_gradient_accumulation_steps = 4, 1
-    trainer.model.eval()
-    for row in trainer.train_dataset:
-        trainer._generate_and_score_completions([row] * 4)
-    assert fed[::4] == [asked.prompt_ids(p) for p in problems]
+    fed = handed_to_generation(build(asked, problems, reward=None), monkeypatch)
+    assert fed == [asked.prompt_ids(p) for p in problems]
 
 
 def test_a_template_that_leaves_a_turn_out_is_refused_before_training(model, tmp_path):

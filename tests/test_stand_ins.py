@@ -91,3 +91,17 @@ def test_a_stand_in_of_a_sharded_policy_is_whole():
         del stage
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert model.get_input_embeddings().weight.shape == (30, 16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["training.kl_on=all"], "kl_on = all says nothing with beta = 0"),
+        (
+            ["training.groups_without_signal=skip", "training.entropy_coef=0.1"],
+            "leaves groups out would raise the bonus",
+        ),
+    ],
+)
+def test_what_the_trainer_refuses_is_refused_before_a_model_is_loaded(overrides, said):
+    assert said in found(*overrides)
