@@ -1,6 +1,7 @@
 """What the tests share: shapes checked at run time, small tokenizers and policies made in memory, the shared data."""
 
 import os
+import sys
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import browser
 import costs
+import preloaded
 import pytest
 import real
 from hypothesis import HealthCheck, settings
@@ -81,6 +83,12 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip("no shared data beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def quick_starts(monkeypatch):
+    """Commands that are started through ``sys.executable`` begin with everything imported, see tests/preloaded.py."""
+    monkeypatch.setattr(sys, "executable", preloaded.python())
 
 
 @pytest.fixture(scope="session", autouse=True)
