@@ -95,6 +95,15 @@ def python() -> str:
     return str(executable)
 
 
+def commands(folder: Path) -> Path:
+    """The folder, with the commands ``prefix-rl`` and ``accelerate`` in it, for ``PATH``."""
+    folder.mkdir()
+    for name, module in (("prefix-rl", "prefix_rl.cli"), ("accelerate", "accelerate.commands.accelerate_cli")):
+        (folder / name).write_text(f"#!{python()}\nfrom {module} import main\nmain()\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return folder
+
+
 # --- the process behind it ----------------------------------------------------------------------------------------------
 
 

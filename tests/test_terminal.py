@@ -90,6 +90,7 @@ def test_saved_rollouts_hold_what_the_page_shows_of_tokens(trained):
     assert min(kept) >= max(left) - 1e-3
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.timeout(300)
 def test_a_supervised_stage_says_its_loss(tmp_path):
     stage = "method={name: sft_then_rl, supervised: {epochs: 2, batch_size: 4, per_device_batch_size: 2, learning_rate: 1e-3}}"
@@ -131,6 +132,7 @@ def on_a_terminal(arguments):
     return process.returncode, b"".join(parts).decode(errors="replace")
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.timeout(300)
 def test_a_terminal_has_a_bar_below_the_lines(tmp_path):
     status, shown = on_a_terminal(command(tmp_path / "run"))
