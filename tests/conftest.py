@@ -43,11 +43,16 @@ LACKING = {"real": real.missing, "browser": browser.missing}
 
 
 def pytest_runtest_setup(item):
-    """Tests of real parts and of a browser are skipped where there are none, unless ``PREFIX_RL_DEMANDS`` names them."""
+    """Tests of real parts and of a browser are skipped where there are none, unless ``PREFIX_RL_DEMANDS`` names them.
+
+    Those marked ``full`` are skipped unless it names them: another test shows the same in a shorter form.
+    """
+    demanded = os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
     for part, missing in LACKING.items():
         if item.get_closest_marker(part) and (lacking := missing()):
-            demanded = part in os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
-            (pytest.fail if demanded else pytest.skip)(lacking)
+            (pytest.fail if part in demanded else pytest.skip)(lacking)
+    if item.get_closest_marker("full") and "full" not in demanded:
+        pytest.skip("takes minutes, and a shorter form of it has run; PREFIX_RL_DEMANDS=full runs it")
 
 
 def pytest_addoption(parser):
