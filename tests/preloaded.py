@@ -42,7 +42,7 @@ HEAVY = (
     "prefix_rl.evaluation.evaluate", "prefix_rl.ladders.climb", "prefix_rl.ladders.one", "prefix_rl.launch",
     "prefix_rl.reports.report", "prefix_rl.seam.trainer", "prefix_rl.supervised", "prefix_rl.train",
 )  # fmt: skip
-CLIENT = '''#!{python} -IS
+CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 
 given = sys.argv[1:]
@@ -66,7 +66,7 @@ if ended < 0:
     signal.signal(-ended, signal.SIG_DFL) if -ended not in (signal.SIGKILL, signal.SIGSTOP) else None
     os.kill(os.getpid(), -ended)
 os._exit(ended)
-'''
+"""
 
 
 @functools.cache
@@ -176,7 +176,7 @@ def command(words: list[str], environment: dict[str, str], folder: str, executab
     sys.executable = executable
     sys.stdin, sys.stdout, sys.stderr = (
         io.TextIOWrapper(
-            open(at, mode, closefd=False), encoding="utf-8", errors=errors, line_buffering=at == 2 or os.isatty(at)
+            os.fdopen(at, mode, closefd=False), encoding="utf-8", errors=errors, line_buffering=at == 2 or os.isatty(at)
         )
         for at, mode, errors in ((0, "rb", "strict"), (1, "wb", "strict"), (2, "wb", "backslashreplace"))
     )

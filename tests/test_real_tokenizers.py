@@ -10,7 +10,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import prefix_rl.policy
 import pytest
 import real
 from datasets import Dataset
@@ -93,7 +92,7 @@ _LOADED = cache(load_tokenizer)
 @pytest.fixture(autouse=True)
 def loaded_once(monkeypatch):
     """Each tokenizer is read once, 1.6 s of CPU; a policy may give its own a template."""
-    monkeypatch.setattr(prefix_rl.policy, "load_tokenizer", lambda source: copy.copy(_LOADED(source)))
+    monkeypatch.setattr("prefix_rl.policy.load_tokenizer", lambda source: copy.copy(_LOADED(source)))
 
 
 @cache
