@@ -2,13 +2,13 @@
 
     python benchmarks/mutants.py schedules=test_schedules masks=test_masks,test_prefixes [--most 40] [--seconds 600]
 
-A module of ``prefix_rl`` (its path with dots) and the files of tests/ that are about it. A fault is one of: another
-comparison, another operator, ``and`` for ``or``, ``min`` for ``max``, ``any`` for ``all``, a condition turned around, a
-number one larger, ``return None``, one of at least three elements of a table of texts missing. Annotations, decorators,
-imports, errors and what stands within patterns are left alone. Of the faults of a module ``--most`` are drawn
-(``--seed``). The module's own examples count as tests; hypothesis draws the same examples each time. Prints for each
-module how many were found (hung: because the tests did not end), and the others with their line: whether such a fault
-changes anything is for a reader to say.
+A module of ``prefix_rl`` (its path with dots) and the files of tests/ that are about it, or ``file::test``. A fault is
+one of: another comparison, another operator, ``and`` for ``or``, ``min`` for ``max``, ``any`` for ``all``, a condition
+turned around, a number one larger, ``return None``, one of at least three elements of a table of texts missing.
+Annotations, decorators, imports, errors and what stands within patterns are left alone. Of the faults of a module
+``--most`` are drawn (``--seed``). The module's own examples count as tests; hypothesis draws the same examples each
+time. Prints for each module how many were found (hung: because the tests did not end), and the others with their line:
+whether such a fault changes anything is for a reader to say.
 
 Everything heavy is imported once; a fault is tried in a fork of this process, so it costs the tests alone: those of
 ``pytest --fast`` with few examples first; all that are not slow if they let it live. Tests that take five times the
@@ -218,7 +218,7 @@ def main() -> None:
     for part in given.modules:
         module, _, files = part.partition("=")
         path = folder / "prefix_rl" / Path(*module.split(".")).with_suffix(".py")
-        tests = Tests(folder, [*(f"tests/{name}.py" for name in files.split(",")), str(path)])
+        tests = Tests(folder, [*(of_tests(name) for name in files.split(",")), str(path)])
         if any(ran.outcome != "lived" for ran in tests.sound):
             sys.exit(f"{module}: the tests fail without any fault")
         source = path.read_text(encoding="utf-8")
@@ -238,6 +238,16 @@ def main() -> None:
         total += outcomes
     print(f"all: {said(total)}")
     shutil.rmtree(folder)
+
+
+def of_tests(name: str) -> str:
+    """Where pytest finds them.
+
+    >>> of_tests("test_masks"), of_tests("test_trainer::test_costs")
+    ('tests/test_masks.py', 'tests/test_trainer.py::test_costs')
+    """
+    file, colons, test = name.partition("::")
+    return f"tests/{file}.py{colons}{test}"
 
 
 def said(outcomes: Counter) -> str:
