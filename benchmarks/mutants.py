@@ -48,7 +48,7 @@ COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.
             ast.Mod: ast.Add, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult}  # fmt: skip
 CALLED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 TABLE = 3  # elements of a collection from which on one may be missing
-MOST_MEMORY = 8 * 2**30  # bytes of one process of the tests
+MOST_MEMORY = 4 * 2**30  # bytes of one process of the tests
 
 
 def places(tree: ast.AST) -> Iterator[tuple[ast.AST, int]]:
