@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import copy
 import gc
 import importlib
 import itertools
@@ -114,15 +113,18 @@ def change(node: ast.AST, i: int) -> str | None:
     return None
 
 
-def faults(source: str) -> Iterator[tuple[int, str, str]]:
-    """(line, what was changed, source with the fault) of every fault of a module."""
-    whole = ast.parse(source)
-    for number, _ in enumerate(places(whole)):
-        tree = copy.deepcopy(whole)
+def faults(source: str) -> Iterator[tuple[int, str, ast.AST]]:
+    """(line, what was changed, tree of the source with the fault) of every fault of a module.
+
+    >>> [(line, how, ast.unparse(tree)) for line, how, tree in faults("x = 1 < y")]
+    [(1, 'another comparison', 'x = 1 <= y'), (1, 'now 2', 'x = 2 < y')]
+    """
+    for number, _ in enumerate(places(ast.parse(source))):
+        tree = ast.parse(source)
         node, i = next(itertools.islice(places(tree), number, None))
         line = table[i].lineno if (table := of_table(node)) else node.lineno
         if how := change(node, i):
-            yield line, how, ast.unparse(ast.fix_missing_locations(tree))
+            yield line, how, ast.fix_missing_locations(tree)
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def main() -> None:
         )
     gc.freeze()  # pytest collects garbage several times a run: not all this
 
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp(prefix="mutants_"))
     for name in ("prefix_rl", "tests", "recipes", "benchmarks", "setup.cfg"):
         source = ROOT / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
@@ -228,7 +230,7 @@ def main() -> None:
         for line, how, changed in drawn:
             if time.monotonic() > end or (given.only and line not in given.only):
                 continue
-            path.write_text(changed, encoding="utf-8")
+            path.write_text(ast.unparse(changed), encoding="utf-8")
             outcome = tests.of()
             outcomes[outcome] += 1
             if outcome == "lived":
