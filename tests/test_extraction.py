@@ -26,13 +26,14 @@ from prefix_rl.rewards.grading import final_answer
         (r"Therefore $x \geq 5$ is the solution.", r"$x \geq 5$", "statement"), ("the answer is approximately 3.14", "3.14", "statement"),
         ("Our answer is $x=4$, $y=5$.", "$x=4$, $y=5$", "statement"), ("答案是 5", "5", "statement"),
         ("Final Answer: The largest $n$ is 34.", "34", "statement"), ("Final Answer: Jane started 3 hours ago.", "3", "statement"),
+        ("The final answer: the smallest such value is x+1.", "x+1", "statement"), ("The answer is north by east.", "north by east", "statement"),
         (r"it is \boxed{255}. Final Answer: The final answer is $10,455$. I hope it is correct.", "$10,455$", "statement"),
         ("42", "42", "bare"), ("64 square feet", "64 square feet", "bare"), (r"\frac{1}{2}", r"\frac{1}{2}", "bare"), ("x = 5", "x = 5", "bare"),
         ("so we get 12", "12", "last"), (r"It equals \(\frac{2}{3}\).", r"\(\frac{2}{3}\)", "last"), ("First 6 * 7.\n42", "42", "last"),
         (r"We find that $x \lt 3$.", r"$x \lt 3$", "last"), ("Thus $T$ is 3 (independent of $T$ ).", "3", "last"),
         (r"the roots are $\frac{32}{9}$ and $\frac{1}{2}$", r"$\frac{32}{9}$, $\frac{1}{2}$", "last"),
         (r"so $d = \mathbf{1 5 0}$ workers in 2 hours.", r"$d = \mathbf{1 5 0}$", "last"), ("it is **66** after 3 steps", "66", "last"),
-        ("the error increases by 100%.", "100%", "last"),
+        ("the error increases by 100%.", "100%", "last"), (r"so \(x =\)5.", "5", "last"),
     ],
 )  # fmt: skip
 def test_the_final_answer_is_found_as_people_write_it(text, answer, by):
@@ -55,6 +56,7 @@ def test_only_the_turn_of_the_policy_and_what_follows_its_thought_counts(text, a
 
 
 @pytest.mark.parametrize("text", ["", "I do not know.", r"\boxed{}", r"\boxed{42", r"\boxed{\frac{1}{2}", "The result is clear.",
+                                  "The answer is left as an exercise.",
                                   "__import__('os').system('x') or 0", "open('marker', 'w').write('x') or 0"])  # fmt: skip
 def test_a_text_that_concludes_nothing_has_no_answer(text):
     assert find(text) is None
