@@ -1,6 +1,7 @@
 """Credit decided over several ranks, without a trainer."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +145,86 @@ def test_a_micro_batch_carries_what_was_decided():
     assert found.step.index == 7
     assert found.continuation_mask.all()
     assert found.weights is inputs["weights"]
+
+
+def test_groups_that_are_not_kept_are_not_there_for_the_method():
+    given = rollouts([1.0, 0, 0, 0] + [1.0] * 4 + [1.0, 1, 0, 0], [2] * 12)
+    entropies = torch.zeros(12, 6)
+    entropies[:4, 0], entropies[4:8, :2], entropies[8:, 1] = 1.0, 2.0, 1.0
+    method = PrefixRFT(tokens="top_entropy", share=0.5)
+    found = credit.Credit.by(method, given, entropies, given, torch.tensor([True, False, True]))
+    # of the 16 prefix tokens that are left, the 8 with entropy 1; of all 24 it would be the 8 of the second group too
+    assert found.moving[:, :2].tolist() == [[True, False]] * 4 + [[False, False]] * 4 + [[False, True]] * 4
+    assert found.moving[:, 2:].all(dim=1).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    assert found.advantages[:, 0].tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0, 0.5, 0.5, -0.5, -0.5]
+    nothing = credit.Credit.by(method, given, entropies, given, torch.zeros(3, dtype=torch.bool))
+    assert not nothing.moving.any()
+    assert not nothing.trained.any()
+
+
+def test_a_token_is_trained_that_moves_with_credit_or_has_a_weight():
+    found = credit.Credit(torch.tensor([[0.5, 0.0, 0.5, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0, 0.5, 1.0]]),
+                          torch.tensor([[True, True, False, False, False]]))  # fmt: skip
+    assert found.trained.tolist() == [[True, False, False, True, True]]
+
+
+def test_what_functions_have_logged_is_kept_and_several_rewards_apart():
+    rewards = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = credit.told({"outcome": ["right", "wrong"], "found": ["4", "5"]}, ["exact", "format"], rewards)
+    assert (found["outcomes"], found["answers"]) == (["right", "wrong"], ["4", "5"])
+    assert {name: of.tolist() for name, of in found["apart"].items()} == {"exact": [1.0, 3.0], "format": [2.0, 4.0]}
+    assert credit.told({}, ["exact"], rewards[:, :1]) == {"outcomes": None, "answers": None, "apart": {}}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_the_loss_leaves_out_is_still_what_it_was(ranks):
+    def on(own):
+        batch, output = graded(own, masked=[0, 5])
+        found = credit.gathered(own, batch, output, credit.prefix_mask(batch.plan, output), TABLE)
+        return found, credit.whole(own, batch, found)
+
+    for left, found in together(ranks, on):
+        assert left.completion_mask.sum(dim=1).tolist() == [0, *LENGTHS[1:5], 0, *LENGTHS[6:]]
+        assert found.completion_mask.sum(dim=1).tolist() == LENGTHS
+        assert found.prefix_mask.sum(dim=1).tolist() == [4, 0, 0, 0, 4, 0, 0, 0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_loss_counts_the_tokens_that_move_on_all_ranks(ranks):
+    moving = torch.tensor([[True, True, False], [False, True, True]])
+    for found in together(ranks, lambda own: credit.only_moving({}, moving, own)):
+        assert found["tool_mask"].tolist() == [[1, 1, 0], [0, 1, 1]]
+        assert int(found["num_items_in_batch"]) == 4 * ranks
+    tools = {"tool_mask": torch.tensor([[1, 0, 1], [1, 0, 1]])}
+    (found,) = together(1, lambda own: credit.only_moving(tools, moving, own))
+    assert found["tool_mask"].tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert int(found["num_items_in_batch"]) == 2
+
+
+def test_the_kl_on_context_in_numbers():
+    half, tenth = torch.tensor(0.5).log(), torch.tensor(0.1).log()
+    inputs = {
+        "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "update_mask": torch.tensor([[False, True, True], [False, True, False]]),  # context: the first token of each
+        "ref_per_token_logps": torch.stack([torch.stack([half, tenth, tenth])] * 2),
+    }
+    logps = torch.stack([torch.stack([2 * half, half, half])] * 2)  # 1/4 where the reference has 1/2: 2 - ln 2 - 1
+    arguments = SimpleNamespace(beta=0.5, max_completion_length=5, use_bias_correction_kl=False)
+    assert float(credit.kl_on_context(inputs, logps, arguments)) == pytest.approx(0.5 * 2 * 0.3068528 / (2 * 5))
+    arguments.use_bias_correction_kl = True
+    assert float(credit.kl_on_context(inputs, logps, arguments)) == pytest.approx(0.5 * 2 * 0.3068528 / (2 * 5))
+    inputs["old_per_token_logps"] = logps + half  # the policy holds twice of what the sampler did
+    assert float(credit.kl_on_context(inputs, logps, arguments)) == pytest.approx(2 * 0.5 * 2 * 0.3068528 / (2 * 5))
+
+
+def test_a_prefix_token_stands_for_the_mean_entropy_of_what_the_policy_wrote():
+    def on(prefix, update):
+        inputs = {"prefix_mask": torch.tensor([prefix]).bool(), "update_mask": torch.tensor([update]).bool()}
+        return credit.entropies_of_the_policy(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), inputs).tolist()
+
+    assert on([1, 1, 0, 0], [0, 1, 1, 1]) == [[6.0, 6.0, 4.0, 8.0]]
+    assert on([1, 1, 0, 0], [0, 1, 1, 0]) == [[4.0, 4.0, 4.0, 8.0]]
+    assert on([1, 1, 0, 0], [1, 1, 0, 0]) == [[0.0, 0.0, 4.0, 8.0]]  # nothing of the policy's moves
 
 
 # --- groups without signal --------------------------------------------------------------------------------------------

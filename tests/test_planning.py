@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from small import byte_level_bpe
 from test_methods import step
 
+from prefix_rl.data.mixing import REPEATS
 from prefix_rl.errors import DataError
 from prefix_rl.methods.base import Method, Needs
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.prefix_rl import PrefixRL
+from prefix_rl.methods.questa import QuestA
 from prefix_rl.prefixes import NO_PREFIX, Demonstration, Prefix
 from prefix_rl.rollouts import Row
 from prefix_rl.seam import planning
@@ -168,3 +170,75 @@ def test_demonstrations_that_do_not_fit_whole_are_named():
     with pytest.raises(DataError, match="longer than max_completion_length = 3 with its end"):
         planning.usable_demonstrations(LUFFY(), [["long enough to be too long"]], [""], tokenizer, 3)
     assert not any(planning.usable_demonstrations(DrGRPO(), [[]], [""], tokenizer, 3))
+
+
+# --- hints, and what reward functions are told ------------------------------------------------------------------------
+
+
+WITH_HINTS = QuestA(switch=99, first=0.5, instruction=" <{}>")  # 4 of 8 tokens
+
+
+class Emptied(QuestA):
+    """The guard has left nothing of any hint."""
+
+    def prefix(self, row, step):
+        return Prefix([], 3, 8)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_hint_stands_in_the_prompt_and_nothing_in_the_rollout(ranks):
+    tokenizer = byte_level_bpe()
+
+    def on(own):
+        made, rows = planner(own, WITH_HINTS), [{ROW: i // 4, COPY: 0, "prompt": "?"} for i in range(8)]
+        return made.planned(rows[own.own(8 // ranks)], step(5))
+
+    found = together(ranks, on)
+    asked = [given["prompt"] for batch in found for given in batch.inputs]
+    assert asked == [f"? <{tokenizer.decode([0, 1, 2, 3], skip_special_tokens=True)}>"] * 4 + ["?"] * 4
+    for batch in found:
+        assert list(batch.plan) == [NO_PREFIX] * (8 // ranks)
+        assert not batch.planned.asked.any()
+        assert not batch.planned.prefixed.any()
+        assert batch.hints.lengths.tolist() == [4] * 4 + [0] * 4
+    with pytest.raises(DataError, match="Emptied injected no prefix"):
+        together(1, lambda own: batch_on(own, [0], Emptied()))
+
+
+def test_a_hint_ends_the_last_turn_of_a_conversation():
+    (made,) = together(1, lambda own: planner(own, WITH_HINTS))
+    turns = [{"role": role, "content": role} for role in ("system", "assistant", "user")]
+    ids = made.tokenizer("12")["input_ids"]
+    found = made.hinted({"prompt": turns, "answer": "3"}, Prefix(ids, len(ids), 8))
+    assert found == {"prompt": [*turns[:2], {"role": "user", "content": "user <12>"}], "answer": "3"}
+    assert turns[-1]["content"] == "user"
+
+
+def test_one_row_is_planned_as_it_would_be_in_a_batch():
+    row = Row(0, 4, 0, TABLE[0])
+    (made,) = together(1, lambda own: planner(own))
+    assert made.planned_row({"prompt": "?"}, row, step(5)) == ({"prompt": "?"}, row, LATE.prefix(row, step(5)))
+    (made,) = together(1, lambda own: planner(own, WITH_HINTS))
+    given, same, prefix = made.planned_row({"prompt": "?"}, row, step(5))
+    assert given["prompt"].startswith("? <")
+    assert (same, prefix) == (row, NO_PREFIX)
+
+
+def test_reward_functions_are_told_where_a_prefix_ends_that_is_not_the_whole_demonstration():
+    (made,) = together(1, lambda own: planner(own))
+    start, end = made.tokenizer("12 + ")["input_ids"], made.tokenizer("34 is")["input_ids"]
+    plan = [Prefix(start, 5, 9), NO_PREFIX, Prefix([*start, *end], 9, 9, complete=True)]
+    for written in (["12 + 34 is"] * 3, [[{"content": "tool"}, {"content": "12 + 34 is"}]] * 3):
+        found = made.for_grading(plan, [{"answer": "46"}] * 3, written, [[*start, *end]] * 3)
+        assert found == [{"answer": "46", "continuation_start": at} for at in (5, 0, 0)]
+    [nothing] = made.for_grading([NO_PREFIX], [{}], [[{"content": None}]], [[]])
+    assert nothing == {"continuation_start": 0}
+    (plain,) = together(1, lambda own: planner(own, DrGRPO()))
+    rows = [{"answer": "46"}]
+    assert plain.for_grading([NO_PREFIX], rows, ["46"], [[1]]) is rows
+
+
+def test_a_mixture_repeats_rows_as_often_as_its_data_says():
+    repeated = Dataset.from_dict({REPEATS: [1, 3]})
+    assert planning.epoch(DrGRPO(), [[], []], repeated) == ([0, 1, 1, 1], [0, 0, 0, 0])
+    assert planning.epoch(DrGRPO(), [[], []], Dataset.from_dict({"prompt": ["a", "b"]})) == ([0, 1], [0, 0])
