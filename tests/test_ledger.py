@@ -1,19 +1,23 @@
 """What is written down of a run, without a trainer."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from flow import together
-from test_credit import TOKENIZER, graded
+from test_credit import REWARDS, TOKENIZER, graded
 from test_planning import TABLE
 
 from prefix_rl.costs import Cost
+from prefix_rl.data.mixing import SOURCE
 from prefix_rl.methods.pppo import PPPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.sft_loss import SFTLoss
+from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.seam import credit, ledger
+from prefix_rl.seam.batch import ROW, Planned
 
 NONE = PrefixRFT(horizon=1, end=0.5, high=0.5, tokens="none")
 
@@ -94,6 +98,63 @@ def test_totals_and_times():
             time.sleep(0.02)
     assert 0.04 <= clock.taken() < 60
     assert clock.taken() == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rewards_in_numbers_of_each_file_of_a_mixture_too(ranks):
+    def on(own, sources):
+        batch, _ = graded(own)
+        here = [{**given, SOURCE: sources[given[ROW]]} if sources else given for given in batch.inputs]
+        return ledger.reward_metrics(REWARDS, replace(batch, inputs=here), own)
+
+    plain = {"reward_unscored_share": 1 / 8, "reward_with_prefix": 1.0, "reward_without_prefix": 2 / 5}
+    assert together(ranks, lambda own: on(own, None)) == [pytest.approx(plain)] * ranks
+    apart = {"source/a/share": 0.5, "source/a/reward": 2 / 4, "source/b/share": 0.5, "source/b/reward": 2 / 3}
+    assert together(ranks, lambda own: on(own, {0: "a", 2: "b"})) == [pytest.approx(plain | apart)] * ranks
+
+
+def test_hints_in_numbers():
+    (hints,) = together(
+        1, lambda own: Planned.over(own, [Prefix([1, 2, 3], 3, 6), NO_PREFIX, Prefix([1], 1, 4)], [1] * 3)
+    )
+    assert ledger.hint_metrics(hints) == {"hint/rollouts": 2, "hint/length": 2.0, "hint/fraction": 0.375}
+    (hints,) = together(1, lambda own: Planned.over(own, [NO_PREFIX], [False]))
+    assert ledger.hint_metrics(hints) == {"hint/rollouts": 0}
+
+
+def test_each_further_pass_costs_and_what_the_loss_leaves_out_was_generated():
+    def on(own, masked=(), *keys):
+        batch, output = graded(own, NONE, masked)
+        rollouts = credit.gathered(own, batch, output, credit.prefix_mask(batch.plan, output), TABLE)
+        decided, whole = credit.Credit.by(NONE, rollouts, None), credit.whole(own, batch, rollouts)
+        output |= {key: torch.zeros(1) for key in keys}
+        return ledger.cost_of(rollouts, decided, batch.planned, output, own, 10, 1, False, whole)
+
+    assert together(1, on)[0].flops == 10 * 8 * 58
+    for keys in (["old_per_token_logps"], ["ref_per_token_logps"]):
+        assert together(1, lambda own, keys=keys: on(own, (), *keys))[0].flops == 10 * (8 + 2) * 58
+    (found,) = together(1, lambda own: on(own, (1,)))  # the row of 3 tokens, none of them injected
+    assert (found.generated_tokens, found.injected_tokens, found.trained_tokens) == (26, 8, 22 - 3)
+    assert found.flops == 10 * (2 * 58 + 6 * 55)
+
+
+def test_a_saved_rollout_has_what_its_functions_said_of_it():
+    def on(own):
+        batch, output = graded(own)
+        prefixes = credit.prefix_mask(batch.plan, output)
+        decided = credit.Credit.by(NONE, credit.gathered(own, batch, output, prefixes, TABLE), None)
+        here = own.own(len(batch.rows))
+        said = {"outcomes": [f"outcome {i}" for i in range(8)[here]], "answers": [str(i) for i in range(8)[here]]}
+        inputs = [{**given, "prompt": "1 + 1 = ?"} for given in batch.inputs]
+        batch = replace(batch, inputs=inputs, apart={"exact": REWARDS, "format": torch.arange(8.0)}, **said)
+        output |= {**decided.keys(here, prefixes.size(1)), "rewards": batch.rewards[here]}
+        return ledger.records(batch, output, TOKENIZER, own=here)
+
+    found = [record for records in together(2, on) for record in records]
+    assert [record["outcome"] for record in found] == [f"outcome {i}" for i in range(8)]
+    assert [record["found"] for record in found] == [str(i) for i in range(8)]
+    assert found[6]["rewards"] == {"exact": 0.0, "format": 6.0}
+    assert found[7]["rewards"] == {"exact": None, "format": 7.0}  # the function had no reward for it
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
