@@ -35,6 +35,24 @@ def test_a_matrix_has_rows_of_cells():
     assert parse(r"\begin{pmatrix}1\end{pmatrix} + \begin{pmatrix}2\end{pmatrix}").kind == "text"
 
 
+def test_seven_levels_are_taken_apart_wherever_they_stand():
+    def levels(group):
+        return 0 if group.kind == "text" else 1 + levels(group.parts[0])
+
+    nested = "1"
+    for n in range(2, 11):
+        nested = f"({nested},{n})"  # nine
+    assert levels(parse(nested)) == 7
+    assert levels(parse(rf"\begin{{cases}}{nested}\end{{cases}}")) == 7
+    assert levels(parse(rf"\begin{{pmatrix}}{nested} & 2\end{{pmatrix}}")) == 8  # a row is no level of its own
+
+
+def test_sets_united_are_one_list_and_with_an_interval_a_union():
+    found = parse(r"\{1, 2\} \cup \{3\}")
+    assert (found.kind, [part.text for part in found.parts]) == ("list", ["1", "2", "3"])
+    assert parse(r"\{1\} \cup (2,3)").kind == "union"
+
+
 @pytest.mark.parametrize(
     ("text", "value", "name"),
     [("x = 5", "5", "x"), ("x_{1} = 5 + 6 = 11", "11", "x_{1}"), ("f(x) = x^2", "x^2", "f(x)"), ("(p, q) = (1, 2)", "(1, 2)", "(p,q)"),
