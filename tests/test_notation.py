@@ -18,6 +18,12 @@ from prefix_rl.rewards.notation import clean, number, words
         (r"x_{\text{max}}", "x_{max}"), (r"k_{\mathrm{B}}", "k_{B}"), (r"R_{\odot}", "R_{odot}"), (r"\\frac{1}{2}", r"\frac{1}{2}"),
         (r"1 \text{ and } 2", "1 , 2"), ("28 percent", r"28 \%"), (r"\{\}", r"\emptyset"), (r"{5 \choose 2}", r"\binom{5}{2}"), ("= 5.", "5"),
         (r"3x", "3x"), ("3xyz", "3xyz"), (r"12\%", r"12\%"),
+        ("5 trillion", r"5 \times 10^{ 12 }"), ("3 hundred", r"3 \times 10^{ 2 }"), (r"3\text{ billion}", r"3 \times 10^{ 9 }"),
+        (r"2\text{ million dollars}", r"2 \times 10^{ 6 }"), (r"x \text{ plus } 1", "x + 1"), ("x minus 1", "x - 1"),
+        ("2 times 3", r"2 \times 3"), ("6 divided by 3", "6 / 3"), ("6 over 3", "6 / 3"), (r"\sum\limits_{i} i", r"\sum _{i} i"),
+        (r"{\cal A}", "A"), (r"x \simeq 3", r"x \approx 3"), (r"\lbrack 0, 1 \rbrack", "[ 0, 1 ]"), ("**42**", "42"), ("*42*", "42"),
+        (r"\(5\)", "5"), (r"\[5\]", "5"), ('"5"', "5"), (r"5\frac{\text{m}}{\text{s}^2}", "5"), ("{{5}}", "5"),
+        (r"\left\{ \begin{array}{l} x=1 \\ y=2 \end{array} \right.", r"\begin{cases} x=1 \\ y=2 \end{cases}"),
     ],
 )  # fmt: skip
 def test_what_means_the_same_is_written_the_same(answer, cleaned):
