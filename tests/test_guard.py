@@ -28,6 +28,9 @@ from prefix_rl.rewards.workers import Grader
         ("it is 2⅓", r"\frac73", "it is "), ("it is 1½ now", "1.5", "it is "), ("total 1 250 now", "1250", "total "), ("so (-1)/2 of", r"-\frac12", "so "),
         ("so it is 1,024", "2^{10}", "so it is "), ("so it is 2¹⁰", "2^{10}", "so it is "), ("f is x²+1 here", "x^2+1", "f is "),
         ("it is ∛4", r"\sqrt[3]{4}", "it is "), ("it is $720$", "6!", "it is $"),
+        ("CAB, then AB.", "AB", "CAB, then "), ("roots 2, 5.", "2, 5", "roots 2, "), ("f(x) has it at (1,2)", "(1,2)", "f(x) has it at "),
+        ("at (1;2)", "(1,2)", "at "), ("at $(1+x,2)$", "(x+1,2)", "at $"), (r"so (0.5, x<1)", r"(\frac12, x<1)", "so "),
+        ("it is ∞ then", r"\infty", "it is "), ("so x<∞ here", r"x<\infty", "so "),
     ],
 )  # fmt: skip
 def test_a_mention_is_what_the_grader_takes_for_the_answer(text, answer, kept):
@@ -37,7 +40,7 @@ def test_a_mention_is_what_the_grader_takes_for_the_answer(text, answer, kept):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [("720 and 7.2", "72"), (r"\frac{1}{3} of it", r"\frac{1}{2}"), ("2 but then 7", "2, 5"), (r"\pi/3", r"\frac{\pi}{2}"), ("(1,2)", "(2,3)"), ("x+2", "x+1"), ("1 025 of them", "2^{10}"),
-     ("2⅔ of it", r"\frac73")],
+     ("2⅔ of it", r"\frac73"), ("we let x be 3", "x")],
 )  # fmt: skip
 def test_what_is_another_answer_is_no_mention(text, answer):
     assert readable_from(text, answer) == len(text)
@@ -48,12 +51,24 @@ def test_what_is_worth_the_answer_is_computed_and_no_mention():
     assert text[: readable_from(text, "72")] == r"We add $48/2 + 48$, so the sum is "
     assert text[: readable_from(text, "72", "computed")] == "We add $"
     assert readable_from("We add 48/2 + 49.", "72", "computed") == len("We add 48/2 + 49.")
+    text = r"It is $\sqrt{2}$."
+    assert text[: readable_from(text, "1.41421", "computed")] == "It is $"
+    assert readable_from(text, "1.4142", "computed") == len(text)  # that is rounded: another number
 
 
 def test_a_number_that_the_problem_gives_is_no_secret_until_something_is_said_to_be_it():
     text, problem = "She has 5 apples and gives 3 away twice: 11 - 6 = 5 are left", "Ann has 5 apples ..."
     assert text[: readable_from(text, "5")] == "She has "
     assert text[: readable_from(text, "5", problem=problem)] == "She has 5 apples and gives 3 away twice: 11 - 6 = "
+    text = "She has 5 - 3 and then 11 - 6 = 5"
+    assert text[: readable_from(text, "5", "computed", problem)] == "She has 5 - 3 and then "
+
+
+def test_the_computer_algebra_system_knows_equations_that_our_grammar_lacks():
+    text = "so $y^2+x^2=1$ holds"
+    assert readable(text, "x^2+y^2=1", deep=True)["mention"] == len("so $")
+    assert readable(text, "x^2+y^2=1")["mention"] == len(text)
+    assert readable(text, "x^2+y^2=2", deep=True)["mention"] == len(text)
 
 
 def test_a_cut_inside_a_longer_number_shows_no_answer():

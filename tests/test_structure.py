@@ -11,12 +11,19 @@ from prefix_rl.rewards.structure import chain, parse, split
         ("1, 2", "list", ["1", "2"]), ("(1, 2)", "tuple", ["1", "2"]), ("[1,2)", "tuple", ["1", "2"]), (r"\{1, 2\}", "list", ["1", "2"]),
         (r"(1,2) \cup (3,4)", "union", ["(1,2)", "(3,4)"]), (r"1 \pm \sqrt{2}", "list", [r"1 + \sqrt{2}", r"1 - \sqrt{2}"]),
         (r"x = \pm 3", "list", ["x = 3", "x = -3"]), ("f(1, 2)", "text", []), ("1,234", "text", []), ("(5)", "text", []), ("x + 1", "text", []),
+        (r"1 \pm \sqrt{2} \mp 3", "list", [r"1 + \sqrt{2} - 3", r"1 - \sqrt{2} + 3"]), (r"2 \mp 3", "text", []), ("(1,2)+(3,4)", "text", []),
+        ("((x, y)", "text", []),
         ("(1,2), (3,4)", "list", ["(1,2)", "(3,4)"]), ("]0, 1[", "tuple", ["0", "1"]), (r"\frac{1,5}{2}", "text", []),
     ],
 )  # fmt: skip
 def test_answers_are_taken_apart_by_their_brackets_and_separators(text, kind, parts):
     found = parse(text)
     assert (found.kind, [part.text for part in found.parts]) == (kind, parts)
+
+
+def test_round_brackets_around_one_thing_are_taken_off():
+    assert parse("(2x)").text == "2x"
+    assert parse("(x) + (y)").text == "(x) + (y)"
 
 
 def test_the_brackets_of_an_interval_are_kept():

@@ -331,12 +331,12 @@ class _Target:
                 break
             if not _OPERATOR.search(run):
                 continue
-            for end in _operands(run, limit - begin + 400):
+            for end in _operands(run):
                 span = run[:end]
                 if span not in seen:
                     if len(seen) > 20_000:
                         return limit
-                    found = tree(clean(span)) if len(span) < 300 else None
+                    found = tree(clean(span))
                     worth = found and found != MALFORMED and values.size(found) > 0
                     seen[span] = bool(worth) and (_worth(found, value) or _worth(("neg", found), value))
                 if seen[span]:
@@ -406,14 +406,14 @@ def _spans(text: str, limit: int, wanted: Callable[[str], bool]) -> Iterator[tup
             yield begin + start, run[start:]
 
 
-def _operands(run: str, limit: int) -> Iterator[int]:
-    """Offsets in the side of an equation at which an operand ends outside of all brackets."""
+def _operands(run: str) -> Iterator[int]:
+    """Offsets in the side of an equation, below 300, at which an operand ends outside of all brackets."""
     count = 0
     for m in _NEXT.finditer(run):
         end = m.start()
         if run.count("(", 0, end) == run.count(")", 0, end) and run.count("{", 0, end) == run.count("}", 0, end):
             count += 1
-            if 0 < end <= limit and count < 24:
+            if 0 < end < 300 and count < 24:
                 yield end
 
 
