@@ -30,6 +30,8 @@ from prefix_rl.rewards.workers import Grader
         ("it is ∛4", r"\sqrt[3]{4}", "it is "), ("it is $720$", "6!", "it is $"),
         ("CAB, then AB.", "AB", "CAB, then "), ("roots 2, 5.", "2, 5", "roots 2, "), ("f(x) has it at (1,2)", "(1,2)", "f(x) has it at "),
         ("at (1;2)", "(1,2)", "at "), ("at $(1+x,2)$", "(x+1,2)", "at $"), (r"so (0.5, x<1)", r"(\frac12, x<1)", "so "),
+        (r"so a 2\cdot \sqrt{3} is", r"2\sqrt3", "so a "), (r"so $x + \sqrt{12}$", r"2\sqrt3", "so $x +"),
+        (r"so $\sqrt{12} + x$", r"2\sqrt3", "so $"), (r"so \{x+1, 1\} is", r"\{1, 1+x\}", "so "),
         ("it is ∞ then", r"\infty", "it is "), ("so x<∞ here", r"x<\infty", "so "),
     ],
 )  # fmt: skip
@@ -40,7 +42,7 @@ def test_a_mention_is_what_the_grader_takes_for_the_answer(text, answer, kept):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [("720 and 7.2", "72"), (r"\frac{1}{3} of it", r"\frac{1}{2}"), ("2 but then 7", "2, 5"), (r"\pi/3", r"\frac{\pi}{2}"), ("(1,2)", "(2,3)"), ("x+2", "x+1"), ("1 025 of them", "2^{10}"),
-     ("2⅔ of it", r"\frac73"), ("we let x be 3", "x")],
+     ("2⅔ of it", r"\frac73"), ("we let x be 3", "x"), ("so (x, 1)", "(1, x)")],
 )  # fmt: skip
 def test_what_is_another_answer_is_no_mention(text, answer):
     assert readable_from(text, answer) == len(text)
