@@ -48,6 +48,14 @@ def test_what_has_weight_counts_as_trained():
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+def test_a_demonstration_that_two_rows_of_a_group_hold_is_encoded_once(ranks):
+    # of each group: 8 tokens of the demonstration, and rows of 5 + 2 and of 1 + 4 tokens behind 3 of the prompt
+    for cost, _ in together(ranks, lambda own: booked(own, SFTLoss(demonstrations=2))):
+        assert (cost.generated_tokens, cost.injected_tokens) == (12, 16)
+        assert cost.flops == 10 * (2 * (4 * 3 + 12) + 6 * (6 * 3 + 12 + 16))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_prefixes_in_numbers(ranks):
     for _, metrics in together(ranks, booked):
         assert metrics == pytest.approx(
@@ -57,6 +65,10 @@ def test_prefixes_in_numbers(ranks):
                 "prefix/continuation_advantage": (3 * (1 - 2 / 4) + 2 * (1 - 2 / 3)) / 5,
             }
         )  # fmt: skip
+    half = replace(NONE, tokens="random", share=0.5)
+    assert [metrics["prefix/kept_share"] for _, metrics in together(ranks, lambda own: booked(own, half))] == [
+        0.5
+    ] * ranks
     for _, metrics in together(ranks, lambda own: booked(own, PrefixRFT(prefixed=0))):
         assert metrics.pop("prefix/shortened_share") != 0  # NaN: of none
         assert metrics == {"prefix/rollouts": 0, "prefix/token_share": 0}

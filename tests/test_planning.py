@@ -158,6 +158,13 @@ def test_prefix_and_continuation_are_joined_as_in_a_slow_loop(plan, budget, all_
     assert rows == list(range(len(plan))) if all_rows else bool(rows)
 
 
+def test_the_engine_is_asked_for_what_is_not_complete_and_for_one_row_at_least():
+    complete = Prefix([5], complete=True)
+    assert planning.to_generate([complete, complete], all_rows=False) == [0]
+    assert planning.to_generate([complete, NO_PREFIX, complete], all_rows=False) == [1]
+    assert planning.to_generate([complete, NO_PREFIX, complete], all_rows=True) == [0, 1, 2]
+
+
 def test_a_prefix_that_was_dropped_is_found_out():
     plan = [NO_PREFIX, Prefix([5, 6])]
     planning.check_tokens(plan, [[1], [5, 6, 7]])
