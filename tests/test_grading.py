@@ -109,10 +109,25 @@ def test_boxes_are_one_answer_or_the_last_counts():
 
 @pytest.mark.parametrize(
     ("gold", "bare"),
-    [("42", "42"), (r"so it is \boxed{7}", "7"), ("6 * 7 = 42\n#### 42", "42"), ("$x = 5$", "$x = 5$"), ("", ""), ("?", ""), ("{1", "")],
+    [("42", "42"), (r"so it is \boxed{7}", "7"), ("6 * 7 = 42\n#### 42", "42"), ("$x = 5$", "$x = 5$"), ("", ""), ("?", ""), ("{1", ""),
+     ('["64", "5"]', "64, 5"), ('["64", "?"]', "")],
 )  # fmt: skip
 def test_a_gold_answer_may_come_with_its_solution(gold, bare):
     assert parse_gold(gold) == bare
+
+
+@pytest.mark.parametrize(
+    ("answer", "alone", "together"), [("5", True, False), ("3, 5", False, True), ("4", False, False)]
+)
+def test_of_a_list_of_gold_answers_all_are_asked_for_or_any(answer, alone, together):
+    assert equal(answer, "['3', '5']", Rules(gold_list="any")) is alone
+    assert equal(answer, "['3', '5']", Rules(gold_list="all")) is together
+
+
+def test_the_last_line_of_a_derivation_may_be_the_answer():
+    text = "We get\n$$\\begin{aligned} x &= 3 + 4 \\\\ &= 7 \\end{aligned}$$"
+    assert judge(text, "7").outcome is Outcome.RIGHT
+    assert judge(text, "3").outcome is Outcome.WRONG
 
 
 def test_grading_is_idempotent_and_an_answer_grades_as_itself():

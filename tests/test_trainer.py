@@ -23,6 +23,7 @@ from prefix_rl import checkpoints
 from prefix_rl.costs import Cost
 from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.methods.adaptive import Adaptive
+from prefix_rl.methods.base import Needs
 from prefix_rl.methods.bread import BREAD
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
@@ -620,7 +621,7 @@ def test_settings_that_go_together_pass_and_all_that_do_not_are_told(
 def test_a_model_that_takes_images_is_refused_where_the_policy_goes_on_from_ids():
     check_text_only(DrGRPO(), True)
     check_text_only(PrefixRFT(), False)
-    for method in (PrefixRFT(), PPPO(), BREAD()):
+    for method in (PrefixRFT(), PPPO(), BREAD(), SimpleNamespace(needs=Needs(help_rounds=1))):
         with pytest.raises(RecipeError, match="takes images too"):
             check_text_only(method, True)
 
