@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .. import preflight
+from annotated_types import Ge, Gt, Interval
+
+from .. import documents, preflight
+from ..documents import misfit
+from ..errors import DataError
+from ..fields import check, fields_of
+from ..parts import Damaged, places_of
 from ..reports.tables import text_table
+from ..rewards.equality import Rules
+from .samples import CARD, SAMPLES
 
-__all__ = ["checkpoint_facts", "markdown", "markdown_table", "rows_of", "text_table", "versions"]
+__all__ = ["checkpoint_facts", "markdown", "markdown_table", "read_card", "rows_of", "text_table", "versions"]
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_PLACES, _PLACE_BYTES = 16, 1 << 20
 
 
 def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -35,7 +43,7 @@ def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
     files = sorted(f for f in folder.iterdir() if f.name in _CONFIGURATION or f.suffix in _WEIGHTS)
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}".encode())
-        for part in _places(file):
+        for part in places_of(file):
             digest.update(part)
     return facts | {"files": {f.name: f.stat().st_size for f in files}, "sha256_of_places": digest.hexdigest()}
 
@@ -53,15 +61,97 @@ _CONFIGURATION = {"config.json", "generation_config.json", "adapter_config.json"
 _WEIGHTS = {".safetensors", ".bin"}
 
 
-def _places(file: Path):
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        if size <= _PLACES * _PLACE_BYTES:
-            yield opened.read()
-            return
-        for place in range(_PLACES):
-            opened.seek((size - _PLACE_BYTES) * place // (_PLACES - 1))
-            yield opened.read(_PLACE_BYTES)
+# --- reading it again -------------------------------------------------------------------------------------------------
+
+_Count = Annotated[int, Ge(0)]
+_Share = Annotated[float, Interval(ge=0, le=1)]
+_ESTIMATE = {"mean": _Share, "low": float, "high": float, "problems": _Count, "samples": _Count}
+_CARD = {
+    "policy": str, "benchmarks": dict[str, dict[str, Any]], "checkpoint": dict[str, Any], "engine": dict[str, Any],
+    "sampling": dict[str, Any], "date": str, "git_commit": str | None, "versions": dict[str, str | None],
+    "command": list[str],
+    "prompt": {"example": str, "chat_template_sha256": str | None, "ended_by": list[str] | None,
+               "notes": list[str] | None},
+    "grader": {"version": int | str, "rules": dict[str, Any], "workers": Annotated[int, Ge(1)],
+               "deadline": Annotated[float, Gt(0)], "memory_mb": Annotated[int, Ge(1)], "reward": str | None},
+}  # fmt: skip
+_BENCHMARK = {
+    "source": str, "sha256": str, "prompts": dict[str, dict[str, str]], "problems": Annotated[int, Ge(1)],
+    "samples": Annotated[int, Ge(1)], "accuracy": _ESTIMATE, "pass": dict[str, dict[str, Any]],
+    "maj": dict[str, dict[str, Any]], "outcomes": dict[str, _Count], "no_answer_share": _Share,
+    "truncated_share": _Share, "mean_completion_length": Annotated[float, Ge(0)],
+    "right_by_problem": dict[str, _Count], "accuracy_by_prefix_fraction": dict[str, dict[str, Any]],
+}  # fmt: skip
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card in the folder of an evaluation.
+
+    Raises:
+        DataError: if there is none, or it is damaged.
+    """
+    path = Path(folder) / CARD
+    if not os.path.lexists(path):
+        unfinished = " It holds samples of an unfinished evaluation: the command that began it goes on." if (
+            Path(folder) / SAMPLES
+        ).is_dir() else ""  # fmt: skip
+        raise DataError(f"{folder} is not the folder of an evaluation: it has no {CARD}.{unfinished}")
+    try:
+        card = documents.read(path, dict[str, Any])
+        if "benchmarks" not in card:
+            raise DataError(f"{path} was written by an older version; evaluate again with `prefix-rl evaluate`")
+        wrong = fault_of(card)
+    except Damaged as error:
+        wrong = str(error)
+    if wrong:
+        raise DataError(f"{path} is damaged: {wrong}. `prefix-rl evaluate` writes it anew from the samples beside it")
+    return card
+
+
+def fault_of(card: Mapping[str, Any]) -> str | None:
+    """What is wrong with the content of a card, None if nothing is."""
+    if wrong := misfit(card, _CARD):
+        return wrong
+    if not card["benchmarks"]:
+        return "benchmarks is empty"
+    if wrong := next(iter(check("grader.rules", card["grader"]["rules"], fields_of(Rules))[1].items()), None):
+        return " ".join(wrong)
+    return next((w for name, b in card["benchmarks"].items() if (w := _benchmark_fault(name, b))), None)
+
+
+def _benchmark_fault(name: str, measured: Mapping[str, Any]) -> str | None:
+    at = f"benchmarks.{name}"
+    if Path(name).name != name:
+        return f"{at} is no name of a benchmark"
+    if wrong := misfit(measured, _BENCHMARK, at):
+        return wrong
+    right = measured["right_by_problem"]
+    if len(right) != measured["problems"] or max(right.values()) > measured["samples"]:
+        return f"{at}: right_by_problem is not of {measured['problems']} problems with {measured['samples']} samples"
+    for kind in ("pass", "maj"):
+        for k, found in measured[kind].items():
+            if not k.isdecimal() or int(k) < 1:
+                return f"{at}.{kind} has the key {k!r}, not a number of samples"
+            if wrong := misfit(found, _ESTIMATE, f"{at}.{kind}.{k}"):
+                return wrong
+    for fraction, found in measured["accuracy_by_prefix_fraction"].items():
+        if wrong := misfit(found, _ESTIMATE, f"{at}.accuracy_by_prefix_fraction.{fraction}"):
+            return wrong
+    for fraction in (*measured["prompts"], *measured["accuracy_by_prefix_fraction"]):
+        if not fits_fraction(fraction):
+            return f"{at} has numbers for {fraction!r}, not a share of the demonstrations"
+    if measured["pass"].keys() != measured["maj"].keys() or "0" not in measured["prompts"]:
+        return f"{at}: numbers are missing"
+    return None
+
+
+def fits_fraction(text: str) -> bool:
+    """True if a text is a share of the demonstrations, as a card and the folders of samples write it.
+
+    >>> fits_fraction("0.25"), fits_fraction("../x"), fits_fraction("nan")
+    (True, False, False)
+    """
+    return re.fullmatch(r"[01](\.\d+)?(e-\d+)?", text) is not None
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
