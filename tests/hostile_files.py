@@ -18,11 +18,10 @@ from prefix_rl.checkpoints import MARK, mark_whole
 SMALL = [
     "data.lab.base_steps=3", "data.lab.problems=8", "data.lab.held_out=4", "training.per_device_train_batch_size=16",
     "training.num_generations=4", "training.logging_steps=1", "training.eval_strategy=no", "training.max_steps=4",
-    "training.save_steps=2", "output.rollouts_every=1",
+    "training.save_steps=2", "output.rollouts_every=1", "reward.workers=1",
 ]  # fmt: skip
 LAB = ROOT / "recipes" / "lab"
 STAGE = ["method.supervised.epochs=2", "method.supervised.batch_size=4"]
-IMPORTED = [{"problem_id": None, "text": "so \\boxed{3}", "source": "other"}]
 
 
 def make(root):
@@ -40,6 +39,11 @@ def run(folder, name="prefix_rft", *overrides):
     from prefix_rl.train import train
 
     return train(LAB / f"{name}.yaml", [*SMALL, f"output.dir={folder}", *overrides])
+
+
+def found(folder, *patterns):
+    """The files in a folder, in order."""
+    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -130,7 +134,10 @@ def _line(path, rng, others):
     lines = path.read_text().splitlines()
     at = rng.randrange(len(lines))
     raw, told = rng.choice([changed(json.loads(lines[at]), rng), (rng.choice(TEXTS), " text")])
-    _put(path, b"".join(one + b"\n" for one in [*(x.encode() for x in lines[:at]), raw, *(x.encode() for x in lines[at:])]))
+    _put(
+        path,
+        b"".join(one + b"\n" for one in [*(x.encode() for x in lines[:at]), raw, *(x.encode() for x in lines[at:])]),
+    )
     return told
 
 
