@@ -19,6 +19,7 @@ from . import documents
 from .costs import Cost
 from .errors import CheckpointError
 from .parts import PARTIAL, Damaged, places_of, write_text
+from .progress import say
 
 MARK = "prefix_rl.json"
 FINAL = "final"
@@ -134,6 +135,37 @@ def _set_aside(folder: Path) -> Path:
     name = folder.name.replace("checkpoint", "incomplete")
     free = (folder.with_name(f"{name}.{n}" if n else name) for n in range(1000))
     return folder.rename(next(path for path in free if not path.exists()))
+
+
+def tidy(run: Path, stage: str = "") -> None:
+    """Sets aside what cannot be gone on with, and says so.
+
+    Args:
+        run: the folder of the checkpoints.
+        stage: words behind "training" that say of what.
+    """
+    moved = set_aside_incomplete(run)
+    for folder, why in moved.items():
+        say(f"set aside a checkpoint that cannot be continued from: {folder}: {why}")
+    if moved and last_whole(run) is None:
+        say(f"no whole checkpoint is left in {run}: training{stage} starts from the beginning")
+
+
+def best_before(checkpoint: Path) -> Path:
+    """The checkpoint that training.load_best_model_at_end would take, of a run that got as far as this one."""
+    state = documents.read(checkpoint / "trainer_state.json", {"best_model_checkpoint": str | None})
+    best = checkpoint.with_name(Path(state.get("best_model_checkpoint") or checkpoint).name)
+    return best if facts_of(best) else checkpoint
+
+
+def not_restored(training: Mapping[str, Any]) -> list[str]:
+    """State of TRL's that is in no checkpoint, in words: a run that goes on begins with it anew."""
+    found = []
+    if training.get("sync_ref_model"):
+        found.append("the reference that training.sync_ref_model has moved starts again from the first model")
+    if training.get("use_adaptive_entropy"):
+        found.append("the coefficient of training.use_adaptive_entropy starts again from training.entropy_coef")
+    return found
 
 
 def check_continues(folder: Path, now: Mapping[str, Any]) -> None:

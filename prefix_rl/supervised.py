@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapters import to_train
 from .batches import world_size
-from .checkpoints import FINAL, check_continues, facts_of, fault_of, last_whole, mark_whole, set_aside_incomplete
+from .checkpoints import FINAL, check_continues, facts_of, fault_of, last_whole, mark_whole, tidy
 from .costs import Cost, update_flops
 from .data.problems import Problem
 from .data.tokenizer import DemonstrationTable, stop_ids
@@ -108,8 +108,7 @@ def fine_tune(
     if set(policy.stops) != set(stop_ids(generates, tokenizer)):
         generates.eos_token_id = policy.stops  # saved with the policy, which learns to end so
     if trainer.accelerator.is_main_process:
-        for moved, why in set_aside_incomplete(folder).items():
-            say(f"set aside a checkpoint of the supervised stage that cannot be continued from: {moved}: {why}")
+        tidy(folder, " of the supervised stage")
         say(
             f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all, so "
             f"{len(places) / len(dataset):.3g} passes over them"

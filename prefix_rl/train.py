@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import contradictions, documents, parts, preflight, stand_ins
 from .adapters import to_train
 from .batches import batches, world_size
-from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
+from .checkpoints import FINAL, MARK, best_before, check_continues, facts_of, last_whole, not_restored, tidy
 from .costs import Cost
 from .data.mixing import REPEATS, SOURCE
 from .data.prepare import is_verified
@@ -94,7 +94,8 @@ def _reinforce(
     resume = _checkpoint_to_resume(trainer, run, recipe)
     if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
         if is_main() and not (run / FINAL).is_dir():  # it was killed between its last checkpoint and its end
-            _final_from(resume, run)
+            best = recipe.training_value("load_best_model_at_end")
+            _final_from(best_before(resume) if best else resume, run)
         say(f"{run} has already {ended}; nothing was trained. To train again, give another output.dir.")
         return run
     if is_main():
@@ -425,18 +426,14 @@ def _with_date_of(run: Path, recipe: Recipe) -> Recipe:
 
 def _checkpoint_to_resume(trainer: PrefixTrainer, run: Path, recipe: Recipe) -> Path | None:
     if is_main():
-        set_aside = set_aside_incomplete(run)
-        for moved, why in set_aside.items():
-            say(f"set aside a checkpoint that cannot be continued from: {moved}: {why}")
-        if set_aside and last_whole(run) is None:
-            say(f"no whole checkpoint is left in {run}: training starts from the beginning")
+        tidy(run)
     trainer.accelerator.wait_for_everyone()
     folder = last_whole(run)
     if folder is None:
         return None
     check_continues(folder, trainer.facts)
     if is_main():
-        say(f"continuing from {folder}")
+        say("; ".join([f"continuing from {folder}", *not_restored(recipe.training)]))
     return folder
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from .. import documents, yaml12
 from ..errors import DataError
-from ..evaluation.card import fault_of
+from ..evaluation.shape import fault_of
 from ..parts import Damaged
 from ..status import DOING, State, read_status, state_of
 from . import health

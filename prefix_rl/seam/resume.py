@@ -168,9 +168,10 @@ def older_kept(arguments, state: TrainerState) -> Iterator[int | None]:
 def keep_whole(
     run: str, arguments, state: TrainerState, facts: Mapping[str, Any], cost: Cost, limit: int | None
 ) -> None:
-    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``, if this rank saves."""
+    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``, if this rank saves; but
+    not the best one, if that is loaded at the end."""
     if not arguments.should_save:
         return
     now = {"step": state.global_step, "world_size": arguments.world_size, "cost": asdict(cost)}
     mark_whole(Path(run, f"checkpoint-{state.global_step}"), {**facts, **now})
-    rotate_checkpoints(output_dir=run, save_total_limit=limit)
+    rotate_checkpoints(run, limit, state.best_model_checkpoint if arguments.load_best_model_at_end else None)
