@@ -22,6 +22,7 @@ from .parts import PARTIAL, Damaged, places_of, write_text
 from .progress import say
 
 MARK = "prefix_rl.json"
+_STATE = "trainer_state.json"
 FINAL = "final"
 """The folder of a finished policy, inside a run's."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -96,13 +97,26 @@ def facts_of(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _step_in(folder: Path, facts: Mapping[str, Any]) -> int | None:
+    """The step that the trainer would go on from; that of the mark, if there is no state of a trainer."""
+    if _STATE not in facts["files"] or facts.get("step") is None:
+        return facts.get("step")
+    try:
+        return documents.read(folder / _STATE, {"global_step": int})["global_step"]
+    except Damaged as error:
+        raise Damaged(error.path, f"{_STATE} is damaged: {error}") from error
+
+
 def fault_of(folder: Path) -> str | None:
     """Why a checkpoint is not what was saved, in words; None if it is. Unlike :func:`facts_of` this reads the files."""
     try:
         facts = _read(folder)
         found = _hashes({name: folder / name for name in facts.get("sha256") or ()})
+        step = _step_in(folder, facts)
     except (Damaged, OSError, ValueError) as error:
         return str(error)
+    if step != facts.get("step"):
+        return f"{_STATE} is of step {step}"
     changed = [name for name, digest in found.items() if digest != facts["sha256"][name]]
     return f"{', '.join(changed)}: not the content that was saved" if changed else None
 
@@ -152,8 +166,15 @@ def tidy(run: Path, stage: str = "") -> None:
 
 
 def best_before(checkpoint: Path) -> Path:
-    """The checkpoint that training.load_best_model_at_end would take, of a run that got as far as this one."""
-    state = documents.read(checkpoint / "trainer_state.json", {"best_model_checkpoint": str | None})
+    """The checkpoint that training.load_best_model_at_end would take, of a run that got as far as this one.
+
+    Raises:
+        CheckpointError: if its state cannot be read.
+    """
+    try:
+        state = documents.read(checkpoint / _STATE, {"best_model_checkpoint": str | None})
+    except Damaged as error:
+        raise CheckpointError(f"{error.path} does not say which checkpoint was the best: {error}") from error
     best = checkpoint.with_name(Path(state.get("best_model_checkpoint") or checkpoint).name)
     return best if facts_of(best) else checkpoint
 
@@ -201,7 +222,7 @@ def check_continues(folder: Path, now: Mapping[str, Any]) -> None:
 def _lacking(files: Iterable[str]) -> dict[str, str]:
     """What a checkpoint does not hold and a trainer would go on without, silently; why that may be."""
     names = set(files)
-    if "trainer_state.json" not in names:  # a finished policy, which nothing goes on from
+    if _STATE not in names:  # a finished policy, which nothing goes on from
         return {}
     wanted = {"state of the optimizer": ("optimizer", "global_step"), "random numbers": ("rng_state",)}
     why = "it was saved with training.save_only_model, or somebody removed it; it can be evaluated"

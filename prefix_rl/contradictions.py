@@ -102,8 +102,11 @@ def _best(recipe: Recipe) -> list[str]:
     """Faults of what goes by the best evaluation."""
     value, faults = recipe.training_value, []
     follows = value("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
-    wanted = {"load_best_model_at_end": value("load_best_model_at_end"), "save_strategy": value("save_strategy") == "best",
-              "lr_scheduler_type": follows}  # fmt: skip
+    wanted = {
+        "load_best_model_at_end": value("load_best_model_at_end"),
+        "save_strategy": value("save_strategy") == "best",
+        "lr_scheduler_type": follows,
+    }
     by = [f"training.{name} = {value(name)}" for name, is_so in wanted.items() if is_so]
     if by and value("metric_for_best_model") is None:
         faults.append(

@@ -16,14 +16,14 @@ that may be null may be absent; further keys do not matter."""
 
 
 def read(path: Path, shape: Shape) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file. NaN and infinity, which a log may hold, are null.
 
     Raises:
         Damaged: if it is not there, is no JSON in UTF-8, or is of another shape; the message says where.
     """
     regular(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
     except RecursionError:
         raise Damaged(path, "nested too deeply") from None
     except OSError as error:

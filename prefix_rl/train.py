@@ -95,7 +95,7 @@ def _reinforce(
     if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
         if is_main() and not (run / FINAL).is_dir():  # it was killed between its last checkpoint and its end
             best = recipe.training_value("load_best_model_at_end")
-            _final_from(best_before(resume) if best else resume, run)
+            _final_from(best_before(resume) if best else resume, run, facts_of(resume))
         say(f"{run} has already {ended}; nothing was trained. To train again, give another output.dir.")
         return run
     if is_main():
@@ -123,12 +123,12 @@ def _spent_before(recipe: Recipe, trainer: PrefixTrainer) -> bool:
     return True
 
 
-def _final_from(checkpoint: Path, run: Path) -> None:
+def _final_from(checkpoint: Path, run: Path, reached: Mapping[str, Any]) -> None:
     """The policy of a run that got as far as its last checkpoint: the checkpoint without what only a resume needs."""
     resume_only = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "global_step*", "latest", MARK)
     shutil.rmtree(run / _PARTIAL, ignore_errors=True)
     shutil.copytree(checkpoint, run / _PARTIAL, ignore=shutil.ignore_patterns(*resume_only))
-    _record_cost(run, Cost(**(facts_of(checkpoint).get("cost") or {})))
+    _record_cost(run, Cost(**(reached.get("cost") or {})))
     _put_in_place(run)
 
 

@@ -103,7 +103,6 @@ def test_a_run_none_of_whose_checkpoints_is_whole_says_that_it_begins_anew(made,
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("trainer_state.json", b"{", "cannot be continued from, so nothing was trained (JSONDecodeError"),
         ("model.safetensors", b"x" * 100, "cannot be continued from, so nothing was trained (SafetensorError"),
         ("optimizer.pt", b"PK" * 50, "cannot be continued from, so nothing was trained ("),
         ("rng_state.pth", b"", "cannot be continued from, so nothing was trained (EOFError"),
@@ -112,18 +111,30 @@ def test_a_run_none_of_whose_checkpoints_is_whole_says_that_it_begins_anew(made,
     ],
 )  # fmt: skip
 def test_a_checkpoint_that_only_its_mark_calls_whole_is_explained(made, tmp_path, name, content, said):
-    run = _copy(made, tmp_path, "run", "final")
-    path = run / "checkpoint-4" / name
+    run = _copy(made, tmp_path, "run", "final", "checkpoint-4")
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-1")
+    mark = run / "checkpoint-1" / checkpoints.MARK
+    mark.write_text(mark.read_text().replace('"step": 2', '"step": 1'))
+    path = run / "checkpoint-2" / name
     path.unlink() if content is None else path.write_bytes(content)
-    files.marked_again(run / "checkpoint-4")
-    (run / "checkpoint-4").rename(run / "checkpoint-3")  # so that there is something left to train
-    mark = run / "checkpoint-3" / checkpoints.MARK
-    mark.write_text(mark.read_text().replace('"step": 4', '"step": 3'))
+    files.marked_again(run / "checkpoint-2")
     with pytest.raises(CheckpointError) as raised:
         files.run(run)
     assert said in str(raised.value)
-    assert content is None or f"To go on from {run / 'checkpoint-2'}, rename it" in str(raised.value)
-    assert (run / "checkpoint-3").is_dir()
+    assert content is None or f"To go on from {run / 'checkpoint-1'}, rename it" in str(raised.value)
+    assert (run / "checkpoint-2").is_dir()
+
+
+def test_a_checkpoint_whose_state_is_of_another_step_is_set_aside(made, tmp_path):
+    run = _copy(made, tmp_path, "run")
+    for content, said in (
+        ("{", "trainer_state.json is damaged: not JSON"),
+        ('{"global_step": 3}', "trainer_state.json is of step 3"),
+    ):
+        (run / "checkpoint-4" / "trainer_state.json").write_text(content)
+        files.marked_again(run / "checkpoint-4")
+        assert said in checkpoints.fault_of(run / "checkpoint-4")
+    assert checkpoints.fault_of(run / "checkpoint-2") is None
 
 
 def test_training_goes_on_or_explains_whatever_lies_in_its_folder(made, tmp_path):
