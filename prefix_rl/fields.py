@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import datetime
 import importlib.util
 import inspect
 import itertools
@@ -224,6 +225,7 @@ def describe(kind: Any) -> str:
         str: "a text",
         dict: "a block",
         list: "a list",
+        datetime.date: "a date",
     }
     return words.get(origin or kind, "null" if kind is type(None) else "a value that TRL takes")
 

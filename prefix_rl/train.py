@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -415,7 +415,7 @@ def _with_date_of(run: Path, recipe: Recipe) -> Recipe:
     """The recipe with the date that the prompts of this run have shown so far, if it was begun on another day."""
     path = run / "run.json"
     try:
-        then = documents.read(path, {"date": str | None}).get("date") if os.path.lexists(path) else None
+        then = documents.read(path, {"date": date | None}).get("date") if os.path.lexists(path) else None
     except parts.Damaged as error:
         raise CheckpointError(
             f"{path} is damaged: {error}. It says which date the prompts of this run have shown: bring it back; or, if "

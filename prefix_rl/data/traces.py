@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,9 +32,10 @@ FORMAT = 1
 """Version of the files' layout."""
 _FACTS, _LOCK, _ADDING, _PART = "store.json", ".lock", ".adding.lock", "part-{:06}.parquet"
 _SHAPE = {
-    "format": int, "tokenizer_sha256": str, "date": str | None, "model": str | None, "parameters": int | None,
+    "format": int, "tokenizer_sha256": str, "date": date | None, "model": str | None, "parameters": int | None,
     "settings": dict[str, Any] | None,
 }  # fmt: skip
+_SETTINGS = {"k": int, "max_pass_rate": float, "wanted": int, "cap": int}
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ class TraceStore:
             raise DataError(f"there is no trace store {folder} (from {Path.cwd()}); `prefix-rl collect` makes one")
         try:
             facts = documents.read(folder / _FACTS, _SHAPE)
+            if (settings := facts.get("settings")) and (wrong := documents.misfit(settings, _SETTINGS, "settings")):
+                raise parts.Damaged(folder / _FACTS, wrong)
         except parts.Damaged as error:
             if not os.path.lexists(folder / _FACTS):
                 raise DataError(

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def note_engine(folder: Path, facts: Mapping[str, Any], counts: Counts) -> None:
     """Notes what generated samples of the folder, and adds what it did to what was done before."""
     with _alone(folder / SAMPLES):
         before = engine_of(folder)
-        done = {name: before.get(name, 0) + number for name, number in asdict(counts).items()}
+        done = {name: (before.get(name) or 0) + number for name, number in asdict(counts).items()}
         parts.write_text(folder / SAMPLES / ENGINE, json.dumps({**facts, **done}, indent=2) + "\n")
 
 
@@ -230,7 +231,7 @@ def date_of(folder: Path) -> str | None:
 
 def _settings(folder: Path) -> dict[str, Any] | None:
     remedy = f"bring it back, or move {folder / SAMPLES} away, and all is sampled anew"
-    return _document(folder / SAMPLES / SETTINGS, {"date": str | None}, remedy)
+    return _document(folder / SAMPLES / SETTINGS, {"date": date | None}, remedy)
 
 
 def _document(path: Path, shape: documents.Shape, remedy: str) -> dict[str, Any] | None:
