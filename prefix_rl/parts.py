@@ -213,7 +213,7 @@ class Lock:
         try:
             who = json.loads(self._by.read_text(encoding="utf-8"))
             return f" (process {who['pid']} on {who['host']} since {who['since']}: {who['command']})"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return ""
 
 

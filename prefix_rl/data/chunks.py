@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .. import parts
+from .. import documents, parts
 from ..errors import DataError
 
 _PLAN, _LOCK = "plan.json", ".lock"
@@ -36,7 +37,7 @@ class Chunks:
         """Facts of the finished chunks of a stage, in order."""
         found = []
         while (path := self._path(stage, len(found), "json")).exists():
-            found.append(json.loads(path.read_text(encoding="utf-8")))
+            found.append(documents.read(path, dict[str, Any]))
         return found
 
     def put(self, stage: str, number: int, lines: Sequence[bytes], dropped: Sequence[dict], array, facts: dict) -> None:
@@ -113,6 +114,9 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
         except DataError:
             shutil.rmtree(folder)
             raise
+        except parts.Damaged as error:
+            told = f"{error.path} is damaged: {error}. Remove {folder}, and the command begins anew"
+            raise DataError(told) from error
         except OSError as error:
             raise DataError(
                 f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make "
@@ -125,8 +129,9 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
 def _belong_to(folder: Path, plan: dict) -> None:
     """Removes from the folder the files that a run with another plan left."""
     path = folder / _PLAN
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
-        return
+    with suppress(parts.Damaged):
+        if documents.read(path, dict[str, Any]) == plan:
+            return
     for old in folder.iterdir():
         if not old.name.startswith(_LOCK):
             old.unlink()

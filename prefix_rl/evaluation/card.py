@@ -35,7 +35,7 @@ def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
         commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
         return facts | {"revision": revision, "commit": commit}
     digest = hashlib.sha256()
-    files = sorted(f for f in folder.iterdir() if f.name in _CONFIGURATION or f.suffix in _WEIGHTS)
+    files = sorted(f for f in folder.iterdir() if f.is_file() and (f.name in _CONFIGURATION or f.suffix in _WEIGHTS))
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         for part in places_of(file):
