@@ -8,9 +8,10 @@ as finished once they exist. Each file appears as a whole (:mod:`~prefix_rl.part
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
             _belong_to(folder, plan)
         except parts.Taken as who:
             raise DataError(f"another process is making {output}{who}; wait for it, or stop it") from None
-        except ValueError:
+        except parts.Damaged:
             shutil.rmtree(folder)
             raise DataError(f"{folder} was damaged and has been removed; run the same command again") from None
         except OSError as error:
@@ -129,9 +130,8 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
 def _belong_to(folder: Path, plan: dict) -> None:
     """Removes from the folder the files that a run with another plan left."""
     path = folder / _PLAN
-    with suppress(parts.Damaged):
-        if documents.read(path, dict[str, Any]) == plan:
-            return
+    if os.path.lexists(path) and documents.read(path, dict[str, Any]) == plan:
+        return
     for old in folder.iterdir():
         if not old.name.startswith(_LOCK):
             old.unlink()
