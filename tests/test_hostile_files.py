@@ -202,7 +202,10 @@ def test_runs_and_evaluations_are_shown_compared_and_graded_again_or_explained(m
     ("change", "said"),
     [
         ({"samples": 0}, "benchmarks.lab.samples is 0, not an integer of at least 1"),
-        ({"problems": 3}, "benchmarks.lab: right_by_problem is not of 3 problems with 2 samples"),
+        (
+            {"samples": 2, "right_by_problem": {"a": 3}},
+            "benchmarks.lab: right_by_problem does not go with 2 samples of a problem",
+        ),
         ({"accuracy": {"mean": "all"}}, 'benchmarks.lab.accuracy.mean is "all", not a number in [0, 1]'),
         ({"right_by_problem": None}, "benchmarks.lab.right_by_problem is missing"),
     ],

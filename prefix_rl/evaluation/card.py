@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..parts import Damaged, places_of
 from ..reports.tables import text_table
 from .samples import CARD, SAMPLES
-from .shape import fault_of
+from .shape import compared_fault, whole_fault
 
 __all__ = ["checkpoint_facts", "markdown", "markdown_table", "read_card", "rows_of", "text_table", "versions"]
 
@@ -59,8 +59,8 @@ _WEIGHTS = {".safetensors", ".bin"}
 # --- reading it again -------------------------------------------------------------------------------------------------
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card in the folder of an evaluation.
+def read_card(folder: Path, whole: bool = False) -> dict[str, Any]:
+    """The card in the folder of an evaluation; with ``whole`` every number of it is looked at.
 
     Raises:
         DataError: if there is none, or it is damaged.
@@ -75,7 +75,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         card = documents.read(path, dict[str, Any])
         if "benchmarks" not in card:
             raise DataError(f"{path} was written by an older version; evaluate again with `prefix-rl evaluate`")
-        wrong = fault_of(card)
+        wrong = (whole_fault if whole else compared_fault)(card)
     except Damaged as error:
         wrong = str(error)
     if wrong:

@@ -124,7 +124,7 @@ def grade_again(folder: Path, ks: Sequence[int] = ()) -> tuple[dict, Counter[tup
     Raises:
         DataError: if the folder holds no finished evaluation, or k is larger than the samples.
     """
-    card = read_card(folder)
+    card = read_card(folder, whole=True)
     golds = _golds(folder / samples.PROBLEMS, card)
     found = ks_of(ks, {name: b["samples"] for name, b in card["benchmarks"].items()})
     given = card["grader"]

@@ -16,7 +16,7 @@ import yaml
 
 from .. import documents, yaml12
 from ..errors import DataError
-from ..evaluation.shape import fault_of
+from ..evaluation.shape import shown_fault
 from ..parts import Damaged
 from ..status import DOING, State, read_status, state_of
 from . import health
@@ -175,15 +175,12 @@ def _card(path: Path, notes: list[str]) -> dict:
         return {}
     try:
         found = documents.read(path, dict[str, Any])
-        wrong = fault_of(found) if "benchmarks" in found else documents.misfit(found, {"accuracy": _ACCURACY})
+        wrong = shown_fault(found)
     except Damaged as error:
         wrong = str(error)
     if wrong:
         notes.append(f"{path.name}: {wrong}")
     return {} if wrong else found
-
-
-_ACCURACY = {"mean": float, "low": float | None, "high": float | None, "problems": int | None}
 
 
 def is_run(folder: Path) -> bool:
