@@ -93,6 +93,11 @@ def between_blocks(recipe: Recipe) -> list[str]:
         )
     faults += [f"training.{name} = {value(name)} {why}" for name, why in idle(recipe.training).items()]
     faults += _best(recipe)
+    if value("ddp_backend") and value("use_cpu") and world_size() == 1:
+        faults.append(
+            f"training.ddp_backend = {value('ddp_backend')} is of several processes, and torch fails where there is one; "
+            "leave it out, or start them with `accelerate launch`"
+        )
     if value("sync_ref_model") and not value("beta"):
         faults.append("training.sync_ref_model = true needs training.beta above 0: without it no reference is used")
     return faults
