@@ -95,8 +95,8 @@ def between_blocks(recipe: Recipe) -> list[str]:
     faults += _best(recipe)
     if value("ddp_backend") and value("use_cpu") and world_size() == 1:
         faults.append(
-            f"training.ddp_backend = {value('ddp_backend')} is of several processes, and torch fails where there is one; "
-            "leave it out, or start them with `accelerate launch`"
+            f"training.ddp_backend = {value('ddp_backend')} is of several processes, and torch fails where there is "
+            "one; leave it out, or start them with `accelerate launch`"
         )
     if value("sync_ref_model") and not value("beta"):
         faults.append("training.sync_ref_model = true needs training.beta above 0: without it no reference is used")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 EVALUATED = ["eval_strategy=steps", "eval_steps=1"]
 TRAINED = {
     "machine": [
-        "ddp_find_unused_parameters=true", "ddp_bucket_cap_mb=1", "ddp_timeout=60", "ddp_backend=gloo", "ddp_static_graph=true",
+        "ddp_find_unused_parameters=true", "ddp_bucket_cap_mb=1", "ddp_timeout=60",  "ddp_static_graph=true",
         "ddp_broadcast_buffers=true", "log_on_each_node=false", "average_tokens_across_devices=false", "log_level=error",
         "log_level_replica=error", "logging_first_step=true", "run_name=x", "project=y", "save_on_each_node=true",
         "torch_empty_cache_steps=1", "ds3_gather_for_generation=false", "dataloader_pin_memory=false", "use_cache=false",
@@ -76,6 +76,7 @@ ELSEWHERE = {
 }  # fmt: skip
 """Fields that other tests train with, or see refused."""
 NOT_TRIED = {
+    "ddp_backend",
     "optim_target_modules",
     "torch_compile_mode",  # the first needs galore-torch
     "trackio_space_id",

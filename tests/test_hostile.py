@@ -124,6 +124,7 @@ def test_only_regular_files_are_read_as_recipes(tmp_path):
         ("data.train=\"\\0\"", "holds the character NUL"), (f"training.logging_steps={10**30}", "beyond the integers of 64 bits"),
         ("training.run_name={a: 2}", "must be a text"), ("training.max_steps=" + "9" * 5000, "an integer of so many digits"),
         ("training.trust_remote_code=true", "docs/security.md"), ("training.hub_token=hf_x", "is a secret"),
+        ("training.ddp_backend=gloo", "is of several processes, and torch fails where there is one"),
         ("training.data_seed=7", "TRL draws the order of the data by training.seed"),
         ("training.activation_checkpointing=true", "set gradient_checkpointing instead"),
         ("training.enable_jit_checkpoint=true", "see safety.grace"),
