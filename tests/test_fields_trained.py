@@ -57,8 +57,8 @@ def test_two_steps_are_trained_with(name, tmp_path):
     assert [line["step"] for line in lines if "reward_without_prefix" in line] == [1, 2]
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
     if name == "best":
-        state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
-        assert state["best_metric"] == max(line["eval_reward"] for line in lines if "eval_reward" in line)
+        # the reward is 0 at every evaluation, so the first is the best; transformers removes all others at the end
+        assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
     if name == "entropy":
         assert any("entropy_coef" in key for line in lines for key in line)
 
