@@ -98,6 +98,11 @@ def between_blocks(recipe: Recipe) -> list[str]:
             f"training.ddp_backend = {value('ddp_backend')} is of several processes, and torch fails where there is "
             "one; leave it out, or start them with `accelerate launch`"
         )
+    if value("torch_compile") and recipe.speed.shared_prefix:
+        faults.append(
+            "training.torch_compile = true: the shared prefixes of the fast path cannot be compiled; set "
+            "speed.shared_prefix = false, or leave it out"
+        )
     if value("sync_ref_model") and not value("beta"):
         faults.append("training.sync_ref_model = true needs training.beta above 0: without it no reference is used")
     return faults
