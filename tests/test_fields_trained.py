@@ -35,7 +35,7 @@ TRAINED = {
                   "use_bias_correction_kl=true"],
     "objective": ["delta=1.5", "off_policy_mask_threshold=0.1", "epsilon=0", "epsilon_high=0.5", "neftune_noise_alpha=5",
                   "mask_truncated_completions=true", "cast_lm_head_to_fp32=true", "disable_dropout=true"],
-    "sampling": ["temperature=1000", "top_k=3", "min_p=1.0", "repetition_penalty=1000.0", "top_p=0.001", "pad_to_multiple_of=8",
+    "sampling": ["temperature=1000", "top_k=3", "min_p=1.0", "repetition_penalty=1000", "top_p=0.001", "pad_to_multiple_of=8",
                  "generation_kwargs={no_repeat_ngram_size: 2}"],
     "optimizer": ["optim=sgd", "optim_args=momentum=0.9", "warmup_steps=0.5", "max_grad_norm=0.000000001", "weight_decay=1.0"],
 }  # fmt: skip
