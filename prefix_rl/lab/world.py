@@ -54,7 +54,7 @@ class World:
     spaced: bool = False
     """parities: a word between two bits of the problem, so that each stands at a constant distance from its parity."""
     copies: bool = False
-    """parities: the base policy has also learned to copy the bits of a problem, behind another mark than a problem's."""
+    """parities: the base policy has also learned to copy the bits of a problem, behind a mark of its own."""
     slots: Annotated[int, Ge(3), Le(256)] = 20
     """Additions in a problem."""
     modulus: Annotated[int, Ge(2), Le(1000)] = 20
