@@ -16,9 +16,9 @@ the form, which no controller counts; here there is none).
 With ``spaced`` a ``.`` follows each bit of the problem, so that ``x_i`` and ``z_i`` are a constant distance apart.
 
 The base policy has seen problems followed by ``2 length`` random bits and an end: it knows the form and nothing else.
-With ``copies`` half of its texts end in ``!`` where a problem ends in ``?``, and there ``y_i = x_i`` and all ``z_i`` are
-one bit: it can copy, as every language model can, and has no reason to in a solution, which is random as before. Written
-behind ``?`` such a copy would be right (``z_i = z_{i-1}`` where ``y_i = x_i``), and no demonstration shows one.
+With ``copies`` half of its texts end in ``!`` where a problem ends in ``?``, and there ``y_i = x_i`` and all ``z_i``
+are one bit: it can copy, as every language model can, and has no reason to in a solution, which is random as before.
+Behind ``?`` such a copy would be right (``z_i = z_{i-1}`` where ``y_i = x_i``), and no demonstration shows one.
 """
 
 from __future__ import annotations
