@@ -60,11 +60,9 @@ class BREAD(Cutting, Method):
         return Needs(prefixes=True, cut=self.cut, help_rounds=self.episodes.bit_length() + 1)
 
     def faults(self, training: Mapping[str, object]) -> list[str]:
-        return (
-            ["method.demonstrated_share = 1 leaves no place for problems without a demonstration"]
-            if self.demonstrated_share == 1
-            else []
-        )
+        if self.demonstrated_share == 1:
+            return ["method.demonstrated_share = 1 leaves no place for problems without a demonstration"]
+        return []
 
     def copies(self, demonstrated: Sequence[bool]) -> list[int]:
         """Copies of each problem: of h problems with a demonstration among n each has the least c for which
