@@ -1,6 +1,8 @@
 """What the tests share: shapes checked at run time, small tokenizers and policies made in memory, the shared data."""
 
+import gc
 import os
+import sys
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", WANDB_MODE="offline")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import browser
 import costs
+import preloaded
 import pytest
 import real
 from hypothesis import HealthCheck, settings
@@ -40,11 +43,16 @@ LACKING = {"real": real.missing, "browser": browser.missing}
 
 
 def pytest_runtest_setup(item):
-    """Tests of real parts and of a browser are skipped where there are none, unless ``PREFIX_RL_DEMANDS`` names them."""
+    """Tests of real parts and of a browser are skipped where there are none, unless ``PREFIX_RL_DEMANDS`` names them.
+
+    Those marked ``full`` are skipped unless it names them: another test shows the same in a shorter form.
+    """
+    demanded = os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
     for part, missing in LACKING.items():
         if item.get_closest_marker(part) and (lacking := missing()):
-            demanded = part in os.environ.get("PREFIX_RL_DEMANDS", "").split(",")
-            (pytest.fail if demanded else pytest.skip)(lacking)
+            (pytest.fail if part in demanded else pytest.skip)(lacking)
+    if item.get_closest_marker("full") and "full" not in demanded:
+        pytest.skip("takes minutes, and a shorter form of it has run; PREFIX_RL_DEMANDS=full runs it")
 
 
 def pytest_addoption(parser):
@@ -65,6 +73,12 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: (item.path not in long, -of_files[item.nodeid.partition("::")[0]]))
 
 
+def pytest_collection_finish():
+    """What was imported stays: accelerate collects garbage before every training, 0.3 s of CPU with all that in sight."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item):
     before = costs.now()
@@ -81,6 +95,12 @@ def shared_data():
     if not SHARED.is_dir():
         pytest.skip("no shared data beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def quick_starts(monkeypatch):
+    """Commands that are started through ``sys.executable`` begin with everything imported, see tests/preloaded.py."""
+    monkeypatch.setattr(sys, "executable", preloaded.python())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,9 +3,9 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -33,13 +33,9 @@ def test_every_page_is_listed_and_every_link_leads_somewhere():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_command_runs_as_it_stands(tmp_path):
-    (tmp_path / "bin").mkdir()
-    for name, start in (("prefix-rl", "from prefix_rl.cli import main; main()"),):
-        (tmp_path / "bin" / name).write_text(f"#!{sys.executable}\n{start}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()
-    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{preloaded.commands(tmp_path / 'bin')}:{os.environ['PATH']}"
     variables = {**os.environ, "PATH": path, "CHECKOUT": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for page in ORDER:
         for language, block, name in steps(page):

@@ -393,6 +393,7 @@ def test_an_accuracy_over_seeds_is_less_sure_than_one_over_samples():
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.slow
 def test_a_ladder_runs_stops_and_goes_on(tmp_path, monkeypatch):
     """With fewer runs a search, a regime that shares an arm's run, or a run that is made again alone would not be seen."""
@@ -423,6 +424,7 @@ def test_a_ladder_runs_stops_and_goes_on(tmp_path, monkeypatch):
     assert again["cost"] == first["cost"]
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.slow
 def test_the_cost_of_an_arms_own_traces_is_charged_to_it(tmp_path):
     """Collecting and training are processes of their own; in one, that the cost travels in files would not be seen."""
@@ -437,6 +439,7 @@ def test_the_cost_of_an_arms_own_traces_is_charged_to_it(tmp_path):
     assert row["cost"]["flops"] > store.cost().flops > 0
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_ladder_that_is_stopped_stops_its_runs(tmp_path, number):
@@ -472,6 +475,7 @@ def test_a_run_that_another_process_finishes_is_not_run_again(tmp_path, monkeypa
     run_one(job)
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.slow
 def test_a_failing_run_is_told_and_the_others_finish(tmp_path, monkeypatch):
     """Two arms: that one fails must not keep the other from its end."""
@@ -488,6 +492,7 @@ def test_a_failing_run_is_told_and_the_others_finish(tmp_path, monkeypatch):
     assert table["prefix_rft"]["steps"] == 4
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.slow
 def test_the_fast_form_of_the_lab_ladder_ends(tmp_path):
     """All arms of the published file: equal FLOPs can only be seen where training ends by its budget. One of two regimes."""

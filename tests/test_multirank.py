@@ -13,6 +13,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import preloaded
 import pytest
 from safetensors.torch import load_file
 from several import said_by_each
@@ -296,7 +297,7 @@ def test_ten_steps_on_real_rows_alone_and_under_zero2(tmp_path, shared_data):
     rows = tmp_path / "gsm8k.jsonl"
     with gzip.open(shared_data / "gsm8k-train.jsonl.gz", "rt") as whole:
         rows.write_text("".join(islice(whole, 300)))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{preloaded.commands(tmp_path / 'bin')}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", str(ROOT / "recipes" / "smoke" / "run.sh"), str(rows), str(tmp_path)],
         capture_output=True, text=True, cwd=ROOT, env=environment,

@@ -123,10 +123,10 @@ class Run:
         """The oracle's gradient, and the rollouts of the step."""
         generated = step // self.args.num_iterations * self.args.num_iterations
         rollouts = oracle.read(read_rollouts(self.folder, generated), TOKENIZER)
+        before, first, now = self.policy(generated), self.policy(0), self.policy(step)
         with torch.no_grad():
-            found = [oracle.scores(self.policy(generated), r) for r in rollouts]
-            base = [oracle.scores(self.policy(0), r)[0] for r in rollouts]
-        now = self.policy(step)
+            found = [oracle.scores(before, r) for r in rollouts]
+            base = [oracle.scores(first, r)[0] for r in rollouts]
         oracle.loss(
             now, self.method, rollouts, self.settings(generated, **changes), old=[row for row, _ in found],
             entropies=[row for _, row in found], reference=base,

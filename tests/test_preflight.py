@@ -1,6 +1,9 @@
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from prefix_rl import preflight
 from prefix_rl.recipe import load_recipe
@@ -72,3 +75,30 @@ def test_the_constraints_pin_what_preflight_accepts():
         installed = preflight.installed(name)
         assert installed is not None
         assert installed.split("+")[0] == pinned[name]
+
+
+def required(package, extras):
+    """What the package asks for here, and what that asks for in its turn."""
+    found, seen, to_ask = set(), set(), [(package, extra) for extra in extras]
+    while to_ask:
+        name, extra = asked = to_ask.pop()
+        if asked in seen or name in ("torch", "setuptools"):  # torch's differ with its build; setuptools builds
+            continue
+        seen.add(asked)
+        try:
+            lines = metadata.requires(name) or ()
+        except metadata.PackageNotFoundError:  # ruff, where one only tests
+            continue
+        for one in map(Requirement, lines):
+            if one.marker is None or one.marker.evaluate({"extra": extra}):
+                found.add(canonicalize_name(one.name))
+                to_ask += [(canonicalize_name(one.name), more) for more in ("", *one.extras)]
+    return found - {package, "setuptools"}
+
+
+def test_the_constraints_pin_all_that_the_package_and_its_tests_ask_for():
+    lines = (Path(__file__).parents[1] / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines if not line.startswith("#")}
+    found = required("prefix-rl", ("", "test", "dev"))
+    assert found >= {"trl", "rich", "ruff", "tensorboard", "grpcio", "markupsafe"}
+    assert found - pinned == set()

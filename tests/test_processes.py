@@ -21,7 +21,7 @@ from prefix_rl.processes import Processes, take_own_gpus
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes/accelerate/cpu.yaml"),
+LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes/accelerate/cpu.yaml"),
           "--num_processes", "2", "--main_process_port", "0", "-m"]  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def evaluate(folder, output, length=12):
             "--max-completion-length", str(length), "--output", str(output)]  # fmt: skip
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.multirank
 def test_an_evaluation_of_two_processes_is_that_of_one(given_files, tmp_path):
     def samples(output):
@@ -69,7 +70,7 @@ def test_an_evaluation_of_two_processes_is_that_of_one(given_files, tmp_path):
     one = subprocess.run([sys.executable, "-m", *evaluate(given_files, tmp_path / "one")], env=ENVIRONMENT, cwd=ROOT,
                          capture_output=True, text=True)  # fmt: skip
     assert one.returncode == 0, one.stderr
-    two = subprocess.run([*LAUNCH, *evaluate(given_files, tmp_path / "two")], env=ENVIRONMENT, cwd=ROOT,
+    two = subprocess.run([sys.executable, *LAUNCH, *evaluate(given_files, tmp_path / "two")], env=ENVIRONMENT, cwd=ROOT,
                          capture_output=True, text=True)  # fmt: skip
     assert two.returncode == 0, two.stderr[-3000:]
     assert samples(tmp_path / "one") == samples(tmp_path / "two")
@@ -80,6 +81,7 @@ def test_an_evaluation_of_two_processes_is_that_of_one(given_files, tmp_path):
     assert two.stdout == one.stdout  # one of them tells
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.multirank
 def test_a_collection_of_two_processes_is_that_of_one(given_files, tmp_path):
     def collect(output):
@@ -87,8 +89,8 @@ def test_a_collection_of_two_processes_is_that_of_one(given_files, tmp_path):
                 "--cap", "9", f"model.name_or_path={given_files / 'tiny'}", f"data.train={given_files / 'rows.jsonl'}",
                 "data.prompt=plain", "training.max_completion_length=12"]  # fmt: skip
 
-    for command, name in (([sys.executable, "-m"], "one"), (LAUNCH, "two")):
-        done = subprocess.run([*command, *collect(tmp_path / name)], env=ENVIRONMENT, cwd=ROOT, capture_output=True,
+    for command, name in ((["-m"], "one"), (LAUNCH, "two")):
+        done = subprocess.run([sys.executable, *command, *collect(tmp_path / name)], env=ENVIRONMENT, cwd=ROOT, capture_output=True,
                               text=True)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (sorted((t.problem_id, t.attempt, t.completion_ids) for t in TraceStore.open(tmp_path / name))
@@ -99,7 +101,7 @@ def test_a_collection_of_two_processes_is_that_of_one(given_files, tmp_path):
 
 @pytest.mark.multirank
 def test_no_process_outlives_a_launcher_that_is_killed(given_files, tmp_path):
-    command = [*LAUNCH, *evaluate(given_files, tmp_path / "cut", length=3000)]
+    command = [sys.executable, *LAUNCH, *evaluate(given_files, tmp_path / "cut", length=3000)]
     launcher = subprocess.Popen(
         command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

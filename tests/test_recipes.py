@@ -11,6 +11,7 @@ from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.recipe import BLOCKS, batches, load_recipe, read_yaml
+from prefix_rl.rollouts import Step
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(p for p in RECIPES.rglob("*.yaml") if p.parent.name != "accelerate" and p.stem != "ladder")
@@ -19,9 +20,8 @@ SMALL = [p for p in ALL if p.parent.name == "smollm2-135m"]
 PAPERS = [p for p in ALL if p.parent.name not in ("lab", "parities", "smoke", "smollm2-135m")]
 ARMS = {
     "dr_grpo", "prefix_rft", "prefix_rl", "luffy", "sft_loss", "chord", "sft", "sft_then_rl", "pppo", "relift", "tempo",
-    "uft", "adaptive", "bread", "upft", "rft",
+    "uft", "adaptive", "bread", "arg", "questa", "upft", "rft",
 }  # fmt: skip
-NEW = {"arg", "questa"}  # in the lab alone, so far
 OWN = {"upft", "rft"}  # learn from traces of the policy's own
 
 
@@ -67,7 +67,7 @@ def test_the_recipes_of_a_model_share_what_they_share():
     assert len(alone) == 3 * 3 + 2 + 1  # the papers' models; SmolLM2, whose rft is its sft's; the lab, all as dr_grpo
     written = sum(len(own_values(p)) for p in ARMS_OF_MODELS)
     said = sum(len(includes.read(p, BLOCKS).files.keys() - BLOCKS.keys()) for p in ARMS_OF_MODELS)
-    assert len(ARMS_OF_MODELS) == 82
+    assert len(ARMS_OF_MODELS) == 90
     assert written < said / 2  # more than half of the values stand once
 
 
@@ -85,10 +85,11 @@ def test_its_training_is_the_papers(path, monkeypatch):
     recipe = load_recipe(path)
     value = recipe.training_value
     arm = path.stem
-    assert value("num_generations") == 8
+    assert value("num_generations") == (16 if arm == "questa" else 8)
     updates = 2 if arm in ("luffy", "sft_loss", "sft_then_rl") else 1
-    assert (batches(recipe, 8).prompts, batches(recipe, 8).steps) == (128, updates)
-    assert value("max_steps") / updates == {"prefix_rl": 400, "relift": 1080}.get(arm, 500)
+    assert (batches(recipe, 8).prompts, batches(recipe, 8).steps) == (64 if arm == "questa" else 128, updates)
+    assert value("max_steps") / updates == {"prefix_rl": 400, "relift": 1080, "questa": 2000}.get(arm, 500)
+    assert value("groups_without_signal") == ("resample" if arm == "questa" else "keep")
     assert value("learning_rate") == 1e-6
     assert value("lr_scheduler_type") == "constant"
     assert value("max_completion_length") == 8192
@@ -124,6 +125,8 @@ METHODS = {
     "uft": {"count": 5, "pieces": "binomial", "start": 0.95, "end": 0.05, "horizon": 300, "weight": 0.001},
     "adaptive": {"of": PrefixRL(cuts=1, plain=0), "rule": "interval", "target": 0.5},
     "bread": {"episodes": 10, "cut": "sentences"},
+    "arg": {"shares": (0.25, 0.5, 1.0), "cut": "surprisal"},
+    "questa": {"first": 0.5, "then": 0.25, "switch": None},  # null: 0.05 of the run
     "upft": {"full_share": 0.1, "label_filter": False},
     "rft": {"per_problem": None},
 }  # fmt: skip
@@ -144,6 +147,16 @@ def test_its_method_is_the_papers(path):
         assert (stage.warmup, stage.min_lr) == (0.1, 0.1)
     else:
         assert method.stages.supervised is None
+
+
+@pytest.mark.parametrize("model", sorted({p.parent.name for p in PAPERS}))
+def test_the_hints_of_questa_change_after_100_steps_and_half_of_any_demonstration_fits_into_its_prompts(model):
+    recipe = load_recipe(RECIPES / model / "questa.yaml")
+    steps = [Step(index, recipe.training_value("max_steps"), 0, 8192) for index in (0, 99, 100, 1999)]
+    shares = [recipe.method.share(step) for step in steps]
+    assert shares == [0.5, 0.5, 0.25, 0.25]
+    assert recipe.method.max_hint_tokens == 4096  # of demonstrations of 8,192 tokens
+    assert recipe.training_value("vllm_max_model_length") == 9216 + 4096
 
 
 @pytest.mark.parametrize("model", sorted({p.parent.name for p in PAPERS}))
@@ -201,7 +214,7 @@ def test_the_small_models_methods_are_those_of_the_papers_but_for_their_length(p
 
 
 def test_the_lab_has_all_methods():
-    assert {p.stem for p in LAB} == ARMS | NEW
+    assert {p.stem for p in LAB} == ARMS
 
 
 @pytest.mark.parametrize("path", LAB, ids=name)

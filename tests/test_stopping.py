@@ -51,6 +51,7 @@ def whole(tmp_path_factory):
     return run(tmp_path_factory.mktemp("whole") / "run", REWARD, "training.save_strategy=no")
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(whole, tmp_path, name):
     folder = tmp_path / "run"
@@ -66,6 +67,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(whole, tmp_path, 
     same_run(whole, folder)
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_generation_batch_is_used_up_before_it_stops(tmp_path):
     # two steps for each generation batch: asked in the first of the second batch (step 2), it stops after step 4
     done = alone(tmp_path / "run", "training.num_iterations=2", "training.save_strategy=no", ask="2 0 SIGTERM-self")
@@ -76,6 +78,7 @@ def test_a_generation_batch_is_used_up_before_it_stops(tmp_path):
 # --- two processes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.multirank
 def test_two_processes_stop_together_if_one_is_asked_and_go_on_exactly(tmp_path):
     settings = ("training.save_strategy=no", "training.max_steps=4")
@@ -110,6 +113,7 @@ def test_what_happens_to_one_process_ends_the_other_too(tmp_path, what, returned
     assert said in done.stderr
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.multirank
 def test_a_process_that_stands_still_ends_both_and_says_what_waits_for_what(tmp_path):
     patient = "safety={slow_seconds: 8, slow_step: 1.1, end_after: 8}"
@@ -123,6 +127,7 @@ def test_a_process_that_stands_still_ends_both_and_says_what_waits_for_what(tmp_
     assert "longer than safety.end_after allows" in done.stderr
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.multirank
 def test_sharded_processes_leave_out_what_is_not_finite_and_stop_together(tmp_path):
     # DeepSpeed makes the update within backward; weights of 1e9 give NaN from the second step on
@@ -181,6 +186,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(whole, tmp_path, monke
 # --- two runs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     with Lock(tmp_path / "run" / "training.lock").held():

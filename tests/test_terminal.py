@@ -44,7 +44,6 @@ def trained(tmp_path_factory):
     return folder, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)
 def test_a_log_has_one_line_a_step_and_no_bars(trained):
     folder, log = trained
     steps = re.findall(
@@ -61,7 +60,6 @@ def test_a_log_has_one_line_a_step_and_no_bars(trained):
     assert (status["state"], status["progress"]) == ("ended", {"what": "training", "done": 6, "total": 6})
 
 
-@pytest.mark.timeout(300)
 def test_saved_rollouts_hold_what_the_page_shows_of_tokens(trained):
     folder, _ = trained
     rows = [row for step in range(6) for row in read_rollouts(folder, step)]
@@ -90,7 +88,7 @@ def test_saved_rollouts_hold_what_the_page_shows_of_tokens(trained):
     assert min(kept) >= max(left) - 1e-3
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("quick_starts")
 def test_a_supervised_stage_says_its_loss(tmp_path):
     stage = "method={name: sft_then_rl, supervised: {epochs: 2, batch_size: 4, per_device_batch_size: 2, learning_rate: 1e-3}}"
     done = subprocess.run(
@@ -131,7 +129,7 @@ def on_a_terminal(arguments):
     return process.returncode, b"".join(parts).decode(errors="replace")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("quick_starts")
 def test_a_terminal_has_a_bar_below_the_lines(tmp_path):
     status, shown = on_a_terminal(command(tmp_path / "run"))
     assert status == 0, shown[-2000:]
