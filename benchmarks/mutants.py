@@ -2,19 +2,28 @@
 
     python benchmarks/mutants.py schedules=test_schedules masks=test_masks,test_prefixes [--most 40] [--seconds 600]
 
-A module of ``prefix_rl`` (its path with dots) and the files of tests/ that are about it. A fault is one of: another
-comparison, another operator, ``and`` for ``or``, a condition turned around, a number one larger, ``return None``.
-Annotations, decorators, imports and errors are left alone. Of the faults of a module ``--most`` are drawn (``--seed``).
-The module's own examples count as tests. Prints for each module how many were found, and the others with their line.
+A module of ``prefix_rl`` (its path with dots) and the files of tests/ that are about it, or ``file::test``. A fault is
+one of: another comparison, another operator, ``and`` for ``or``, ``min`` for ``max``, ``any`` for ``all``, a condition
+turned around, a number one larger, ``return None``, one of at least three elements of a table of texts missing.
+Annotations, decorators, imports, errors and what stands within patterns are left alone. Of the faults of a module
+``--most`` are drawn (``--seed``). The module's own examples count as tests; hypothesis draws the same examples each
+time. Prints for each module how many were found (hung: because the tests did not end), and the others with their line:
+whether such a fault changes anything is for a reader to say.
 
-Everything heavy is imported once; a fault is tried in a fork of this process, so it costs the tests alone.
+Everything heavy is imported once; a fault is tried in a fork of this process, so it costs the tests alone: those of
+``pytest --fast`` with few examples first; all that are not slow if they let it live. Tests that take five times the
+work, or ten times the time, that they take without a fault hang. If they fail without a fault, it all ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import copy
+import contextlib
+import gc
+import importlib
+import itertools
+import math
 import os
 import random
 import resource
@@ -23,26 +32,40 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import hypothesis
+import pytest
 
 ROOT = Path(__file__).parents[1]
 COMPARED = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
             ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}  # fmt: skip
 COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
             ast.Mod: ast.Add, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult}  # fmt: skip
+CALLED = {"min": "max", "max": "min", "any": "all", "all": "any"}
+TABLE = 3  # elements of a collection from which on one may be missing
+MOST_MEMORY = 4 * 2**30  # bytes of one process of the tests
 
 
-def places(tree: ast.AST) -> Iterator[tuple[ast.AST, ...]]:
-    """Nodes that may be changed."""
+def places(tree: ast.AST) -> Iterator[tuple[ast.AST, int]]:
+    """Nodes that may be changed, and which of their parts."""
 
-    def visit(node: ast.AST) -> Iterator[ast.AST]:
+    def visit(node: ast.AST) -> Iterator[tuple[ast.AST, int]]:
         if isinstance(node, (ast.Raise, ast.Import, ast.ImportFrom, ast.JoinedStr)):
             return
-        if isinstance(node, (ast.Compare, ast.BinOp, ast.BoolOp, ast.If, ast.IfExp, ast.Return)) or (
+        if isinstance(node, ast.Subscript) and getattr(node.value, "id", None) == "Literal":
+            return
+        if isinstance(node, ast.Compare):
+            yield from ((node, i) for i in range(len(node.ops)))
+        elif len(table := of_table(node)) >= TABLE:
+            yield from ((node, i) for i in range(len(table)))
+        elif isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp, ast.If, ast.IfExp, ast.Return, ast.Call)) or (
             isinstance(node, ast.Constant) and type(node.value) in (int, float, bool)
         ):
-            yield node
+            yield node, 0
         left = {id(getattr(node, name, None)) for name in ("annotation", "returns")}
         left |= {id(decorator) for decorator in getattr(node, "decorator_list", ())}
         for child in ast.iter_child_nodes(node):
@@ -52,14 +75,29 @@ def places(tree: ast.AST) -> Iterator[tuple[ast.AST, ...]]:
     return visit(tree)
 
 
-def change(node: ast.AST) -> str | None:
-    """Changes this node in place; says how, or None if it cannot be changed."""
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARED:
-        node.ops[0] = COMPARED[type(node.ops[0])]()
+def of_table(node: ast.AST) -> list[ast.expr]:
+    """Elements, or keys, of a collection that is written with texts in it; of any other node none."""
+    elements = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+    texts = (inner for each in elements if each for inner in ast.walk(each))
+    written = any(isinstance(getattr(inner, "value", None), str) for inner in texts)
+    return elements if written and None not in elements else []
+
+
+def change(node: ast.AST, i: int) -> str | None:
+    """Changes this node in place, in its part ``i``; says how, or None if it cannot be changed."""
+    if isinstance(node, ast.Compare):
+        node.ops[i] = COMPARED[type(node.ops[i])]()
         return "another comparison"
-    if isinstance(node, ast.BinOp) and type(node.op) in COMPUTED:
+    if table := of_table(node):
+        if isinstance(node, ast.Dict):
+            del node.values[i]
+        return f"without {ast.unparse(table.pop(i))[:80]}"
+    if isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in COMPUTED:
         node.op = COMPUTED[type(node.op)]()
         return "another operator"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLED:
+        node.func.id = CALLED[node.func.id]
+        return f"now {node.func.id}"
     if isinstance(node, ast.BoolOp):
         node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         return "and for or"
@@ -75,35 +113,70 @@ def change(node: ast.AST) -> str | None:
     return None
 
 
-def faults(source: str) -> Iterator[tuple[int, str, str]]:
-    """(line, what was changed, source with the fault) of every fault of a module."""
-    whole = ast.parse(source)
-    for number, _ in enumerate(places(whole)):
-        tree = copy.deepcopy(whole)
-        node = next(node for i, node in enumerate(places(tree)) if i == number)
-        if how := change(node):
-            yield node.lineno, how, ast.unparse(ast.fix_missing_locations(tree))
+def faults(source: str) -> Iterator[tuple[int, str, ast.AST]]:
+    """(line, what was changed, tree of the source with the fault) of every fault of a module.
+
+    >>> [(line, how, ast.unparse(tree)) for line, how, tree in faults("x = 1 < y")]
+    [(1, 'another comparison', 'x = 1 <= y'), (1, 'now 2', 'x = 2 < y')]
+    """
+    for number, _ in enumerate(places(ast.parse(source))):
+        tree = ast.parse(source)
+        node, i = next(itertools.islice(places(tree), number, None))
+        line = table[i].lineno if (table := of_table(node)) else node.lineno
+        if how := change(node, i):
+            yield line, how, ast.fix_missing_locations(tree)
 
 
-def run(folder: Path, tests: list[str], limit: int) -> str:
-    """What the tests say of the package in this folder: ``found``, ``lived``, or ``found (time)``, its limit."""
+@dataclass(frozen=True)
+class Ran:
+    """How the tests ended (``lived``, ``found``, ``hung``), and in which seconds of work and of waiting."""
+
+    outcome: str
+    work: float
+    waited: float
+
+
+def run(folder: Path, tests: list[str], work: float, wait: float, fast: bool) -> Ran:
+    """What the tests say of the package in this folder. Past a limit, of its own work or of the clock, they hung."""
+    began = time.monotonic()
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        signal.alarm(60 * limit)  # for what waits instead
+        os.setsid()  # so that what the tests start can be ended with them
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(work),) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY,) * 2)
+        signal.alarm(math.ceil(wait))  # its default is to end the process
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
         os.chdir(folder)
         sys.path[:0] = [str(folder), str(folder / "tests")]
-        import pytest
-
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
-                            "-m", "not slow and not multirank and not real and not browser", *tests])  # fmt: skip
-        os._exit(min(int(code), 100))
-    _, status = os.waitpid(child, 0)
+        os.environ["PYTHONPATH"] = str(folder)  # the processes of the tests have the fault too
+        some = ["--fast", "--hypothesis-profile=few"]
+        every = ["-m", "not slow and not multirank and not real and not browser", "--hypothesis-profile=all"]
+        code = pytest.main(["-xq", "-pno:cacheprovider", "-pno:xdist", *(some if fast else every), *tests])
+        os._exit(0 if code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else 1)
+    _, status, used = os.wait4(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     ended = os.waitstatus_to_exitcode(status)
-    return "lived" if ended == 0 else "found" if ended > 0 else "found (time)"
+    outcome = "lived" if ended == 0 else "found" if ended > 0 else "hung"
+    return Ran(outcome, used.ru_utime + used.ru_stime, time.monotonic() - began)
+
+
+class Tests:
+    """The tests of a module: those that are quick first, and all of them on what these let live."""
+
+    def __init__(self, folder: Path, tests: list[str]):
+        self.folder, self.tests = folder, tests
+        self.sound = [run(folder, tests, 3600, 3600, fast) for fast in (True, False)]
+
+    def of(self) -> str:
+        """What they say of the module as it stands now."""
+        for sound, fast in zip(self.sound, (True, False), strict=True):
+            ran = run(self.folder, self.tests, 5 * sound.work + 10, 10 * sound.waited + 60, fast)
+            if ran.outcome != "lived":
+                break
+        return ran.outcome
 
 
 def main() -> None:
@@ -111,46 +184,77 @@ def main() -> None:
     parser.add_argument("modules", nargs="+", metavar="MODULE=TEST[,TEST]", help="schedules=test_schedules")
     parser.add_argument("--most", type=int, default=40, help="faults of a module that are tried")
     parser.add_argument("--seconds", type=float, default=3600, help="after which no further fault is tried")
-    parser.add_argument("--limit", type=int, default=60, help="CPU seconds of one fault; one that hangs is found")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--only", type=int, nargs="+", metavar="LINE", help="of the drawn faults those of these lines")
     given = parser.parse_args()
     end = time.monotonic() + given.seconds
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     sys.dont_write_bytecode = True
-    import datasets  # noqa: F401  once, before the forks
-    import hypothesis  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
+    for name in (
+        "beartype",
+        "datasets",
+        "jaxtyping",
+        "math_verify",
+        "torch",
+        "transformers",
+        "trl.trainer.grpo_trainer",
+    ):
+        importlib.import_module(name)  # once, before the forks
+    for name, examples in (("few", 15), ("all", 100)):
+        hypothesis.settings.register_profile(
+            name,
+            max_examples=examples,
+            deadline=None,
+            suppress_health_check=[hypothesis.HealthCheck.too_slow],
+            derandomize=True,
+            database=None,
+            phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+        )
+    gc.freeze()  # pytest collects garbage several times a run: not all this
 
-    folder = Path(tempfile.mkdtemp())
-    for name in ("prefix_rl", "tests", "recipes", "setup.cfg"):
+    folder = Path(tempfile.mkdtemp(prefix="mutants_"))
+    for name in ("prefix_rl", "tests", "recipes", "benchmarks", "setup.cfg"):
         source = ROOT / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    total = {"found": 0, "lived": 0}
+    total = Counter()
     for part in given.modules:
         module, _, files = part.partition("=")
         path = folder / "prefix_rl" / Path(*module.split(".")).with_suffix(".py")
-        tests = [*(f"tests/{name}.py" for name in files.split(",")), str(path)]
-        source = path.read_text(encoding="utf-8")
-        if run(folder, tests, given.limit) != "lived":
+        tests = Tests(folder, [*(of_tests(name) for name in files.split(",")), str(path)])
+        if any(ran.outcome != "lived" for ran in tests.sound):
             sys.exit(f"{module}: the tests fail without any fault")
+        source = path.read_text(encoding="utf-8")
         every = list(faults(source))
         drawn = sorted(random.Random(given.seed).sample(every, min(given.most, len(every))), key=lambda fault: fault[0])
-        outcomes = {"found": 0, "lived": 0}
+        outcomes = Counter()
         for line, how, changed in drawn:
-            if time.monotonic() > end:
-                break
-            path.write_text(changed, encoding="utf-8")
-            outcome = run(folder, tests, given.limit)
-            outcomes[outcome.split()[0]] += 1
+            if time.monotonic() > end or (given.only and line not in given.only):
+                continue
+            path.write_text(ast.unparse(changed), encoding="utf-8")
+            outcome = tests.of()
+            outcomes[outcome] += 1
             if outcome == "lived":
                 print(f"  {module}:{line}: {how}: {source.splitlines()[line - 1].strip()}", flush=True)
         path.write_text(source, encoding="utf-8")
-        tried = sum(outcomes.values())
-        print(f"{module}: {outcomes['found']} of {tried} found ({len(every)} there are)", flush=True)
-        total = {key: total[key] + outcomes[key] for key in total}
-    print(f"all: {total['found']} of {sum(total.values())} found")
+        print(f"{module}: {said(outcomes)} ({len(every)} there are)", flush=True)
+        total += outcomes
+    print(f"all: {said(total)}")
     shutil.rmtree(folder)
+
+
+def of_tests(name: str) -> str:
+    """Where pytest finds them.
+
+    >>> of_tests("test_masks"), of_tests("test_trainer::test_costs")
+    ('tests/test_masks.py', 'tests/test_trainer.py::test_costs')
+    """
+    file, colons, test = name.partition("::")
+    return f"tests/{file}.py{colons}{test}"
+
+
+def said(outcomes: Counter) -> str:
+    found = outcomes["found"] + outcomes["hung"]
+    return f"{found} of {outcomes.total()} found" + (f", {outcomes['hung']} hung" if outcomes["hung"] else "")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # The quickstart and the tests, without a GPU. Linted with hadolint. Not built by an engine, there is none here: each of its
 # steps was run by hand on 2026-11-26, in a root of Debian 12 made with debootstrap (its Python 3.11 is /usr/bin/python3, the
 # image's is under /usr/local; torch's CPU wheel came from a folder, download.pytorch.org cannot be reached), and then,
-# as its user, `make quickstart` (the README's figures to the digit) and `prefix-rl check`.
+# as its user, `make quickstart` (the README's figures to the digit), `prefix-rl check` and four files of tests.
 #   docker build -f docker/cpu.Dockerfile -t prefix_rl:cpu .
 #   docker run prefix_rl:cpu                # make quickstart
 #   docker run prefix_rl:cpu make test

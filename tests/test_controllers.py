@@ -100,6 +100,15 @@ def test_whatever_happens_a_length_is_a_share(rule, u, history):
     assert 0 <= rule.fraction(own, common, u) <= 1
 
 
+def test_a_problem_that_was_never_seen_gets_the_length_of_all_the_range_of_all_or_nothing():
+    assert SETPOINT.unseen((0.5, 0.3)) == SETPOINT.own == (0.0,)
+    assert SETPOINT.fraction(SETPOINT.unseen((0.5, 0.3)), (0.5, 0.3), 0.9) == 0.3
+    assert [INTERVAL.fraction(INTERVAL.unseen((0.25, 0.75)), (0.25, 0.75), u) for u in (0.0, 0.5)] == [0.25, 0.5]
+    assert SEARCH.unseen(()) == SEARCH.own == (-1, 0)
+    assert SEARCH.fraction(SEARCH.unseen(()), (), 0.9) == 0.0
+    assert (INTERVAL.unaided, SETPOINT.unaided, SEARCH.unaided) == (0.0, 0.0, 0.0)  # none goes without by chance
+
+
 def test_the_intervals_moves_in_numbers():
     assert INTERVAL.seen((0.0, 1.0), (), 0.6, success=0.375) == [0.6, 1.0]  # below 0.5: at least 0.6
     assert INTERVAL.seen([0.6, 1.0], (), 0.8, success=0.5) == [0.0, 0.8]  # at 0.5: at most 0.8, and from 0 again
@@ -120,6 +129,7 @@ def test_the_searchs_moves_in_numbers():
 
 def test_a_search_that_ended_begins_anew():
     assert SEARCH.seen([4, 5], (), 0.5, success=1.0) == [-1, 5]  # 4 were too few once, 5 are too many by now
+    assert SEARCH.seen([5, 10], (), 0.5, success=1.0) == [-1, 5]  # 8 were asked for, 5 could be given, and are too many
     assert SEARCH.seen([5, 5], (), 0.5, success=0.0) == [5, 10]
     assert SEARCH.fraction([-1, 1], (), 0.0) == 0.0  # at last alone
     assert SEARCH.seen([10, 10], (), 1.0, success=0.0) == [10, 10]  # nothing helps

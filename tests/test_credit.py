@@ -1,20 +1,22 @@
 """Credit decided over several ranks, without a trainer."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from flow import together
 from small import byte_level_bpe
-from test_methods import step
+from test_methods import rollouts, step
 from test_planning import LATE, TABLE, batch_on
 
 from prefix_rl.errors import DataError
+from prefix_rl.methods.base import Method
+from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
 from prefix_rl.methods.sft_loss import SFTLoss
 from prefix_rl.methods.uft import UFT
-from prefix_rl.seam import credit
+from prefix_rl.seam import credit, signal
 
 TOKENIZER = byte_level_bpe()
 REWARDS = torch.tensor([1.0, 0, 0, 1, 1, 1, 0, torch.nan])
@@ -142,3 +144,51 @@ def test_a_micro_batch_carries_what_was_decided():
     assert found.step.index == 7
     assert found.continuation_mask.all()
     assert found.weights is inputs["weights"]
+
+
+# --- groups without signal --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Everywhere(Method):
+    """The same credit on every token, and a weight on the first token of row 4."""
+
+    credit: float = 0.0
+    weight: float = 0.0
+
+    def advantages(self, rollouts):
+        return torch.full(rollouts.completion_mask.shape, self.credit)
+
+    def weights(self, rollouts):
+        found = torch.zeros(rollouts.completion_mask.shape)
+        found[4, 0] = self.weight
+        return found
+
+
+def test_a_group_has_signal_by_credit_on_a_token_in_the_loss_or_by_a_weight():
+    whole = rollouts([1.0, 0, 0, 0] + [1.0] * 4 + [1.0, 0, 0, 0], [0] * 12)
+    assert signal.with_signal(DrGRPO(), whole, whole).tolist() == [True, False, True]
+    left_out = replace(whole, completion_mask=whole.completion_mask & (torch.arange(12) < 8).unsqueeze(1))
+    assert signal.with_signal(DrGRPO(), left_out, whole).tolist() == [True, False, False]
+    for weight in (0.5, -0.5):
+        assert signal.with_signal(Everywhere(weight=weight), whole, whole).tolist() == [False, True, False]
+    for amount, there in ((0.0, False), (1e-7, False), (1e-5, True), (-1e-5, True)):  # 1e-7: left of a sum of floats
+        assert signal.with_signal(Everywhere(credit=amount), whole, whole).tolist() == [there] * 3
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "kept", "scale"),
+    [("dr_grpo", [1, 0, 1], 1.5), ("grpo", [1, 0, 0], 3.0), ("sapo", [1, 0, 1], 1.5), ("luspo", [1, 0, 1], 1.5),
+     ("dapo", [1, 0, 1], 1.0), ("bnpo", [1, 0, 1], 1.0), ("dr_grpo", [1, 1, 1], 1.0), ("dr_grpo", [0, 0, 0], 1.0)],
+)  # fmt: skip
+def test_skipped_groups_have_no_tokens_and_count_in_no_normalizer(loss_type, kept, scale):
+    given, kept = rollouts([0.0] * 12, [2] * 12), torch.tensor(kept).bool()
+    output = {
+        "completion_mask": torch.ones(6, 6, dtype=torch.long)
+    }  # the second of two ranks, from the middle of a group
+    found = signal.skipped(output, given, kept, loss_type, slice(6, 12))
+    expected = [6 * int(kept[row // 4]) for row in range(12)]
+    assert found.completion_mask.sum(dim=1).tolist() == expected
+    assert found.prefix_mask.sum(dim=1).tolist() == [tokens // 3 for tokens in expected]
+    assert output["completion_mask"].sum(dim=1).tolist() == expected[6:]
+    assert float(output[signal.SCALE]) == pytest.approx(scale)

@@ -56,6 +56,20 @@ def test_sentence_ends(text, found):
     assert sentences(text) == found
 
 
+@pytest.mark.parametrize("short", ["Mr", "Mrs", "Ms", "Dr", "Prof", "St", "vs", "cf", "eg", "ie", "resp", "approx", "Thm", "Lem", "Prop", "cor"])  # fmt: skip
+def test_an_abbreviation_ends_no_sentence(short):
+    assert sentences(f"We take {short}. Euler and 2. So") == [f"We take {short}. Euler and 2."]
+
+
+@pytest.mark.parametrize(
+    "short", ["No", "Nos", "Fig", "figs", "Eq", "eqs", "Sec", "secs", "ch", "Vol", "p", "pp", "Ex", "art", "Nr"]
+)
+def test_some_are_abbreviations_in_front_of_a_number_alone(short):
+    assert sentences(f"We take {short}. 3 here. So") == [f"We take {short}. 3 here."]
+    assert sentences(f"We take {short}. (3) here. So") == [f"We take {short}. (3) here."]
+    assert sentences(f"We take {short}. Then here. So") == [f"We take {short}.", "Then here."]
+
+
 @given(st.text(alphabet=".!?。．…\n \t$\\[]()Aa1e\"'!*", max_size=60))
 def test_sentence_ends_of_any_text_are_in_order_and_split_it(text):
     ends = sentence_ends(text)
@@ -93,6 +107,9 @@ def test_a_sentence_that_ends_inside_a_token_is_not_cut_at():
     assert sentence_places("Ab.\n\nCd", [2, 5, 7]) == (2,)  # ".\n\n" is one token
     assert sentence_places("Ab. Cd", [3, 4, 6]) == (2,)  # the blank is a token of its own: the cut is behind it
     assert sentence_places("好。好", [1, 1, 2, 3]) == (3,)  # a sign in two tokens
+    assert (
+        sentence_places("A. Bc. D", [5, 8]) == ()
+    )  # both ends are inside a token, the first of them before any boundary
     assert sentence_places("好。好。", [1, 2, 2, 3, 4]) == (3,)  # a full stop in two tokens; the whole is no prefix
 
 

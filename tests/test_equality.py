@@ -503,6 +503,38 @@ def test_what_denotes_something_else_is_not(answer, gold):
     assert not same(gold, answer)
 
 
+def test_what_is_said_to_be_equivalent_counts_if_it_is():
+    assert all(same("1/2, equivalently 0.5", gold) for gold in ("1/2", "0.5"))
+    assert all(same("0.5 or equivalently 1/2", gold) for gold in ("1/2", "0.5"))
+    assert not any(same("1/2, equivalently 0.7", gold) for gold in ("1/2", "0.7"))
+
+
+def test_what_stands_between_two_roundings_is_no_answer():
+    assert all(same(r"\pi \approx 3.1 \approx 3.14", gold) for gold in (r"\pi", "3.14"))
+    assert not same(r"\pi \approx 42 \approx 3.14", "42")
+
+
+def test_the_cells_of_a_matrix_are_compared_as_answers_are():
+    matrix = r"\begin{pmatrix} %s & 2 \\ 3 & 4 \end{pmatrix}"
+    for cell, gold in (("1,250", "1250"), ("x = 1", "1"), (r"5\text{ cm}", "5"), (r"50\%", "0.5")):
+        assert same(matrix % cell, matrix % gold)
+        assert not same(matrix % cell, matrix % "7")
+
+
+def test_pairs_are_compared_as_pairs_and_with_a_flat_list_as_one_list():
+    assert same("p=5, q=2; p=7, q=3", "p=7, q=3; p=5, q=2")
+    assert same("p=5, q=2; p=7, q=3", "p=5, q=2, p=7, q=3")
+    for crossed in ("p=5, q=3; p=7, q=2", "p=5, q=3, p=7, q=8"):
+        assert not same("p=5, q=2; p=7, q=3", crossed)
+    assert same("1, 2; 3, 4", "3, 4; 1, 2")
+    assert not same("1, 2; 3, 4", "1, 4; 3, 2")
+
+
+def test_a_rounding_is_within_half_of_its_last_digit():
+    assert all(same(answer, answer[-4:]) for answer in (r"\pi \approx 3.14", r"\sqrt{2} \approx 1.41"))
+    assert not any(same(answer, answer[-4:]) for answer in (r"\pi \approx 3.15", r"\sqrt{2} \approx 1.42"))
+
+
 def test_a_list_is_compared_by_the_same_equality():
     single = [
         pair for pair in EQUAL if not any(c in part for part in pair for c in "*,;<>=&{[(∈∪") and " or " not in pair[0]

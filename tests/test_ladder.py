@@ -439,7 +439,6 @@ def test_the_cost_of_an_arms_own_traces_is_charged_to_it(tmp_path):
     assert row["cost"]["flops"] > store.cost().flops > 0
 
 
-@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_ladder_that_is_stopped_stops_its_runs(tmp_path, number):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small import CORPUS, TOKENIZERS
 
 from prefix_rl.data.tokenizer import DemonstrationTable, Turn, encode
-from prefix_rl.prefixes import Demonstration, cut, draw_fraction, join, tokens_in, uniform
+from prefix_rl.prefixes import NO_PREFIX, Demonstration, Prefix, cut, draw_fraction, join, tokens_in, uniform
 from prefix_rl.rewards.guard import readable_from, safe_cuts
 
 ids = st.lists(st.integers(0, 999), min_size=2, max_size=60).map(tuple)
@@ -86,6 +86,13 @@ def test_a_demonstration_without_a_safe_cut_is_not_usable():
     assert not Demonstration((1,), safe_length=1).usable()
     assert not Demonstration((1, 2, 3), safe_length=1, misread_lengths=frozenset({1})).usable()
     assert Demonstration((1, 2), safe_length=2).usable()
+
+
+def test_the_share_of_a_prefix_is_of_its_demonstration_and_of_none_it_is_no_number():
+    assert Prefix([5, 6], of=8).fraction == 0.25
+    assert Prefix([5, 6], of=8, share=0.5).fraction == 0.5
+    assert Prefix([], of=8).fraction == 0.0
+    assert math.isnan(NO_PREFIX.fraction)
 
 
 @given(prefix=ids, continuation=ids, budget=st.integers(1, 100))

@@ -3,7 +3,6 @@
 What is expected comes from the library ``tokenizers`` and from texts written out here, not from the package.
 """
 
-import copy
 import gzip
 import json
 import time
@@ -84,15 +83,6 @@ def recipe_of(name, *overrides, method="prefix_rft", **blocks):
         "training": training, "output": {"dir": "(nowhere)"}, **blocks,
     }  # fmt: skip
     return load_recipe(given, overrides)
-
-
-_LOADED = cache(load_tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def loaded_once(monkeypatch):
-    """Each tokenizer is read once, 1.6 s of CPU; a policy may give its own a template."""
-    monkeypatch.setattr("prefix_rl.policy.load_tokenizer", lambda source: copy.copy(_LOADED(source)))
 
 
 @cache

@@ -2,6 +2,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from prefix_rl import checkpoints
 from prefix_rl.costs import Cost
 from prefix_rl.errors import DataError, RecipeError
 from prefix_rl.methods.adaptive import Adaptive
+from prefix_rl.methods.bread import BREAD
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.pppo import PPPO
@@ -35,6 +37,7 @@ from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.seam.batch import GenerationBatch
+from prefix_rl.seam.checks import check_settings, check_text_only
 from prefix_rl.seam.credit import prefix_entropies
 from prefix_rl.seam.trainer import PrefixTrainer
 from prefix_rl.speed.settings import OFF
@@ -562,6 +565,64 @@ def test_a_back_end_that_drops_the_prefix_is_found_out(tmp_path, monkeypatch):
 def test_settings_that_contradict_the_method_are_refused(tmp_path, changes, options, message):
     with pytest.raises(RecipeError, match=message):
         trainer(tmp_path, options=options, **changes)
+
+
+PLAIN = {
+    "scale_rewards": "none", "multi_objective_aggregation": "sum_then_normalize", "loss_type": "dr_grpo", "beta": 0.0,
+    "num_generations": 4, "max_completion_length": 24, "importance_sampling_level": "token", "entropy_coef": 0.0, "use_adaptive_entropy": False, "top_entropy_quantile": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "kl_on", "without_signal", "options", "faults"),
+    [
+        (PrefixRFT(), {}, "moving", "keep", {}, []),
+        (PrefixRFT(), {"scale_rewards": "group"}, "moving", "keep", {}, ["scale_rewards = group"]),
+        (PrefixRFT(), {"beta": 0.1}, "all", "keep", {}, []),
+        (PrefixRFT(), {}, "all", "keep", {}, ["says nothing with beta = 0"]),
+        (PrefixRFT(), {}, "none", "keep", {}, ["kl_on = none: there are moving and all"]),
+        (PrefixRFT(), {"beta": 0.1, "loss_type": "grpo"}, "all", "keep", {}, ["kl_on = all needs"]),
+        (PrefixRFT(), {"beta": 0.1, "importance_sampling_level": "sequence"}, "all", "keep", {}, ["kl_on = all needs"]),
+        (PrefixRFT(), {"loss_type": "grpo"}, "moving", "keep", {}, []),
+        (PrefixRFT(), {"top_entropy_quantile": 0.5}, "moving", "keep", {}, []),
+        (PrefixRFT(), {"entropy_coef": 0.1}, "moving", "keep", {}, []),
+        (PrefixRFT(), {"entropy_coef": 0.1, "top_entropy_quantile": 0.5}, "moving", "keep", {}, ["an entropy bonus together"]),
+        (PrefixRFT(), {"use_adaptive_entropy": True, "top_entropy_quantile": 0.5}, "moving", "keep", {}, ["an entropy bonus"]),
+        (DrGRPO(), {"entropy_coef": 0.1, "top_entropy_quantile": 0.5}, "moving", "keep", {}, []),
+        (DrGRPO(), {}, "moving", "skip", {}, []),
+        (DrGRPO(), {}, "moving", "resample", {}, []),
+        (DrGRPO(), {}, "moving", "drop", {}, ["groups_without_signal = drop: there are keep, skip, resample"]),
+        (DrGRPO(), {"entropy_coef": 0.1}, "moving", "skip", {}, ["together with groups_without_signal = skip"]),
+        (DrGRPO(), {}, "moving", "keep", {"tools": [print]}, []),
+        (DrGRPO(), {}, "moving", "skip", {"tools": [print]}, []),
+        (DrGRPO(), {}, "moving", "resample", {"tools": [print]}, ["tools: rollouts that are generated again"]),
+        (BREAD(), {}, "moving", "keep", {"tools": [print]}, ["tools: rollouts that are generated again"]),
+        (DrGRPO(), {}, "moving", "keep", {"rollout_func": print, "environment_factory": print}, []),
+        (DrGRPO(), {}, "moving", "resample", {"rollout_func": print}, ["generate past the place"]),
+        (PrefixRFT(), {}, "moving", "keep", {"environment_factory": print}, ["generate past the place"]),
+        (PPPO(), {}, "moving", "keep", {"rollout_func": print}, ["generate past the place"]),
+        (BREAD(), {}, "moving", "keep", {"rollout_func": print}, ["generate past the place"]),
+        (PrefixRFT(), {"scale_rewards": "batch"}, "all", "keep", {}, ["scale_rewards = batch", "with beta = 0"]),
+    ],
+)  # fmt: skip
+def test_settings_that_go_together_pass_and_all_that_do_not_are_told(
+    method, changes, kl_on, without_signal, options, faults
+):
+    found = []
+    try:
+        check_settings(method, SimpleNamespace(**{**PLAIN, **changes}), kl_on, without_signal, options)
+    except RecipeError as error:
+        found = error.faults
+    assert len(found) == len(faults)
+    assert all(fault in said for fault, said in zip(faults, found, strict=True))
+
+
+def test_a_model_that_takes_images_is_refused_where_the_policy_goes_on_from_ids():
+    check_text_only(DrGRPO(), True)
+    check_text_only(PrefixRFT(), False)
+    for method in (PrefixRFT(), PPPO(), BREAD()):
+        with pytest.raises(RecipeError, match="takes images too"):
+            check_text_only(method, True)
 
 
 # --- the engine's contract --------------------------------------------------------------------------------------------
