@@ -341,9 +341,10 @@ _BESIDE_TRLS = {
         Literal["moving", "all"], "moving", "Tokens on which the KL of beta falls: those that move, or all."
     ),
     "groups_without_signal": Field(
-        Literal["keep", "skip", "resample"], "keep",
-        "Groups from which nothing is learned: they stay in the batch (keep), are left out of loss and normalizer "
-        "(skip), or other problems take their place, and what is left is skipped (resample).",
+        Literal["keep", "spare", "skip", "resample"], "keep",
+        "Groups from which nothing is learned: they stay in the batch (keep), are spared the update's passes, with the "
+        "same gradient (spare), are left out of loss and normalizer (skip), or other problems take their place, and "
+        "what is left is skipped (resample).",
     ),
     "resample_rounds": Field(Annotated[int, Ge(1)], 3, "Rounds of other problems within a step, at most."),
 }  # fmt: skip
