@@ -316,6 +316,12 @@ def test_contradictions_are_refused(tmp_path):
         Run(tmp_path, DrGRPO(), options={"groups_without_signal": "skip"}, entropy_coef=0.1)
 
 
+@pytest.mark.parametrize("changes", [{"loss_type": "dapo"}, {"beta": 0.5}], ids=repr)
+def test_spare_is_refused_where_the_gradient_would_not_be_that_of_keep(tmp_path, changes):
+    with pytest.raises(RecipeError, match="groups_without_signal = spare with .* Set groups_without_signal = skip"):
+        Run(tmp_path, DrGRPO(), options={"groups_without_signal": "spare"}, **changes)
+
+
 def test_a_recipe_says_what_becomes_of_them():
     options = ["training.groups_without_signal=resample", "training.resample_rounds=5"]
     recipe = load_recipe("recipes/lab/dr_grpo.yaml", options)
