@@ -318,7 +318,7 @@ def test_contradictions_are_refused(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"loss_type": "dapo"}, {"beta": 0.5}], ids=repr)
 def test_spare_is_refused_where_the_gradient_would_not_be_that_of_keep(tmp_path, changes):
-    with pytest.raises(RecipeError, match="groups_without_signal = spare with .* Set groups_without_signal = skip"):
+    with pytest.raises(RecipeError, match=r"groups_without_signal = spare with .* Set groups_without_signal = skip"):
         Run(tmp_path, DrGRPO(), options={"groups_without_signal": "spare"}, **changes)
 
 
