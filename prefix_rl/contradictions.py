@@ -12,6 +12,7 @@ from .batches import batches, world_size
 from .data import contamination
 from .data.problems import Problem
 from .data.turns import plain_fault
+from .grpo_fields import idle
 from .methods.stage import ROLLOUTS
 from .rewards import functions
 
@@ -51,6 +52,8 @@ def between_blocks(recipe: Recipe) -> list[str]:
     faults += adapters.faults(recipe.model.peft)
     if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
         faults.append(f"training.eval_strategy = {value('eval_strategy')}, but evaluation.data names nothing to use")
+    if recipe.evaluation.data is None and value("eval_on_start"):
+        faults.append("training.eval_on_start = true, but evaluation.data names nothing to use")
     if recipe.evaluation.temperature == 0 and (recipe.evaluation.samples or 1) > 1:
         faults.append(
             f"evaluation.samples = {recipe.evaluation.samples} with evaluation.temperature = 0: greedy decoding gives "
@@ -88,8 +91,45 @@ def between_blocks(recipe: Recipe) -> list[str]:
             f"training.entropy_coef_min = {value('entropy_coef_min')} is above training.entropy_coef_max = "
             f"{value('entropy_coef_max')}"
         )
+    faults += [f"training.{name} = {value(name)} {why}" for name, why in idle(recipe.training).items()]
+    faults += _best(recipe)
+    if value("ddp_backend") and value("use_cpu") and world_size() == 1:
+        faults.append(
+            f"training.ddp_backend = {value('ddp_backend')} is of several processes, and torch fails where there is "
+            "one; leave it out, or start them with `accelerate launch`"
+        )
+    if value("torch_compile") and recipe.speed.shared_prefix:
+        faults.append(
+            "training.torch_compile = true: the shared prefixes of the fast path cannot be compiled; set "
+            "speed.shared_prefix = false, or leave it out"
+        )
     if value("sync_ref_model") and not value("beta"):
         faults.append("training.sync_ref_model = true needs training.beta above 0: without it no reference is used")
+    return faults
+
+
+def _best(recipe: Recipe) -> list[str]:
+    """Faults of what goes by the best evaluation."""
+    value, faults = recipe.training_value, []
+    follows = value("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+    wanted = {
+        "load_best_model_at_end": value("load_best_model_at_end"),
+        "save_strategy": value("save_strategy") == "best",
+        "lr_scheduler_type": follows,
+    }
+    by = [f"training.{name} = {value(name)}" for name, is_so in wanted.items() if is_so]
+    if by and value("metric_for_best_model") is None:
+        faults.append(
+            f"{by[0]} needs training.metric_for_best_model = reward: without it the loss would decide, which says "
+            "nothing of a policy that learns from rewards"
+        )
+    if by and value("eval_strategy") == "no":
+        faults.append(f"{by[0]} needs evaluations while training: set training.eval_strategy and training.eval_steps")
+    if follows and (value("lr_scheduler_kwargs") or {}).get("mode") != "max":
+        faults.append(
+            f"{by[-1]} needs training.lr_scheduler_kwargs = {{mode: max}}: by default the learning rate would fall "
+            "while the reward rises"
+        )
     return faults
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import datetime
 import importlib.util
 import inspect
 import itertools
@@ -110,7 +111,7 @@ def check(
     if given is None:
         given = {}
     if not isinstance(given, Mapping):
-        return {}, {where: f"must be a block of keys and values, given {_shown(given)}"}
+        return {}, {where: f"must be a block of keys and values, given {shown(given)}"}
     values = {key: field.default for key, field in fields.items() if field.default is not REQUIRED}
     faults = {}
     for key in sorted(given.keys() - fields.keys(), key=str):
@@ -125,7 +126,7 @@ def check(
                 faults[name] = f"is missing: give {describe(field.type)}"
             continue
         if wrong := unfit(given[key]):
-            faults[name] = f"= {_shown(given[key])}: {wrong}"
+            faults[name] = f"= {shown(given[key])}: {wrong}"
             continue
         nested = dataclass_in(field.type)
         if nested and given[key] is not None:
@@ -141,10 +142,10 @@ def check(
                 values[key] = made
             continue
         try:
-            value = _adapter(field.type).validate_json(json.dumps(given[key]), strict=True)
+            value = _as(field.type, given[key])
             values[key] = given[key] if value == given[key] else value  # 100 stays 100 where a float is allowed too
         except (TypeError, ValueError, RecursionError):  # pydantic's ValidationError is a ValueError
-            faults[name] = f"= {_shown(given[key])}: must be {describe(field.type)}"
+            faults[name] = f"= {shown(given[key])}: must be {describe(field.type)}"
     return values, faults
 
 
@@ -224,6 +225,7 @@ def describe(kind: Any) -> str:
         str: "a text",
         dict: "a block",
         list: "a list",
+        datetime.date: "a date",
     }
     return words.get(origin or kind, "null" if kind is type(None) else "a value that TRL takes")
 
@@ -251,7 +253,7 @@ def listed_in(kind: Any) -> type | None:
     return next((k for one in lists for k in typing.get_args(one) if dataclasses.is_dataclass(k)), None)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as a message has it: short, and whatever it is, what a terminal can print."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
@@ -259,6 +261,26 @@ def _shown(value: object) -> str:
         text = f"a {type(value).__name__}"
     text = printable(text)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def fits(value: object, kind: Any) -> bool:
+    """True if a value that JSON can hold is of a type.
+
+    >>> fits(3, float), fits(True, int), fits({"a": [1]}, dict[str, list[int]]), fits(None, int | None)
+    (True, False, True, True)
+    """
+    if isinstance(kind, Mapping):
+        return False  # a block of its own
+    try:
+        _as(kind, value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _as(kind: Any, value: object) -> Any:
+    """The value as the type has it; pydantic's ValidationError is a ValueError."""
+    return _adapter(kind).validate_json(json.dumps(value), strict=True)
 
 
 @cache

@@ -74,9 +74,10 @@ BOUNDED: dict[str, Any] = {
     "log_level": Literal["debug", "info", "warning", "error", "critical", "passive"],
     "log_level_replica": Literal["debug", "info", "warning", "error", "critical", "passive"],
     "include_num_input_tokens_seen": bool | Literal["all", "non_padding", "no"],
-    "num_completions_to_print": Annotated[int, Ge(1), Le(10**6)] | None, "debug": Literal["", "underflow_overflow"],
+    "metric_for_best_model": Literal["reward", "eval_reward"] | None, "greater_is_better": Literal[True] | None,
+    "debug": Literal["", "underflow_overflow"],
     # machine
-    "seed": Seed, "data_seed": Seed | None, "dataloader_num_workers": Annotated[int, Ge(0), Le(64)],
+    "seed": Seed, "dataloader_num_workers": Annotated[int, Ge(0), Le(64)],
     "dataloader_prefetch_factor": Annotated[int, Ge(1), Le(1024)] | None,
     "dataloader_multiprocessing_context": Literal["fork", "spawn", "forkserver"] | None,
     "ddp_bucket_cap_mb": Annotated[int, Ge(1), Le(2**20)] | None, "ddp_timeout": Annotated[int, Ge(1), Le(10**8)],
@@ -87,23 +88,23 @@ BOUNDED: dict[str, Any] = {
 
 FREE = {
     # switches
-    "average_tokens_across_devices", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32",
-    "activation_checkpointing", "gradient_checkpointing", "torch_compile", "use_cache", "logging_first_step",
-    "log_on_each_node", "disable_tqdm", "eval_on_start", "eval_use_gather_object",
-    "save_only_model", "save_on_each_node", "enable_jit_checkpoint", "push_to_hub", "load_best_model_at_end",
-    "greater_is_better", "restore_callback_states_from_checkpoint", "full_determinism", "use_cpu",
+    "average_tokens_across_devices", "bf16", "fp16", "tf32",
+    "gradient_checkpointing", "torch_compile", "use_cache", "logging_first_step",
+    "log_on_each_node", "disable_tqdm", "eval_on_start",
+    "save_only_model", "save_on_each_node", "push_to_hub", "load_best_model_at_end",
+    "full_determinism", "use_cpu",
     "dataloader_drop_last", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_in_order",
     "ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph", "skip_memory_metrics",
     "disable_dropout", "cast_lm_head_to_fp32", "ds3_gather_for_generation", "shuffle_dataset", "use_vllm",
     "vllm_enable_sleep_mode", "mask_truncated_completions", "sync_ref_model", "use_adaptive_entropy",
-    "vllm_importance_sampling_correction", "use_bias_correction_kl", "log_multimodal", "log_unique_prompts",
+    "vllm_importance_sampling_correction", "use_bias_correction_kl",
     "use_transformers_continuous_batching",
     # names and numbers without a bound of their own
     "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-    "metric_for_best_model", "vllm_server_base_url", "vllm_server_host", "vllm_structured_outputs_regex",
+    "vllm_server_base_url", "vllm_server_host", "vllm_structured_outputs_regex",
     "reward_weights", "entropy_coef", "entropy_coef_min", "entropy_coef_max",
     # what the libraries are asked about (preflight, policy)
-    "lr_scheduler_kwargs", "optim_args", "optim_target_modules", "activation_checkpointing_kwargs",
+    "lr_scheduler_kwargs", "optim_args", "optim_target_modules",
     "gradient_checkpointing_kwargs", "torch_compile_backend", "generation_kwargs", "chat_template_kwargs",
     "cache_implementation", "transformers_continuous_batching_config",
     # every method's own, see recipe.py
@@ -135,6 +136,13 @@ REFUSED = {
     "hub_token": "is a secret, and recipes are written down; log in with `hf auth login`",
     "ignore_data_skip": "is not supported: a run that was cut off would go on with rows that it has seen",
     "local_rank": "is set by the launcher",
+    "data_seed": "has no effect: TRL draws the order of the data by training.seed; set that",
+    "enable_jit_checkpoint": "is not needed: a run that is asked to stop saves a whole checkpoint, see safety.grace",
+    "restore_callback_states_from_checkpoint": "is not needed: what a run remembers is always read back",
+    "activation_checkpointing": "set gradient_checkpointing instead, TRL's name: plan and supervised stage read that",
+    "activation_checkpointing_kwargs": "set gradient_checkpointing_kwargs instead, TRL's name for the same",
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "has no effect on evaluations while training"),
+    **dict.fromkeys(("num_completions_to_print", "log_unique_prompts"), "belongs to log_completions, which is refused"),
     "use_transformers_paged": "is now called use_transformers_continuous_batching",
     "max_tool_calling_iterations": "is not supported: there are no tools",
     **dict.fromkeys(("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision"), _PUSHED),
@@ -142,9 +150,20 @@ REFUSED = {
                      "vespo_lambda_neg"), _OTHER_LOSS),
     **dict.fromkeys(("label_smoothing_factor", "label_names", "prediction_loss_only", "eval_do_concat_batches",
                      "include_for_metrics", "batch_eval_metrics", "train_sampling_strategy", "length_column_name",
-                     "do_train", "do_eval", "do_predict"), _NO_EFFECT),
+                     "do_train", "do_eval", "do_predict", "eval_use_gather_object", "log_multimodal"), _NO_EFFECT),
 }  # fmt: skip
 """Fields that no recipe sets to another value than TRL's own, with the reason."""
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), ("sync_ref_model",)),
+    **dict.fromkeys(("entropy_target", "entropy_coef_delta", "entropy_coef_min", "entropy_coef_max"),
+                    ("use_adaptive_entropy",)),
+    "use_bias_correction_kl": ("beta",),
+    "metric_for_best_model": ("load_best_model_at_end", "save_strategy = best",
+                              "lr_scheduler_type = reduce_lr_on_plateau", "lr_scheduler_type = greedy"),
+    "greater_is_better": ("metric_for_best_model",),
+}  # fmt: skip
+"""Keys that do nothing unless one of these is set, to anything or to the value named."""
 
 OLD = {
     "torch_dtype": "is now model.dtype",
@@ -165,6 +184,26 @@ def grpo_fields() -> dict[str, Field]:
     return {
         name: replace(field, type=BOUNDED.get(name, field.type))
         for name, field in fields_from_source("trl.trainer.grpo_config", "GRPOConfig").items()
+    }
+
+
+def idle(given: dict[str, Any]) -> dict[str, str]:
+    """The keys of a training block that do nothing without another one, with what they need.
+
+    >>> idle({"entropy_target": 0.3, "save_strategy": "best", "metric_for_best_model": "reward"})
+    {'entropy_target': 'does nothing without training.use_adaptive_entropy; set that too, or leave it out'}
+    """
+    fields = grpo_fields()
+
+    def there(what: str) -> bool:
+        name, _, wanted = what.partition(" = ")
+        value = given.get(name, fields[name].default)
+        return value == wanted if wanted else bool(value)
+
+    return {
+        name: f"does nothing without training.{' or training.'.join(needed)}; set that too, or leave it out"
+        for name, needed in NEEDED.items()
+        if given.get(name, fields[name].default) != fields[name].default and not any(map(there, needed))
     }
 
 

@@ -27,11 +27,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch, Schema
+    from pyarrow import DataType, RecordBatch, Schema
 
 PARTIAL = ".partial"
 """Suffix of the name of a file that is being written."""
@@ -128,6 +129,25 @@ def settle(partial: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+_PLACES, _PLACE_BYTES = 16, 1 << 20
+
+
+def places_of(path: Path) -> Iterator[bytes]:
+    """The content of a file; of a large one 16 places of 1 MiB: to read 15 GB takes half a minute.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _PLACES * _PLACE_BYTES:
+            yield file.read()
+            return
+        for place in range(_PLACES):
+            file.seek((size - _PLACE_BYTES) * place // (_PLACES - 1))
+            yield file.read(_PLACE_BYTES)
+
+
 # --- lock -------------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +213,7 @@ class Lock:
         try:
             who = json.loads(self._by.read_text(encoding="utf-8"))
             return f" (process {who['pid']} on {who['host']} since {who['since']}: {who['command']})"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return ""
 
 
@@ -208,8 +228,54 @@ class Damaged(Exception):
         self.path = path
 
 
+def regular(path: Path) -> None:
+    """Sees that a path is a file: to open a pipe would wait for ever, and a folder or a link to nothing is none.
+
+    Raises:
+        Damaged: saying what stands there.
+    """
+    if not os.path.isfile(path):
+        there = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device" if os.path.exists(path) else None
+        raise Damaged(
+            path, f"it is {there}" if there else "a link to nothing" if path.is_symlink() else "it is not there"
+        )
+
+
 class OtherColumns(Damaged):
     """A readable file whose columns are not those of the parts."""
+
+
+def pyarrow_damage() -> tuple[type[Exception], ...]:
+    """Errors that a changed byte can cause in pyarrow, or in the conversion of the values that it reads."""
+    import pyarrow
+
+    return pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, LookupError, TypeError
+
+
+def _refuse_other_columns(path: Path, found: Schema, wanted: Schema) -> None:
+    """Sees that a file has columns of these names and types."""
+    if found.names != wanted.names:
+        raise OtherColumns(path, f"it has the columns {', '.join(found.names)}")
+    for name in wanted.names:
+        one, other = (_kind(schema.field(name).type) for schema in (found, wanted))
+        if one != other:
+            raise OtherColumns(path, f"its column {name} holds {one}, not {other}")
+
+
+def _kind(type_: DataType) -> str:
+    """A type in words; what the items of a list are called does not matter."""
+    return f"lists of {type_.value_type}" if hasattr(type_, "value_type") else str(type_)
+
+
+def _lacking(batch: RecordBatch, schema: Schema) -> str | None:
+    """A column in which a value is missing that must be there, or one of a list's."""
+    for name in batch.schema.names:
+        column = batch[name]
+        if column.null_count and not schema.field(name).nullable:
+            return name
+        if hasattr(column, "flatten") and hasattr(column.type, "value_type") and column.flatten().null_count:
+            return name
+    return None
 
 
 @dataclass(frozen=True)
@@ -236,10 +302,11 @@ class Parts:
         numbers = {int(m[1]): p for p in self.folder.iterdir() if (m := self._pattern.fullmatch(p.name))}
         return dict(sorted(numbers.items()))
 
-    def missing(self) -> list[str]:
-        """The names of parts that are not there although one with a higher number is."""
+    def missing(self, most: int = 1000) -> list[str]:
+        """The names of parts that are not there although one with a higher number is: the first ``most`` of them."""
         numbers = self.paths()
-        return [self.name.format(n) for n in range(max(numbers, default=-1) + 1) if n not in numbers]
+        gaps = (self.name.format(n) for n in range(max(numbers, default=-1) + 1) if n not in numbers)
+        return list(islice(gaps, most))
 
     def next_path(self) -> Path:
         """The file of the part that :meth:`append` would add."""
@@ -287,12 +354,19 @@ class Parts:
         import pyarrow
         import pyarrow.parquet
 
+        regular(path)
+        row = 0
         try:
             with pyarrow.parquet.ParquetFile(path, page_checksum_verification=self.checksums) as file:
-                if self.schema and file.schema_arrow.names != self.schema().names:
-                    raise OtherColumns(path, f"it has the columns {', '.join(file.schema_arrow.names)}")
-                yield from file.iter_batches(columns=None if columns is None else list(columns))
-        except (pyarrow.ArrowException, OSError) as error:
+                if self.schema:
+                    _refuse_other_columns(path, file.schema_arrow, self.schema())
+                for batch in file.iter_batches(columns=None if columns is None else list(columns)):
+                    batch.validate(full=True)  # also that texts are UTF-8, which a reader would trip over later
+                    if self.schema and (name := _lacking(batch, self.schema())):
+                        raise Damaged(path, f"a value of {name} is missing in rows {row} to {row + batch.num_rows - 1}")
+                    row += batch.num_rows
+                    yield batch
+        except pyarrow_damage() as error:
             raise Damaged(path, error) from error
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
@@ -318,14 +392,14 @@ class Parts:
         Raises:
             Damaged: as :meth:`read`.
         """
-        import pyarrow
         import pyarrow.parquet
 
         total = 0
         for path in self.paths().values():
+            regular(path)
             try:
                 total += pyarrow.parquet.read_metadata(path).num_rows
-            except (pyarrow.ArrowException, OSError) as error:
+            except pyarrow_damage() as error:
                 raise Damaged(path, error) from error
         return total
 

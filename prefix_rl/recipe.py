@@ -202,7 +202,13 @@ class Recipe:
     def arguments(self) -> dict[str, Any]:
         """Arguments of TRL that the ``training`` block sets, with the weights of the rewards."""
         ours = {"reward_weights": list(self.reward.weights)} if self.reward.weights is not None else {}
-        return {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS} | ours
+        given = {key: value for key, value in self.training.items() if key not in _BESIDE_TRLS}
+        # transformers refuses whole numbers there, although they mean the same
+        return (
+            given
+            | {key: float(given[key]) for key in _NO_WHOLE_NUMBERS & given.keys() if given[key] is not None}
+            | ours
+        )
 
     @property
     def uses_lab(self) -> bool:
@@ -329,14 +335,16 @@ def _never_to_train_on(recipe: Recipe, held_out: list[Problem]) -> list[Problem]
 # --- reading and checking ---------------------------------------------------------------------------------------------
 
 
+_NO_WHOLE_NUMBERS = {"temperature", "top_p", "min_p", "repetition_penalty"}
 _BESIDE_TRLS = {
     "kl_on": Field(
         Literal["moving", "all"], "moving", "Tokens on which the KL of beta falls: those that move, or all."
     ),
     "groups_without_signal": Field(
-        Literal["keep", "skip", "resample"], "keep",
-        "Groups from which nothing is learned: they stay in the batch (keep), are left out of loss and normalizer "
-        "(skip), or other problems take their place, and what is left is skipped (resample).",
+        Literal["keep", "spare", "skip", "resample"], "keep",
+        "Groups from which nothing is learned: they stay in the batch (keep), are spared the update's passes, with the "
+        "same gradient (spare), are left out of loss and normalizer (skip), or other problems take their place, and "
+        "what is left is skipped (resample).",
     ),
     "resample_rounds": Field(Annotated[int, Ge(1)], 3, "Rounds of other problems within a step, at most."),
 }  # fmt: skip

@@ -27,7 +27,8 @@ def page() -> str:
         "`training` holds the fields of TRL's `GRPOConfig` by their own names, and three of ours. `kl_on`: where the "
         "KL of `beta` falls, on tokens that move (`moving`, the default) or `all` of a completion. "
         "`groups_without_signal`: groups from which nothing is learned stay in the batch (`keep`, the default), are "
-        "left out of the loss and of its normalizer (`skip`), or other problems take their place, up to "
+        "spared the passes of the update, with the same gradient (`spare`), are left out of the loss and of its "
+        "normalizer (`skip`), or other problems take their place, up to "
         "`resample_rounds` (3) times a step (`resample`), see [signal.md](signal.md). Each `method`'s are on its page "
         "in [methods/](methods/). `prefix-rl schema > recipe.schema.json` writes all of them, with types, bounds and "
         "defaults, for an editor that completes YAML.",

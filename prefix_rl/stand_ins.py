@@ -136,8 +136,9 @@ def _schedule(args: TrainingArguments) -> None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
     known = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[args.lr_scheduler_type]).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in known.values())  # handed on to a class, which is asked below
     for name in dict(args.lr_scheduler_kwargs or {}):
-        if name not in known or name in ("optimizer", "num_warmup_steps", "num_training_steps"):
+        if (name not in known and not anything) or name in ("optimizer", "num_warmup_steps", "num_training_steps"):
             raise ValueError(f"this schedule has no setting {name}{nearest(name, known)}")
     steps = args.max_steps if args.max_steps > 0 else 1000
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)

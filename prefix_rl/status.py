@@ -23,6 +23,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from . import documents
+from .documents import misfit
+from .parts import Damaged
+
 DOING = ("training", "evaluating", "collecting")
 """Activities that are recorded, each in a file of its own: a checkpoint may be evaluated while its run trains on."""
 BEAT_SECONDS = 5.0
@@ -196,6 +200,13 @@ class State:
     progress: Mapping[str, Any] | None = None
 
 
+_SHAPE = {
+    "state": str, "doing": str, "host": str | None, "space": str | None, "pid": int, "born": str | None, "beat": float,
+    "moved": float, "pace": float | None, "where": list[str] | None, "error": str | None,
+}  # fmt: skip
+_PROGRESS = {"what": str, "done": float, "total": float | None}
+
+
 def _path(folder: Path, doing: str) -> Path:
     return folder / f"status.{doing}.json"
 
@@ -203,10 +214,10 @@ def _path(folder: Path, doing: str) -> Path:
 def read_status(folder: Path, doing: str = "training") -> dict[str, Any] | None:
     """The status that the run's process wrote last; None if there is none that can be read."""
     try:
-        found = json.loads(_path(folder, doing).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = documents.read(_path(folder, doing), _SHAPE)
+    except Damaged:
         return None
-    return found if isinstance(found, dict) and "state" in found else None
+    return found if found.get("progress") is None or not misfit(found["progress"], _PROGRESS) else None
 
 
 def lives_elsewhere(folder: Path, doing: str, waiting: Callable[[str], object]) -> str | None:

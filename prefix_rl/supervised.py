@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapters import to_train
 from .batches import world_size
-from .checkpoints import FINAL, check_continues, facts_of, last_whole, mark_whole, set_aside_incomplete
+from .checkpoints import FINAL, check_continues, facts_of, fault_of, last_whole, mark_whole, tidy
 from .costs import Cost, update_flops
 from .data.problems import Problem
 from .data.tokenizer import DemonstrationTable, stop_ids
@@ -86,10 +86,12 @@ def fine_tune(
         CheckpointError: if the folder holds the stage of another run.
     """
     final = folder / FINAL
-    if (done := facts_of(final)) is not None:
-        check_continues(final, facts)
-        say(f"the supervised stage is finished: {final}")
-        return Cost(**done["cost"])
+    if final.exists():
+        if (why := fault_of(final)) is None:
+            check_continues(final, facts)
+            say(f"the supervised stage is finished: {final}")
+            return Cost(**(facts_of(final).get("cost") or {}))
+        say(f"the policy of the supervised stage in {final} cannot be used, and is made again: {why}")
 
     import torch
 
@@ -106,7 +108,7 @@ def fine_tune(
     if set(policy.stops) != set(stop_ids(generates, tokenizer)):
         generates.eos_token_id = policy.stops  # saved with the policy, which learns to end so
     if trainer.accelerator.is_main_process:
-        set_aside_incomplete(folder)
+        tidy(folder, " of the supervised stage")
         say(
             f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all, so "
             f"{len(places) / len(dataset):.3g} passes over them"

@@ -12,14 +12,14 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import contradictions, parts, preflight, stand_ins
+from . import contradictions, documents, parts, preflight, stand_ins
 from .adapters import to_train
 from .batches import batches, world_size
-from .checkpoints import FINAL, MARK, check_continues, facts_of, last_whole, set_aside_incomplete
+from .checkpoints import FINAL, MARK, best_before, check_continues, facts_of, last_whole, not_restored, tidy
 from .costs import Cost
 from .data.mixing import REPEATS, SOURCE
 from .data.prepare import is_verified
@@ -94,7 +94,8 @@ def _reinforce(
     resume = _checkpoint_to_resume(trainer, run, recipe)
     if resume and (ended := _ended(facts_of(resume), trainer.args.max_steps, recipe.budget.flops)):
         if is_main() and not (run / FINAL).is_dir():  # it was killed between its last checkpoint and its end
-            _final_from(resume, run)
+            best = recipe.training_value("load_best_model_at_end")
+            _final_from(best_before(resume) if best else resume, run, facts_of(resume))
         say(f"{run} has already {ended}; nothing was trained. To train again, give another output.dir.")
         return run
     if is_main():
@@ -122,12 +123,12 @@ def _spent_before(recipe: Recipe, trainer: PrefixTrainer) -> bool:
     return True
 
 
-def _final_from(checkpoint: Path, run: Path) -> None:
+def _final_from(checkpoint: Path, run: Path, reached: Mapping[str, Any]) -> None:
     """The policy of a run that got as far as its last checkpoint: the checkpoint without what only a resume needs."""
     resume_only = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "global_step*", "latest", MARK)
     shutil.rmtree(run / _PARTIAL, ignore_errors=True)
     shutil.copytree(checkpoint, run / _PARTIAL, ignore=shutil.ignore_patterns(*resume_only))
-    _record_cost(run, Cost(**facts_of(checkpoint)["cost"]))
+    _record_cost(run, Cost(**(reached.get("cost") or {})))
     _put_in_place(run)
 
 
@@ -403,38 +404,44 @@ def _open_folder(run: Path, recipe: Recipe) -> None:
         probe.unlink()
     except OSError as error:
         raise CheckpointError(f"the run's folder {run} cannot be written: {error.strerror or error}") from error
+    for name in ("metrics.jsonl", "recipe.yaml", "run.json", "cost.json", "training_arguments.json"):
+        if os.path.exists(run / name) and not os.path.isfile(run / name):
+            raise CheckpointError(f"{run / name} is no file, and the run writes one there; take it away")
     if recipe.output.resume == "never" and (run / "run.json").exists():
         raise CheckpointError(f"{run} holds a run already, and output.resume = never; give another output.dir")
 
 
 def _with_date_of(run: Path, recipe: Recipe) -> Recipe:
     """The recipe with the date that the prompts of this run have shown so far, if it was begun on another day."""
+    path = run / "run.json"
     try:
-        then = json.loads((run / "run.json").read_text(encoding="utf-8")).get("date")
-    except (OSError, ValueError):
-        return recipe
+        then = documents.read(path, {"date": date | None}).get("date") if os.path.lexists(path) else None
+    except parts.Damaged as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}. It says which date the prompts of this run have shown: bring it back; or, if "
+            "the chat template shows no date, delete it"
+        ) from error
     return replace(recipe, model=replace(recipe.model, date=then)) if then and recipe.model.date is None else recipe
 
 
 def _checkpoint_to_resume(trainer: PrefixTrainer, run: Path, recipe: Recipe) -> Path | None:
     if is_main():
-        for moved in set_aside_incomplete(run):
-            say(f"set aside a checkpoint that was cut off: {moved}")
+        tidy(run)
     trainer.accelerator.wait_for_everyone()
     folder = last_whole(run)
     if folder is None:
         return None
     check_continues(folder, trainer.facts)
     if is_main():
-        say(f"continuing from {folder}")
+        say("; ".join([f"continuing from {folder}", *not_restored(recipe.training)]))
     return folder
 
 
 def _ended(reached: dict[str, Any], max_steps: int, budget: float | None) -> str | None:
     """Reason why a run that got as far as this checkpoint has nothing left to do; None if it has."""
-    if reached["step"] >= max_steps > 0:
+    if (reached.get("step") or 0) >= max_steps > 0:
         return f"finished its {max_steps} steps"
-    if budget is not None and reached.get("cost", {}).get("flops", 0) >= budget:
+    if budget is not None and (reached.get("cost") or {}).get("flops", 0) >= budget:
         return f"spent its budget.flops = {budget:g}"
     return None
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 CASES = int(os.environ.get("PREFIX_RL_HOSTILE", "150"))
 SEED = int(os.environ.get("PREFIX_RL_HOSTILE_SEED", "0"))
 CPU_SECONDS = 30  # a case takes milliseconds; what takes this long has no end in sight
+WAITED_SECONDS = int(os.environ.get("PREFIX_RL_HOSTILE_WAITED", "600"))  # what waits without computing, as for a pipe
 
 
 class Hang(BaseException):
@@ -31,13 +32,16 @@ def cpu_budget(seconds=CPU_SECONDS):
     def over(*_):
         raise Hang
 
-    before = signal.signal(signal.SIGPROF, over)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, WAITED_SECONDS)}
+    before = {kind: signal.signal(kind, over) for kind in timers}
+    for timer, budget in timers.values():
+        signal.setitimer(timer, budget)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        for kind, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(kind, before[kind])
 
 
 @dataclass
@@ -46,6 +50,8 @@ class Outcomes:
 
     counts: Counter = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
+    last: str = ""
+    """The last explanation."""
 
     def run(self, case, what):
         """Runs one case. ``case`` says how to make it again."""
@@ -55,7 +61,7 @@ class Outcomes:
             outcome = "fine"
         except UserError as error:
             outcome = "explained"
-            text = str(error)
+            self.last = text = str(error)
             if not text.strip() or len(text) > 20_000 or "Traceback" in text:
                 outcome = "traceback"
                 self.bad.append(f"{case}: explained by {len(text)} characters: {text[:200]!r}")

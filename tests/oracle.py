@@ -230,7 +230,7 @@ def loss(policy, method, rollouts, settings, *, old=None, reference=None, entrop
     ``old`` and ``reference`` are their log-probabilities under the policy that generated and under the reference, as
     :func:`scores` gives them; no ``old``: the policy itself. ``entropies`` are those under the policy that generated.
     """
-    if settings.without_signal != "keep":  # as if the other groups were not there
+    if settings.without_signal not in ("keep", "spare"):  # as if the other groups were not there
         kept = learning(method, rollouts, settings)
         if not kept:
             return sum((p * 0).sum() for p in policy.parameters())

@@ -59,6 +59,24 @@ def test_a_search_within_the_step_by_hand():
     assert asked(method, tried(*ended, (0, FAILED))) is None
 
 
+@given(st.integers(1, 40), st.integers(0, 400), st.floats(0, 0.95))
+def test_problems_with_a_demonstration_are_repeated_until_they_make_up_their_share(having, without, asked_for):
+    copies = BREAD(demonstrated_share=asked_for).copies([True] * having + [False] * without)
+    times = copies[0]
+    assert copies == [times] * having + [1] * without
+    assert times * having / (times * having + without) >= asked_for - 1e-9
+    assert times == 1 or (times - 1) * having / ((times - 1) * having + without) < asked_for  # and not once more
+
+
+def test_nothing_is_repeated_where_no_share_is_asked_for_or_nothing_has_a_demonstration():
+    assert BREAD().copies([True, False, False]) == [1, 1, 1]
+    assert BREAD(demonstrated_share=0.9).copies([False, False]) == [1, 1]
+    assert BREAD(demonstrated_share=0.5).copies([True, False, False, False]) == [3, 1, 1, 1]  # 3 of 6
+    assert BREAD(demonstrated_share=0.9, episodes=0).copies([True, False]) == [1, 1]  # Dr.GRPO
+    (fault,) = BREAD(demonstrated_share=1.0).faults({})
+    assert fault == "method.demonstrated_share = 1 leaves no place for problems without a demonstration"
+
+
 def test_a_problem_without_a_demonstration_gets_no_help():
     assert asked(BREAD(cut="tokens"), tried((0, FAILED), demonstrations=())) is None
 

@@ -63,7 +63,7 @@ def test_incomplete_checkpoints_are_renamed_and_never_deleted(tmp_path):
         (moved,) = set_aside_incomplete(tmp_path)
         assert moved.name == ["incomplete-7", "incomplete-7.1", "incomplete-7.2"][attempt]
         assert (moved / "model.safetensors").exists()
-    assert set_aside_incomplete(tmp_path) == []
+    assert set_aside_incomplete(tmp_path) == {}
 
 
 def test_a_mark_lists_every_file_and_survives_being_written_again(tmp_path):

@@ -6,7 +6,7 @@ import oracle
 import pytest
 import torch
 from small import dataset, lora, trains_adapters_alone
-from test_oracle import TOKENIZER, Run, agrees, some_end
+from test_oracle import TOKENIZER, Run, agrees, off, some_end
 from test_seam_vllm import Colocated
 from test_trainer import generation, parameters, trainer
 from trl.trainer import grpo_trainer
@@ -207,6 +207,33 @@ def test_groups_without_signal_are_skipped_as_if_they_were_not_there(tmp_path, m
     assert sum(shares) * len(equal) / 4 >= sum(equal) - 1e-9  # four steps with as many groups each
 
 
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        (DrGRPO(), {}),
+        (DrGRPO(), {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
+        (DrGRPO(), {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_iterations": 2}),
+        (PrefixRL(plain=0), {"per_device_train_batch_size": 16}),
+        (TEMPO(of=DrGRPO(), normalize=True), {}),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_groups_without_signal_are_spared_with_the_gradient_of_keep_for_less(tmp_path, method, changes):
+    runs = {
+        name: Run(
+            tmp_path / name, method, steps=4, reward=half_teach, options={"groups_without_signal": name}, **changes
+        )
+        for name in ("keep", "spare")
+    }
+    equal = [len({r.reward for r in g}) == 1 for g in groups(agrees(runs["spare"]))]
+    assert {True, False} == set(equal)
+    assert off(runs["spare"].measured(3), runs["keep"].measured(3)) < 1e-4
+    kept, spared = ([line for line in metrics(runs[name]) if "cost/flops" in line][-1] for name in ("keep", "spare"))
+    assert spared["cost/flops"] < kept["cost/flops"]
+    assert spared["cost/trained_tokens"] == kept["cost/trained_tokens"]
+    assert spared["cost/generated_tokens"] == kept["cost/generated_tokens"]
+
+
 def test_kept_groups_count_otherwise(tmp_path):
     """The control: with the groups in the normalizer the gradient is another."""
     run = Run(tmp_path, DrGRPO(), steps=2, reward=half_teach, options={"groups_without_signal": "skip"})
@@ -242,7 +269,7 @@ def test_a_run_in_which_nothing_is_exchanged_is_the_plain_run(tmp_path):
     varied = lambda completions, completion_ids, **k: [float(i % 4) for i in range(len(completions))]  # noqa: E731
     runs = [
         Run(tmp_path / name, DrGRPO(), steps=2, reward=varied, options={"groups_without_signal": name})
-        for name in ("keep", "skip", "resample")
+        for name in ("keep", "spare", "skip", "resample")
     ]
     for run in runs[1:]:
         assert torch.equal(run.measured(1), runs[0].measured(1))
@@ -283,10 +310,16 @@ def test_help_trains_adapters_alone(tmp_path):
 
 
 def test_contradictions_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match="there are keep, skip, resample"):
+    with pytest.raises(RecipeError, match="there are keep, spare, skip, resample"):
         Run(tmp_path, DrGRPO(), options={"groups_without_signal": "drop"})
     with pytest.raises(RecipeError, match="an entropy bonus together with groups_without_signal = skip"):
         Run(tmp_path, DrGRPO(), options={"groups_without_signal": "skip"}, entropy_coef=0.1)
+
+
+@pytest.mark.parametrize("changes", [{"loss_type": "dapo"}, {"beta": 0.5}], ids=repr)
+def test_spare_is_refused_where_the_gradient_would_not_be_that_of_keep(tmp_path, changes):
+    with pytest.raises(RecipeError, match=r"groups_without_signal = spare with .* Set groups_without_signal = skip"):
+        Run(tmp_path, DrGRPO(), options={"groups_without_signal": "spare"}, **changes)
 
 
 def test_a_recipe_says_what_becomes_of_them():

@@ -107,11 +107,42 @@ def test_the_corpus_has_the_form_and_no_parities(spaced):
     assert right / 6400 == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("spaced", [False, True])
+def test_a_base_that_can_copy_has_seen_copies_behind_another_mark_and_chance_behind_a_problem(spaced):
+    world = World(world="parities", spaced=spaced, copies=True)
+    prompt, bits = corpus(world, 400, torch.Generator().manual_seed(0))
+    words, marks, right, ones = tokenizer(world), [], 0, 0
+    for asked, written in zip(prompt, bits, strict=True):
+        asked, written = (words.decode(ids.tolist(), skip_special_tokens=True).split() for ids in (asked, written))
+        marks.append(asked[-1])
+        x = [w for w in asked if w in "01"]
+        if asked[-1] == "!":
+            assert written[::2] == x
+            assert len(set(written[1::2])) == 1
+            ones += written[1] == "1"
+        else:
+            right += sum(y == x_i for y, x_i in zip(written[::2], x, strict=True))
+    assert marks.count("!") == pytest.approx(200, abs=30)  # half of 400; three standard errors are 30
+    assert marks.count("!") + marks.count("?") == 400
+    assert ones / marks.count("!") == pytest.approx(0.5, abs=0.12)
+    assert right / (16 * marks.count("?")) == pytest.approx(0.5, abs=0.03)  # behind `?` nothing is copied
+
+
+def test_a_copy_behind_a_problem_would_be_right_from_the_start_and_from_any_prefix():
+    # where y_i = x_i no parity changes, so that all later z are the last one of the prefix: 0 at the start
+    assert check("1 0 0 0 1 0", "1 0 1 ?") is Outcome.RIGHT
+    assert check("0 1 0 1 1 1", "1 0 1 ?") is Outcome.RIGHT  # behind the prefix `0 1`
+    assert check("0 1 0 0 1 0", "1 0 1 ?") is Outcome.WRONG
+
+
 def test_the_base_is_trained_on_its_own_world(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFIX_RL_CACHE", str(tmp_path))
     folders = {
         base_policy(world) for world in (WORLD, World(base_steps=3), World(world="parities", base_steps=3, spaced=True))
     }
+    copies = World(world="parities", base_steps=3, copies=True)
+    assert base_policy(copies) not in folders
+    assert train_base(copies).get_input_embeddings().weight.shape[0] == 8
     assert len(folders) == 3
     assert base_policy(World(world="parities", base_steps=3, problems=9)) == base_policy(WORLD)
     assert train_base(WORLD).get_input_embeddings().weight.shape[0] == len(WORLD.vocabulary) == 7
@@ -122,6 +153,7 @@ def test_the_base_is_trained_on_its_own_world(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"world": "parities", "operations": 6}, "data.lab.operations = 6 says nothing in data.lab.world = parities"),
+        ({"copies": True}, "data.lab.copies = True says nothing in data.lab.world = additions"),
         ({"spaced": True}, "data.lab.spaced = True says nothing in data.lab.world = additions"),
         ({"world": "parities", "length": 4}, "data.lab.length = 4 makes 16 different problems"),
         ({"world": "parity"}, "must be one of additions, parities"),
@@ -145,8 +177,7 @@ def test_the_lab_grades_its_parities_and_math_verify_everything_else():
 def test_the_ladder_of_parities_can_run_and_has_five_seeds():
     found = load_ladder(FOLDER / "ladder.yaml")
     assert len(found.seeds) == 5
-    assert {"dr_grpo", "sft_then_rl", "adaptive", "r3"} <= found.arms.keys()
-    assert len({len(tries) for tries in found.search.tries.values()}) == 1
+    assert {"dr_grpo", "sft_then_rl", "adaptive", "prefix_rl"} <= found.arms.keys()
 
 
 def test_two_steps_train_and_are_evaluated(tmp_path):

@@ -258,3 +258,9 @@ def test_evaluation_problems_among_the_training_problems_are_refused(tmp_path, s
     _, problems, _ = load_run(LAB, [*values, "evaluation.allow_overlap=true"])
     assert len(problems) == 64
     load_run(LAB, [*values, "evaluation.data=null", "training.eval_strategy=no"])
+
+
+def test_whole_numbers_of_sampling_reach_trl_as_floats_and_the_recipe_as_they_stand():
+    recipe = load_recipe("recipes/lab/dr_grpo.yaml", ["training.temperature=2", "training.repetition_penalty=1"])
+    assert [repr(recipe.arguments[key]) for key in ("temperature", "repetition_penalty")] == ["2.0", "1.0"]
+    assert repr(recipe.resolved()["training"]["temperature"]) == "2"

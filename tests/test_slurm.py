@@ -88,7 +88,13 @@ def test_training_on_two_nodes(tmp_path):
     assert (option(made, "--num_machines"), option(made, "--num_processes")) == ("2", "16")
     assert (option(made, "--machine_rank"), option(made, "--main_process_ip")) == ("1", "n1")
     assert made[:2] == ["-m", "prefix_rl.launch"]  # which ends with 75 where the training has saved and stopped
-    assert made[made.index("-m", 2) :] == ["-m", "prefix_rl.train", "--config", RECIPE, *overrides]  # nothing is expanded
+    assert made[made.index("-m", 2) :] == [
+        "-m",
+        "prefix_rl.train",
+        "--config",
+        RECIPE,
+        *overrides,
+    ]  # nothing is expanded
     assert (ROOT / option(made, "--config_file")).is_file()
     load_recipe(ROOT / RECIPE, overrides)
 

@@ -122,7 +122,9 @@ def test_the_last_log_of_a_resumed_run_is_of_the_run(tmp_path):
     assert abs(of_all["train_loss"]) > 1e-3
     part = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["stateful_callbacks"]["RunTotals"]
     assert 0 < part["attributes"]["seconds"] < logs[-1]["train_runtime"]
-    assert logs[-1]["train_steps_per_second"] == pytest.approx(4 / logs[-1]["train_runtime"], rel=0.02)  # both are rounded
+    assert logs[-1]["train_steps_per_second"] == pytest.approx(
+        4 / logs[-1]["train_runtime"], rel=0.02
+    )  # both are rounded
 
 
 def test_so_many_in_a_row_end_the_run_all_the_same(tmp_path):

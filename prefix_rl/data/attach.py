@@ -10,7 +10,7 @@ from ..errors import DataError, at_most
 from ..methods.base import Method
 from ..rewards.grading import Outcome
 from .problems import Problem
-from .traces import CUT, Trace, TraceStore
+from .traces import CUT, Trace, TraceStore, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,8 +127,3 @@ def _wanted(method: Method) -> Outcome | None:
 def _some(ids) -> str:
     shown = [repr(i) for i in list(ids)[:3]]
     return ", ".join(shown) + (", ..." if len(ids) > 3 else "")
-
-
-def short(text: str) -> str:
-    """The text in quotation marks, cut to 60 characters for an error message."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")

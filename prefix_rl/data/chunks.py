@@ -8,15 +8,17 @@ as finished once they exist. Each file appears as a whole (:mod:`~prefix_rl.part
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .. import parts
+from .. import documents, parts
 from ..errors import DataError
 
 _PLAN, _LOCK = "plan.json", ".lock"
@@ -36,7 +38,7 @@ class Chunks:
         """Facts of the finished chunks of a stage, in order."""
         found = []
         while (path := self._path(stage, len(found), "json")).exists():
-            found.append(json.loads(path.read_text(encoding="utf-8")))
+            found.append(documents.read(path, dict[str, Any]))
         return found
 
     def put(self, stage: str, number: int, lines: Sequence[bytes], dropped: Sequence[dict], array, facts: dict) -> None:
@@ -103,7 +105,7 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
             _belong_to(folder, plan)
         except parts.Taken as who:
             raise DataError(f"another process is making {output}{who}; wait for it, or stop it") from None
-        except ValueError:
+        except parts.Damaged:
             shutil.rmtree(folder)
             raise DataError(f"{folder} was damaged and has been removed; run the same command again") from None
         except OSError as error:
@@ -113,6 +115,9 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
         except DataError:
             shutil.rmtree(folder)
             raise
+        except parts.Damaged as error:
+            told = f"{error.path} is damaged: {error}. Remove {folder}, and the command begins anew"
+            raise DataError(told) from error
         except OSError as error:
             raise DataError(
                 f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make "
@@ -125,7 +130,7 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
 def _belong_to(folder: Path, plan: dict) -> None:
     """Removes from the folder the files that a run with another plan left."""
     path = folder / _PLAN
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
+    if os.path.lexists(path) and documents.read(path, dict[str, Any]) == plan:
         return
     for old in folder.iterdir():
         if not old.name.startswith(_LOCK):

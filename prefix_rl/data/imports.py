@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError, at_most
 from ..rewards.functions import gold_of
 from ..rewards.workers import Grader
-from .attach import short
 from .problems import Problem, is_unicode
 from .sources import read
 from .tokenizer import Turn, encode, turn_of
-from .traces import UNGRADED, Trace, TraceStore
+from .traces import UNGRADED, Trace, TraceStore, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -26,10 +26,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .. import __version__, parts
+from .. import __version__, documents, parts
 from ..errors import DataError
 from ..rewards.equality import TRAINING_RULES, Rules
 from ..rewards.functions import MATH, find, source_sha256, verdicts
@@ -149,11 +150,12 @@ def is_verified(source: str, reward: str | None = MATH, rules: Rules | None = No
         rules: the rules of mathematics that must have been used; None: any.
     """
     path = manifest_path(source)
-    if not os.path.isfile(path):
+    try:
+        manifest = documents.read(path, {"reward": dict[str, Any] | None, "sha256": str | None})
+    except parts.Damaged:  # or not there: the demonstrations are graded anew
         return False
-    manifest = json.loads(path.read_text(encoding="utf-8"))
     graded_so = manifest.get("demonstrations_graded") is True and manifest.get("grader") == GRADER_VERSION
-    by = manifest.get("reward", {})
+    by = manifest.get("reward") or {}
     asked = {} if reward is None else _reward_facts(reward, rules)
     return (
         graded_so

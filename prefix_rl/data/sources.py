@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError, at_most, nearest, unavailable
+from ..parts import pyarrow_damage
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 LONGEST_LINE = 64 * 2**20
@@ -96,11 +97,9 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
-    import pyarrow
     import pyarrow.parquet
 
-    # errors that a flipped byte can cause in pyarrow, or in the conversion of the values that it reads
-    damage = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, LookupError, TypeError)
+    damage = pyarrow_damage()
     try:
         file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)  # without it a whole column chunk is read at once
     except damage as error:

@@ -51,6 +51,11 @@ def load_tokenizer(name_or_path: str, **kwargs) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, padding_side="left", **kwargs)
     except Exception as error:  # the libraries raise many kinds for damaged files
         raise unavailable(f"no tokenizer could be loaded from {name_or_path}", error) from error
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys():  # the file with its words is gone
+        raise DataError(
+            f"the tokenizer of {name_or_path} knows no word, only special tokens: its files are not all there. Copy "
+            "them from the model that it was made from"
+        )
     if difference := _difference(tokenizer, probes):
         raise DataError(
             f"the tokenizer loaded from {name_or_path} does not give the ids of its tokenizer.json: {difference}"

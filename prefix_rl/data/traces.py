@@ -14,25 +14,28 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import parts
+from .. import documents, parts
 from ..costs import Cost
 from ..errors import DataError, at_most
 from ..rewards.grading import Outcome
+from .trace_columns import CUT, UNGRADED, impossible, schema
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch, Schema
+    from pyarrow import RecordBatch
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
 """Version of the files' layout."""
-UNGRADED = "ungraded"
-"""Outcome of a trace that was not graded, because its method needs no answers."""
-CUT = "cut"
-"""Outcome of a trace that was stopped on purpose, because the method trains on its beginning only; not graded."""
 _FACTS, _LOCK, _ADDING, _PART = "store.json", ".lock", ".adding.lock", "part-{:06}.parquet"
+_SHAPE = {
+    "format": int, "tokenizer_sha256": str, "date": date | None, "model": str | None, "parameters": int | None,
+    "settings": dict[str, Any] | None,
+}  # fmt: skip
+_SETTINGS = {"k": int, "max_pass_rate": float, "wanted": int, "cap": int}
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class TraceStore:
         self.folder, self._facts = folder, dict(facts)
         self._lock, self._adding = parts.Lock(folder / _LOCK), parts.Lock(folder / _ADDING)
         self._writers = 0  # depth of nested writing() and joined() in this process
-        self._parts = parts.Parts(folder, _PART, _schema, checksums=True)
+        self._parts = parts.Parts(folder, _PART, schema, checksums=True)
 
     @classmethod
     def create(cls, folder: Path | str, facts: Mapping[str, Any]) -> TraceStore:
@@ -154,15 +157,16 @@ class TraceStore:
         if not os.path.isdir(folder):
             raise DataError(f"there is no trace store {folder} (from {Path.cwd()}); `prefix-rl collect` makes one")
         try:
-            facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-            known = facts["format"] == FORMAT and isinstance(facts["tokenizer_sha256"], str)
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{folder} is not a trace store: it has no {_FACTS}; `prefix-rl collect` makes one"
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{folder / _FACTS} is damaged: {error}; restore it, or collect anew elsewhere") from error
-        if not known:
+            facts = documents.read(folder / _FACTS, _SHAPE)
+            if (settings := facts.get("settings")) and (wrong := documents.misfit(settings, _SETTINGS, "settings")):
+                raise parts.Damaged(folder / _FACTS, wrong)
+        except parts.Damaged as error:
+            if not os.path.lexists(folder / _FACTS):
+                raise DataError(
+                    f"{folder} is not a trace store: it has no {_FACTS}; `prefix-rl collect` makes one"
+                ) from error
+            raise DataError(f"{error.path} is damaged: {error}; restore it, or collect anew elsewhere") from error
+        if facts["format"] != FORMAT:
             raise DataError(
                 f"{folder} is a trace store of format {facts['format']}, and this version reads format {FORMAT}; read "
                 "it with the version that wrote it, or collect anew"
@@ -308,11 +312,22 @@ class TraceStore:
 
         Args:
             first: number of first attempts to count at each problem; None: all.
+
+        Raises:
+            DataError: if a trace is there twice; as :meth:`batches`.
         """
         found: dict[str, Tally] = {}
-        for batch in self.batches(["problem_id", "attempt", "outcome", "truncated", "imported"]):
+        seen: dict[tuple[str, str | None], int] = {}  # a bit for each attempt
+        for batch in self.batches(["problem_id", "attempt", "outcome", "truncated", "imported", "source"]):
             for row in batch.to_pylist():
                 tally = found.get(row["problem_id"], Tally())
+                of = row["problem_id"], row["source"] if row["imported"] else None
+                if seen.get(of, 0) >> row["attempt"] & 1:
+                    raise DataError(
+                        f"{self.folder} holds attempt {row['attempt']} at problem {short(row['problem_id'])} twice: "
+                        "one of its parts is there twice, or stems from another store; take it away"
+                    )
+                seen[of] = seen.get(of, 0) | 1 << row["attempt"]
                 counts = not row["imported"] and (first is None or row["attempt"] < first)
                 found[row["problem_id"]] = tally.plus(row["outcome"], row["truncated"]) if counts else tally
         return found
@@ -383,11 +398,13 @@ class TraceStore:
         """
         self._refuse_gaps()
         try:
-            yield from self._parts.batches(columns)
+            for path in self._parts.paths().values():
+                for batch in self._parts.read(path, columns):
+                    if wrong := impossible(batch):
+                        raise parts.Damaged(path, wrong)
+                    yield batch
         except parts.OtherColumns as error:
-            raise DataError(
-                f"{error.path} is not a part of a trace store: it has other columns; take it away"
-            ) from error
+            raise DataError(f"{error.path} is not a part of a trace store: {error}; take it away") from error
         except parts.Damaged as error:
             raise DataError(
                 f"{error.path} is damaged: {error}. Bring it back from a copy; or delete it and the parts "
@@ -395,31 +412,9 @@ class TraceStore:
             ) from error
 
 
-def _schema() -> Schema:
-    """Columns of a part: the fields of a trace, and ``completion_tokens`` and ``reward``, which follow from them."""
-    import pyarrow as pa
-
-    def column(name: str, kind: Any, nullable: bool = False) -> pa.Field:
-        return pa.field(name, kind, nullable=nullable)
-
-    return pa.schema(
-        [
-            column("problem_id", pa.string()),
-            column("problem", pa.string()),
-            column("answer", pa.string()),
-            column("attempt", pa.int32()),
-            column("source", pa.string()),
-            column("text", pa.string()),
-            column("completion_ids", pa.list_(pa.int32())),
-            column("prompt_tokens", pa.int32()),
-            column("completion_tokens", pa.int32()),
-            column("reward", pa.float64(), nullable=True),
-            column("outcome", pa.string()),
-            column("truncated", pa.bool_()),
-            column("flops", pa.float64(), nullable=True),
-            column("imported", pa.bool_()),
-        ]
-    )
+def short(text: str) -> str:
+    """The text in quotation marks, cut to 60 characters for an error message."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

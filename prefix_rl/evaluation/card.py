@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import preflight
+from .. import documents, preflight
+from ..errors import DataError
+from ..parts import Damaged, places_of
 from ..reports.tables import text_table
+from .samples import CARD, SAMPLES
+from .shape import compared_fault, whole_fault
 
-__all__ = ["checkpoint_facts", "markdown", "markdown_table", "rows_of", "text_table", "versions"]
+__all__ = ["checkpoint_facts", "markdown", "markdown_table", "read_card", "rows_of", "text_table", "versions"]
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_PLACES, _PLACE_BYTES = 16, 1 << 20
 
 
 def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -32,10 +35,10 @@ def checkpoint_facts(path: str, revision: str | None = None) -> dict[str, Any]:
         commit = getattr(AutoConfig.from_pretrained(path, revision=revision), "_commit_hash", None)
         return facts | {"revision": revision, "commit": commit}
     digest = hashlib.sha256()
-    files = sorted(f for f in folder.iterdir() if f.name in _CONFIGURATION or f.suffix in _WEIGHTS)
+    files = sorted(f for f in folder.iterdir() if f.is_file() and (f.name in _CONFIGURATION or f.suffix in _WEIGHTS))
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}".encode())
-        for part in _places(file):
+        for part in places_of(file):
             digest.update(part)
     return facts | {"files": {f.name: f.stat().st_size for f in files}, "sha256_of_places": digest.hexdigest()}
 
@@ -53,15 +56,31 @@ _CONFIGURATION = {"config.json", "generation_config.json", "adapter_config.json"
 _WEIGHTS = {".safetensors", ".bin"}
 
 
-def _places(file: Path):
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        if size <= _PLACES * _PLACE_BYTES:
-            yield opened.read()
-            return
-        for place in range(_PLACES):
-            opened.seek((size - _PLACE_BYTES) * place // (_PLACES - 1))
-            yield opened.read(_PLACE_BYTES)
+# --- reading it again -------------------------------------------------------------------------------------------------
+
+
+def read_card(folder: Path, whole: bool = False) -> dict[str, Any]:
+    """The card in the folder of an evaluation; with ``whole`` every number of it is looked at.
+
+    Raises:
+        DataError: if there is none, or it is damaged.
+    """
+    path = Path(folder) / CARD
+    if not os.path.lexists(path):
+        unfinished = " It holds samples of an unfinished evaluation: the command that began it goes on." if (
+            Path(folder) / SAMPLES
+        ).is_dir() else ""  # fmt: skip
+        raise DataError(f"{folder} is not the folder of an evaluation: it has no {CARD}.{unfinished}")
+    try:
+        card = documents.read(path, dict[str, Any])
+        if "benchmarks" not in card:
+            raise DataError(f"{path} was written by an older version; evaluate again with `prefix-rl evaluate`")
+        wrong = (whole_fault if whole else compared_fault)(card)
+    except Damaged as error:
+        wrong = str(error)
+    if wrong:
+        raise DataError(f"{path} is damaged: {wrong}. `prefix-rl evaluate` writes it anew from the samples beside it")
+    return card
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
-from .evaluate import read_card
+from .card import read_card
 from .pairs import Comparison, Measured, compare
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import contradictions, parts, preflight
+from .. import contradictions, documents, parts, preflight
 from ..data import benchmarks, contamination
 from ..data.benchmarks import Task
+from ..data.sources import read
 from ..engines.base import completions
 from ..errors import DataError, RecipeError
 from ..places import run_of
@@ -27,7 +29,7 @@ from ..rewards.grading import VERSION, Outcome
 from ..rewards.workers import Grader
 from ..status import recorded
 from . import samples
-from .card import markdown, versions
+from .card import markdown, read_card, versions
 from .metrics import estimate
 from .sampling import Job, graded, jobs_of, prefixes_of, request_of
 from .summary import ks_of, summarize
@@ -108,7 +110,7 @@ def _conclude(
     problems = [{"benchmark": t.name, "id": p.id, "problem": p.text, "answer": gold_of(grader, p)} for t in tasks
                 for p in t.problems]  # fmt: skip
     lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in problems)
-    parts.write_text(folder / samples.PROBLEMS, lines)
+    _write(folder / samples.PROBLEMS, lines)
     _write_card(folder, card)
     return card
 
@@ -122,15 +124,8 @@ def grade_again(folder: Path, ks: Sequence[int] = ()) -> tuple[dict, Counter[tup
     Raises:
         DataError: if the folder holds no finished evaluation, or k is larger than the samples.
     """
-    card = read_card(folder)
-    golds: dict[str, dict[str, str]] = {}
-    try:
-        for line in (folder / samples.PROBLEMS).read_text(encoding="utf-8").split("\n"):
-            if line:
-                row = json.loads(line)
-                golds.setdefault(row["benchmark"], {})[row["id"]] = row["answer"]
-    except OSError as error:
-        raise DataError(f"{folder} has no {samples.PROBLEMS}, so its samples cannot be graded again") from error
+    card = read_card(folder, whole=True)
+    golds = _golds(folder / samples.PROBLEMS, card)
     found = ks_of(ks, {name: b["samples"] for name, b in card["benchmarks"].items()})
     given = card["grader"]
     mathematics = Grader(given["workers"], given["deadline"], given["memory_mb"], Rules(**given["rules"]))
@@ -153,22 +148,26 @@ def grade_again(folder: Path, ks: Sequence[int] = ()) -> tuple[dict, Counter[tup
     return card, changes
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card in the folder of an evaluation.
+def _golds(path: Path, card: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The gold answers of each benchmark of a card.
 
     Raises:
-        DataError: if there is none.
+        DataError: if the file that has them is not there, is damaged, or is that of another evaluation.
     """
-    path = Path(folder) / samples.CARD
-    if not path.is_file():
-        unfinished = " It holds samples of an unfinished evaluation: the command that began it goes on." if (
-            Path(folder) / samples.SAMPLES
-        ).is_dir() else ""  # fmt: skip
-        raise DataError(f"{folder} is not the folder of an evaluation: it has no {samples.CARD}.{unfinished}")
-    card = json.loads(path.read_text(encoding="utf-8"))
-    if "benchmarks" not in card:
-        raise DataError(f"{path} was written by an older version; evaluate again with `prefix-rl evaluate`")
-    return card
+    if not os.path.lexists(path):
+        raise DataError(f"{path.parent} has no {path.name}, so its samples cannot be graded again")
+    golds: dict[str, dict[str, str]] = {}
+    for place, row in read(str(path)):
+        if wrong := documents.misfit(row, {"benchmark": str, "id": str, "answer": str}):
+            raise DataError(f"{place} is damaged: {wrong}; evaluate again with `prefix-rl evaluate`, or bring it back")
+        golds.setdefault(row["benchmark"], {})[row["id"]] = row["answer"]
+    for name, measured in card["benchmarks"].items():
+        if golds.get(name, {}).keys() != measured["right_by_problem"].keys():
+            raise DataError(
+                f"{path} has other problems of {name} than {samples.CARD} beside it, so the samples cannot be graded "
+                "again; evaluate again with `prefix-rl evaluate`, or bring back the file that belongs there"
+            )
+    return golds
 
 
 # --- what is evaluated ------------------------------------------------------------------------------------------------
@@ -323,10 +322,12 @@ def _numbers(
 
     def rows(fraction: str) -> list[dict]:
         wanted = prompts[fraction]
-        return [
+        found = [
             r for r in samples.read(places[fraction], columns)
             if r["index"] < count and r["prompt"] == wanted.get(r["problem"])
         ]  # fmt: skip
+        samples.check_complete(places[fraction], found, [name for name in ids if name in wanted], count)
+        return found
 
     found = summarize(ids, rows("0"), ks, grader)
     by_fraction = {}
@@ -393,8 +394,24 @@ def _grader_facts(grader: Grader) -> dict[str, Any]:
 
 
 def _write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    parts.write_text(folder / samples.CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    parts.write_text(folder / samples.CARD_TEXT, markdown(card))
+    for name, text in ((samples.CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n"),
+                       (samples.CARD_TEXT, markdown(card))):  # fmt: skip
+        _write(folder / name, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file of results.
+
+    Raises:
+        DataError: if it cannot be written; the samples are whole.
+    """
+    try:
+        parts.write_text(path, text)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}. The samples are whole, and the same command makes "
+            "it of them"
+        ) from error
 
 
 def _now() -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .. import parts
+from .. import documents, parts
 from ..engines.base import Counts
 from ..errors import DataError
 from ..parts import Damaged, Lock, Parts, Taken
@@ -60,7 +62,7 @@ def _schema():
     kinds = {"index": number, "tokens": number, "prefix_tokens": number, "start": number, "truncated": pa.bool_()}
     names = ("problem", "index", "outcome", "answer", "gold", "found_by", "grader", "tokens", "prefix_tokens",
              "truncated", "start", "prompt", "text")  # fmt: skip
-    return pa.schema([(name, kinds.get(name, text)) for name in names])
+    return pa.schema([pa.field(n, kinds.get(n, text), nullable=n in ("answer", "found_by")) for n in names])
 
 
 def prompt_hash(job: Job) -> str:
@@ -70,7 +72,7 @@ def prompt_hash(job: Job) -> str:
 
 def parts_of(folder: Path) -> Parts:
     """The files of a benchmark's samples."""
-    return Parts(folder, "{:05}.parquet", _schema)
+    return Parts(folder, "{:05}.parquet", _schema, checksums=True)
 
 
 def append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -110,6 +112,29 @@ def read(folder: Path, columns: Sequence[str] | None = None) -> Iterator[dict[st
     with _readable():
         for batch in parts_of(folder).batches(columns):
             yield from batch.to_pylist()
+
+
+def check_complete(folder: Path, rows: Sequence[Mapping[str, Any]], problems: Sequence[str], count: int) -> None:
+    """Sees that each problem has each of its ``count`` samples, once.
+
+    Raises:
+        DataError: naming what is missing, or there twice.
+    """
+    found = Counter((row["problem"], row["index"]) for row in rows)
+    wanted = {(name, index) for name in problems for index in range(count)}
+    twice = [key for key, number in found.items() if number > 1 or key not in wanted]
+    if twice:
+        (name, index), more = twice[0], f", and {len(twice) - 1} more" * (len(twice) > 1)
+        raise DataError(
+            f"{folder} holds sample {index} of problem {name} twice{more}: one of its files was copied, or stems from "
+            "another evaluation; take it away"
+        )
+    if missing := sorted(wanted - found.keys()):
+        name, index = missing[0]
+        raise DataError(
+            f"{folder} lacks {len(missing)} of {len(wanted)} samples, the first: sample {index} of problem {name}; "
+            "the command that evaluated samples them again"
+        )
 
 
 @contextmanager
@@ -189,26 +214,46 @@ def note_engine(folder: Path, facts: Mapping[str, Any], counts: Counts) -> None:
     """Notes what generated samples of the folder, and adds what it did to what was done before."""
     with _alone(folder / SAMPLES):
         before = engine_of(folder)
-        done = {name: before.get(name, 0) + number for name, number in asdict(counts).items()}
+        done = {name: (before.get(name) or 0) + number for name, number in asdict(counts).items()}
         parts.write_text(folder / SAMPLES / ENGINE, json.dumps({**facts, **done}, indent=2) + "\n")
 
 
 def engine_of(folder: Path) -> dict[str, Any]:
     """Facts of the engine that generated the samples, and its numbers of tokens; empty if none has been sampled."""
-    path = folder / SAMPLES / ENGINE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    shape = {name: int | None for name in asdict(Counts())}
+    return _document(folder / SAMPLES / ENGINE, shape, "delete it: the card will not say how they were sampled") or {}
 
 
 def date_of(folder: Path) -> str | None:
     """The date that the prompts of the samples in the folder show, None if they show none or there are none."""
-    path = folder / SAMPLES / SETTINGS
-    return json.loads(path.read_text(encoding="utf-8")).get("date") if path.is_file() else None
+    return (_settings(folder) or {}).get("date")
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    remedy = f"bring it back, or move {folder / SAMPLES} away, and all is sampled anew"
+    return _document(folder / SAMPLES / SETTINGS, {"date": date | None}, remedy)
+
+
+def _document(path: Path, shape: documents.Shape, remedy: str) -> dict[str, Any] | None:
+    """What a file beside the samples says, None if it is not there.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        return documents.read(path, shape)
+    except Damaged as error:
+        raise DataError(f"{path}, which belongs to the samples beside it, is damaged: {error}; {remedy}") from error
 
 
 def continue_with(folder: Path, settings: Mapping[str, Any]) -> None:
     """Sees that the samples in the folder were drawn with these settings; others are set aside, with their card."""
     path = folder / SAMPLES / SETTINGS
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    there = _settings(folder)
+    if there is None and any((folder / SAMPLES).glob("*/*.parquet")):
+        say(f"{folder} holds samples, and no {SETTINGS} says how they were drawn; they go to {_set_aside(folder)}")
     if there is not None and there != settings:
         changed = [
             f"{key}: {there.get(key)} then, {settings.get(key)} now"

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH, _LEARNING_RATE, _WARMUP, _HIDDEN = 32, 4e-3, 30, 64
-_OF_THE_BASE = ("world", "length", "spaced", "slots", "modulus", "slip_small", "slip_large", "base_steps", "base_seed")
+_OF_THE_BASE = (
+    "world",
+    "length",
+    "spaced",
+    "copies",
+    "slots",
+    "modulus",
+    "slip_small",
+    "slip_large",
+    "base_steps",
+    "base_seed",
+)
 
 
 def cache_folder() -> Path:

@@ -16,6 +16,9 @@ the form, which no controller counts; here there is none).
 With ``spaced`` a ``.`` follows each bit of the problem, so that ``x_i`` and ``z_i`` are a constant distance apart.
 
 The base policy has seen problems followed by ``2 length`` random bits and an end: it knows the form and nothing else.
+With ``copies`` half of its texts end in ``!`` where a problem ends in ``?``, and there ``y_i = x_i`` and all ``z_i``
+are one bit: it can copy, as every language model can, and has no reason to in a solution, which is random as before.
+Behind ``?`` such a copy would be right (``z_i = z_{i-1}`` where ``y_i = x_i``), and no demonstration shows one.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 VOCABULARY = ["<pad>", "<eos>", "<unk>", "?", ".", "0", "1"]
 """Every word; its place is its token id."""
+COPY = "!"
+"""With ``copies``: the mark behind which the base policy has learned to copy."""
 
 
 def solution(x: Int[Tensor, "N length"], y: Int[Tensor, "N length"]) -> Int[Tensor, "N bits"]:
@@ -118,7 +123,7 @@ def corpus(
     world: World, count: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "N prompt"], Int[Tensor, "N solution"]]:
     """Token ids of the texts that the base policy learns from: problems, with random bits in the place of solutions."""
-    ids = {word: i for i, word in enumerate(VOCABULARY)}
+    ids = {word: i for i, word in enumerate(world.vocabulary)}
 
     def column(word: str) -> Tensor:
         return torch.full((count, 1), ids[word])
@@ -127,4 +132,11 @@ def corpus(
     if world.spaced:
         x = torch.stack([x, torch.full_like(x, ids["."])], dim=2).flatten(1)
     bits = torch.randint(0, 2, (count, 2 * world.length), generator=generator) + ids["0"]
-    return torch.cat([x, column("?")], dim=1), torch.cat([bits, column("<eos>")], dim=1)
+    mark = column("?")
+    if world.copies:
+        plain = x[:, ::2] if world.spaced else x
+        constant = torch.randint(0, 2, (count, 1), generator=generator).expand(-1, world.length) + ids["0"]
+        copied = torch.rand(count, 1, generator=generator) < 0.5
+        bits = torch.where(copied, torch.stack([plain, constant], dim=2).flatten(1), bits)
+        mark = torch.where(copied, ids[COPY], mark)
+    return torch.cat([x, mark], dim=1), torch.cat([bits, column("<eos>")], dim=1)

@@ -38,14 +38,14 @@ _HELD_OUT = 10**6  # seeds of held-out problems start here
 # The settings that only one of the worlds has
 _OWN = {
     "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled", "leap"),
-    "parities": ("length", "spaced"),
+    "parities": ("length", "spaced", "copies"),
 }
 
 
 @dataclass(frozen=True)
 class World:
-    """Settings of the world. ``slots``, ``modulus``, the slips, ``length``, ``spaced`` and the ``base_*`` fields decide
-    the base policy."""
+    """Settings of the world. ``slots``, ``modulus``, the slips, ``length``, ``spaced``, ``copies`` and the ``base_*``
+    fields decide the base policy."""
 
     world: Literal["additions", "parities"] = "additions"
     """additions: chains of additions. parities: chains of parities (arXiv 2506.18110)."""
@@ -53,6 +53,8 @@ class World:
     """parities: bits of a problem; a solution has twice as many."""
     spaced: bool = False
     """parities: a word between two bits of the problem, so that each stands at a constant distance from its parity."""
+    copies: bool = False
+    """parities: the base policy has also learned to copy the bits of a problem, behind a mark of its own."""
     slots: Annotated[int, Ge(3), Le(256)] = 20
     """Additions in a problem."""
     modulus: Annotated[int, Ge(2), Le(1000)] = 20
@@ -110,7 +112,7 @@ class World:
     def vocabulary(self) -> list[str]:
         """Every word; its place is its token id."""
         if self.world == "parities":
-            return parities.VOCABULARY
+            return [*parities.VOCABULARY, parities.COPY] if self.copies else parities.VOCABULARY
         numbers = [str(n) for n in range(self.modulus)]
         steps = [f"+{d}" for d in range(10)] + [f"-{d}" for d in range(1, 10)]
         return ["<pad>", "<eos>", "<unk>", "?", r"\boxed{(", ",", ")}", *numbers, *steps]

@@ -51,9 +51,10 @@ class Job:
     def result(self) -> dict[str, Any] | None:
         """The result that the run left, None if it is not finished."""
         try:
-            return json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return None
+        return found if isinstance(found, dict) else None
 
 
 def _job(ladder: Ladder, cell: Cell, seed: int, settings: Mapping[str, Any], trial: int | None = None) -> Job:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Annotated
 
 from annotated_types import Ge
@@ -33,7 +34,7 @@ from ..advantages import group_centered, group_std, to_tokens
 from ..cuts import Cut
 from ..prefixes import Demonstration, Prefix
 from ..rollouts import Rollouts, Step
-from .base import Earlier, Method, Needs
+from .base import Earlier, Fraction, Method, Needs
 from .cutting import Cutting
 
 
@@ -45,6 +46,9 @@ class BREAD(Cutting, Method):
     """K, parts of a demonstration that the search counts in (the paper: 10). 0: no group is helped."""
     normalize: bool = False
     """Divide credit by the standard deviation of the group (the paper does)."""
+    demonstrated_share: Fraction = 0.0
+    """Least share of an epoch that problems with a demonstration make up: where they are few, they are repeated until
+    then. 0: each problem once, as in the paper."""
     cut: Cut = field(default="sentences", kw_only=True)
     """Places where parts may end. tokens: parts of equal length, for demonstrations without sentences."""
 
@@ -54,6 +58,26 @@ class BREAD(Cutting, Method):
             return Needs()
         # bisection of K candidates needs at most so many trials, and a last round may put a group back
         return Needs(prefixes=True, cut=self.cut, help_rounds=self.episodes.bit_length() + 1)
+
+    def faults(self, training: Mapping[str, object]) -> list[str]:
+        if self.demonstrated_share == 1:
+            return ["method.demonstrated_share = 1 leaves no place for problems without a demonstration"]
+        return []
+
+    def copies(self, demonstrated: Sequence[bool]) -> list[int]:
+        """Copies of each problem: of h problems with a demonstration among n each has the least c for which
+        ``c h / (c h + n - h) >= demonstrated_share``.
+
+        >>> BREAD(demonstrated_share=0.5).copies([True] + 9 * [False])
+        [9, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+        """
+        having = sum(demonstrated)
+        copies = 1
+        if having and self.episodes:
+            odds = self.demonstrated_share / (1 - self.demonstrated_share)
+            # 1e-9: a product that is a whole number but for rounding asks for no copy more
+            copies = ceil(odds * (len(demonstrated) - having) / having - 1e-9)
+        return [max(copies, 1) if has else 1 for has in demonstrated]
 
     def help(self, rollouts: Rollouts, step: Step) -> Mapping[int, Prefix | Earlier]:
         history, size = [*rollouts.earlier, rollouts], rollouts.group_size

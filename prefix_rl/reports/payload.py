@@ -12,11 +12,15 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..parts import Damaged, pyarrow_damage, regular
 from ..status import State
 from .rollouts import CONTINUATION, KEPT, PREFIX
 from .runs import Run, flat
+
+if TYPE_CHECKING:
+    from pyarrow import Array
 
 KINDS = (PREFIX, KEPT, CONTINUATION)
 CUT = len(KINDS)
@@ -93,15 +97,48 @@ def read_generation(path: Path, texts: bool = True) -> list[dict[str, Any]] | No
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        regular(path)
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         there = set(file.schema_arrow.names)
         table = file.read(columns=[name for name in (_COLUMNS if texts else _OF_SUMMARY) if name in there])
-    except (OSError, pyarrow.ArrowException):
+        table.validate(full=True)
+    except (Damaged, *pyarrow_damage()):
+        return None
+    if not all(_is_ours(name, table[name].combine_chunks()) for name in table.column_names):
         return None
     if "completion_ids" in there and not pyarrow.types.is_null(table.schema.field("completion_ids").type):
         tokens = pyarrow.compute.list_value_length(table["completion_ids"])
         table = table.drop_columns(["completion_ids"]).append_column("tokens", tokens)
     return table.to_pylist()
+
+
+def _is_ours(name: str, column: Array) -> bool:
+    """True if a column of a saved generation holds what was written there."""
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_null(kind):
+        return True
+    if name in ("completion_ids", "token_ends", "advantages", "entropies"):
+        number = types.is_integer if name in ("completion_ids", "token_ends") else types.is_floating
+        return types.is_list(kind) and number(kind.value_type) and not column.flatten().null_count
+    if name == "segments":
+        pieces = column.flatten() if types.is_list(kind) and types.is_struct(kind.value_type) else None
+        return pieces is not None and _is_pieces(pieces)
+    if name == "rewards":
+        return types.is_struct(kind) and all(types.is_floating(f.type) or types.is_null(f.type) for f in kind)
+    if name in ("row", "prefix_tokens", "demonstration_tokens"):
+        return types.is_integer(kind)
+    if name in ("reward", "advantage"):
+        return types.is_floating(kind)
+    return types.is_string(kind)
+
+
+def _is_pieces(column: Array) -> bool:
+    from pyarrow import types
+
+    texts = {field.name: types.is_string(field.type) for field in column.type}
+    return all(texts.get(name) and not column.field(name).null_count for name in ("kind", "text"))
 
 
 def problem_key(record: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def segments(
 
 
 def _saved(folder: Path) -> Parts:
-    return Parts(folder, "step_{:06}.parquet")
+    return Parts(folder, "step_{:06}.parquet", checksums=True)
 
 
 def write_rollouts(path: Path, records: Sequence[dict]) -> None:

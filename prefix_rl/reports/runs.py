@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,10 @@ from typing import Any
 
 import yaml
 
+from .. import documents, yaml12
 from ..errors import DataError
+from ..evaluation.shape import shown_fault
+from ..parts import Damaged
 from ..status import DOING, State, read_status, state_of
 from . import health
 
@@ -43,7 +47,7 @@ class Run:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric, where it was logged."""
-        points = [(m["step"], m[key]) for m in self.metrics if m.get(key) is not None]
+        points = [(m["step"], m[key]) for m in self.metrics if _is_number(m.get(key))]
         return [p[0] for p in points], [p[1] for p in points]
 
     def last(self, key: str, share: float = 0.1) -> float | None:
@@ -107,6 +111,10 @@ class Run:
         return state_of(None, now)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _block(recipe: dict, name: str) -> dict:
     block = recipe.get(name)
     return block if isinstance(block, dict) else {}
@@ -121,20 +129,15 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     if not is_run(folder):
         raise DataError(f"{folder} is not the folder of a run: {_missing(folder)}")
     notes: list[str] = []
-    recipe = _read(folder / RECIPE, yaml.safe_load, yaml.YAMLError, notes)
-    card = _read(folder / CARD, json.loads, ValueError, notes)
+    recipe, card = _recipe(folder / RECIPE, notes), _card(folder / CARD, notes)
     lines, bad = [], 0
     text = _text(folder / METRICS, notes)
     for line in text.splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
+        found = documents.metrics_line(line)
+        if found is None:
             bad += 1
-            continue
-        if isinstance(found, dict) and isinstance(found.get("step"), int):
-            lines.append(found)
         else:
-            bad += 1
+            lines.append(found)
     if bad - (not text.endswith("\n")) > 0:  # the last line may just be being written
         notes.append(f"{METRICS}: {bad} lines cannot be read")
     return Run(folder, name or folder.resolve().name, recipe, lines, card, notes)
@@ -154,17 +157,30 @@ def _text(path: Path, notes: list[str]) -> str:
         return ""
 
 
-def _read(path: Path, parse, error: type[Exception], notes: list[str]) -> dict:
+def _recipe(path: Path, notes: list[str]) -> dict:
     text = _text(path, notes)
     try:
-        found = parse(text) if text else {}
-    except error as wrong:
-        notes.append(f"{path.name}: {str(wrong).splitlines()[0]}")
+        found = yaml12.load(text) if text else {}
+    except yaml.YAMLError as wrong:
+        notes.append(f"{path.name}: {(str(wrong).splitlines() or ['cannot be read'])[0]}")
         return {}
     if not isinstance(found, dict):
         notes.append(f"{path.name} holds no mapping")
         return {}
     return found
+
+
+def _card(path: Path, notes: list[str]) -> dict:
+    if not os.path.lexists(path):
+        return {}
+    try:
+        found = documents.read(path, dict[str, Any])
+        wrong = shown_fault(found)
+    except Damaged as error:
+        wrong = str(error)
+    if wrong:
+        notes.append(f"{path.name}: {wrong}")
+    return {} if wrong else found
 
 
 def is_run(folder: Path) -> bool:

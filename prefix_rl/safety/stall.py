@@ -134,7 +134,7 @@ class StallWatch(TrainerCallback):
         for path in sorted(self.folder.glob("rank-*.json"), key=lambda p: int(p.stem.removeprefix("rank-"))):
             try:
                 given = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue
             if given["step"] == self.step + 1:
                 found.append(f"{path.stem.replace('-', ' ')} {doing(given['places'])}")

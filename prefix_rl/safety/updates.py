@@ -217,5 +217,5 @@ class FiniteUpdates:
         if "train_runtime" in logs and "train_loss" in logs:
             logs = self._totals.of_the_run(logs, self.state.global_step)
         if self._finite.skipped:
-            logs = {**logs, SKIPPED: self._finite.skipped}
+            logs[SKIPPED] = self._finite.skipped  # in place: TRL adds the metrics of an evaluation to this very one
         super().log(logs, *args, **kwargs)

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 from ..errors import RecipeError
 from ..methods.base import Method
 from ..speed.order import CONSTANT_NORMALIZER
+from .signal import COUNTS_ROWS
 
-WithoutSignal = Literal["keep", "skip", "resample"]
+WithoutSignal = Literal["keep", "spare", "skip", "resample"]
 """What becomes of groups from which nothing is learned."""
 
 
@@ -44,6 +45,12 @@ def check_settings(method: Method, arguments, kl_on: str, without_signal: str, o
         faults.append(
             f"an entropy bonus together with groups_without_signal = {without_signal}: the normalizer that leaves "
             "groups out would raise the bonus; set groups_without_signal = keep, or no bonus"
+        )
+    if without_signal == "spare" and (arguments.loss_type not in COUNTS_ROWS or arguments.beta):
+        faults.append(
+            f"groups_without_signal = spare with loss_type = {arguments.loss_type} and beta = {arguments.beta}: the "
+            "loss would not be that of keep, where a group without signal is in the normalizer or the KL. It needs "
+            f"loss_type = {', '.join(sorted(COUNTS_ROWS))} and beta = 0. Set groups_without_signal = skip"
         )
     if (method.needs.help_rounds or without_signal == "resample") and options.get("tools"):
         faults.append("tools: rollouts that are generated again within a step are of one turn; leave the tools out")

@@ -49,6 +49,10 @@ class Credit:
         moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
         return cls(method.advantages(whole or rollouts), method.weights(rollouts), moving)
 
+    def within(self, mask: torch.Tensor) -> Credit:
+        """The same decisions, of which those outside of the mask ``(B, T)`` move nothing."""
+        return replace(self, moving=self.moving & mask)
+
     @property
     def trained(self) -> torch.Tensor:
         """True on the tokens that get gradient, from the surrogate or from the extra objective."""

@@ -44,6 +44,11 @@ class Deciding:
         """Times that groups without signal are dropped and other problems take their place, at most."""
         return self.resample_rounds if self.without_signal == "resample" else 0
 
+    @property
+    def spares(self) -> bool:
+        """True if groups without signal keep their part in the method's means and in the normalizer."""
+        return self.without_signal == "spare"
+
     def on(self, batch: GenerationBatch, output: dict[str, torch.Tensor], passes: int) -> Decided:
         """What is decided on TRL's ``output`` for ``batch``, which is trained on in so many ``passes``."""
         method, ranks = self.planner.method, self.planner.ranks
@@ -62,12 +67,17 @@ class Deciding:
                 needs.further, batch, whole, output, ranks, self.sample, self.total, self.parameters
             )
             cost, metrics = cost + more, {**metrics, "reward_continued": float(torch.nanmean(whole.continued))}
+        judged = rollouts
         if self.without_signal != "keep":
             kept = signal.with_signal(method, rollouts, whole)
-            rollouts = signal.skipped(output, rollouts, kept, self.args.loss_type, own)
+            rollouts = signal.skipped(output, rollouts, kept, None if self.spares else self.args.loss_type, own)
             prefixes = rollouts.prefix_mask[own, : prefixes.size(1)]
             metrics["signal/missing_share"] = float((~kept).float().mean())
-        decided = credit.Credit.by(method, rollouts, entropies, whole, kept)
+        decided = (
+            credit.Credit.by(method, judged, entropies, whole).within(rollouts.completion_mask)
+            if self.spares
+            else credit.Credit.by(method, rollouts, entropies, whole, kept)
+        )
         # problems that took the place of others were drawn for want of signal: what they show is no fair sample
         memory = method.remember(batch.step.memory, remembered or whole)
         cost += ledger.cost_of(

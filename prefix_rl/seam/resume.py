@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,9 +19,11 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..checkpoints import mark_whole
 from ..costs import Cost
+from ..documents import metrics_line
 from ..errors import CheckpointError
 from ..methods.base import Method
 from ..parts import write_text
+from ..progress import say
 from ..rollouts import Memory
 
 
@@ -124,10 +127,16 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            found = [(line, json.loads(line)) for line in lines if line.endswith("}")]
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found = [(line, metrics_line(line)) for line in lines]
+            if bad := sum(log is None for _, log in found[:-1]):  # the last one may have been cut off
+                aside = self.path.with_name("metrics.damaged.jsonl")
+                shutil.copyfile(self.path, aside)
+                say(f"{self.path}: {bad} lines cannot be read and are left out; the file as it was is {aside}")
             # the summary is of the whole run, and comes again at its end
-            kept = [line for line, log in found if log["step"] <= state.global_step and "train_runtime" not in log]
+            kept = [
+                line for line, log in found if log and log["step"] <= state.global_step and "train_runtime" not in log
+            ]
             write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -159,9 +168,10 @@ def older_kept(arguments, state: TrainerState) -> Iterator[int | None]:
 def keep_whole(
     run: str, arguments, state: TrainerState, facts: Mapping[str, Any], cost: Cost, limit: int | None
 ) -> None:
-    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``, if this rank saves."""
+    """Declares the checkpoint of this step whole, then drops the oldest of more than ``limit``, if this rank saves; but
+    not the best one, if that is loaded at the end."""
     if not arguments.should_save:
         return
     now = {"step": state.global_step, "world_size": arguments.world_size, "cost": asdict(cost)}
     mark_whole(Path(run, f"checkpoint-{state.global_step}"), {**facts, **now})
-    rotate_checkpoints(output_dir=run, save_total_limit=limit)
+    rotate_checkpoints(run, limit, state.best_model_checkpoint if arguments.load_best_model_at_end else None)

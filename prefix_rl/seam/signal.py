@@ -24,13 +24,14 @@ def with_signal(method: Method, rollouts: Rollouts, whole: Rollouts) -> torch.Te
 
 
 def skipped(
-    output: dict[str, torch.Tensor], rollouts: Rollouts, kept: torch.Tensor, loss_type: str, rows: slice
+    output: dict[str, torch.Tensor], rollouts: Rollouts, kept: torch.Tensor, loss_type: str | None, rows: slice
 ) -> Rollouts:
     """The rollouts as if the groups that are not ``kept (P,)`` were not there; so is ``output`` from now on, which is
     TRL's batch of these ``rows``.
 
     Those groups get no tokens, as rollouts that ``mask_truncated_completions`` leaves out, so they are in no term and
-    no count of tokens. :data:`SCALE` takes them out of a normalizer that counts rows.
+    no count of tokens. :data:`SCALE` takes them out of a normalizer that counts rows; with ``loss_type = None`` they
+    stay in it.
     """
     here = kept.repeat_interleave(rollouts.group_size).unsqueeze(1)
     output["completion_mask"] = output["completion_mask"] * here[rows]
