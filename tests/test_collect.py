@@ -322,7 +322,7 @@ def test_the_ids_that_were_sampled_are_the_ids_that_are_injected(tmp_path):
     ("traces", "problems", "message"),
     [
         ([], PROBLEMS, "is empty"),
-        ([trace(outcome="wrong"), trace(truncated=True)], PROBLEMS, "holds no right trace .*--cap.*--import"),
+        ([trace(outcome="wrong"), trace(attempt=1, truncated=True)], PROBLEMS, "holds no right trace .*--cap.*--import"),
         ([trace()], PROBLEMS[1:], "holds none of the 2 problems; it knows 'a', the data has 'b', 'c'"),
         ([trace(), trace(PROBLEMS[1], outcome="wrong")], PROBLEMS[1:], "no right trace of the data's problems"),
         ([trace(), trace(PROBLEMS[1])], [Problem("a", "6*7?", "42"), Problem("b", "1 + 1?", "3"), PROBLEMS[2]],

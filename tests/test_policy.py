@@ -123,7 +123,7 @@ def test_a_policy_is_found_by_the_name_of_a_run_a_checkpoint_a_folder_or_the_hub
     (run / "recipe.yaml").write_text("{}")
     with pytest.raises(DataError, match="has no policy yet: neither final nor a whole checkpoint"):
         find(run)
-    mark_whole(run / "checkpoint-3", {})
+    mark_whole(run / "checkpoint-3", {"world_size": 1})
     assert find(run).path == str(run / "checkpoint-3")
     shutil.copytree(there, run / "final")
     assert find(run).path == str(run / "final")
@@ -140,7 +140,7 @@ def test_a_folder_without_a_policy_says_what_is_in_it(model, tmp_path):
 
 def test_what_belongs_to_no_recipe_is_evaluated_from_the_checkpoint_that_is_there(model, tmp_path):
     shutil.copytree(model(), tmp_path / "mine" / "checkpoint-2")
-    mark_whole(tmp_path / "mine" / "checkpoint-2", {})
+    mark_whole(tmp_path / "mine" / "checkpoint-2", {"world_size": 1})
     with pytest.raises(RecipeError, match=r"the policy in it is .*mine/checkpoint-2.*--on"):
         find_target(str(tmp_path / "mine"), None, [])
 

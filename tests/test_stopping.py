@@ -207,7 +207,7 @@ def elsewhere(tmp_path, monkeypatch):
 
     def write(beat=None, state="running"):
         content = {"state": state, "doing": "training", "host": "node7", "pid": 17, "space": "another machine",
-                   "born": "1", "beat": time.time() if beat is None else beat}  # fmt: skip
+                   "born": "1", "moved": 1.0, "beat": time.time() if beat is None else beat}  # fmt: skip
         (tmp_path / "status.training.json").write_text(json.dumps(content))
 
     return write

@@ -119,9 +119,10 @@ def _is_ours(name: str, column: Array) -> bool:
     kind = column.type
     if types.is_null(kind):
         return True
-    if name in ("completion_ids", "token_ends", "advantages", "entropies"):
-        number = types.is_integer if name in ("completion_ids", "token_ends") else types.is_floating
-        return types.is_list(kind) and number(kind.value_type) and not column.flatten().null_count
+    if name in ("completion_ids", "token_ends"):
+        return types.is_list(kind) and types.is_integer(kind.value_type) and not column.flatten().null_count
+    if name in ("advantages", "entropies"):  # null where a token has none
+        return types.is_list(kind) and (types.is_floating(kind.value_type) or types.is_null(kind.value_type))
     if name == "segments":
         pieces = column.flatten() if types.is_list(kind) and types.is_struct(kind.value_type) else None
         return pieces is not None and _is_pieces(pieces)
