@@ -65,13 +65,13 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
         found.missing.append(f"{error}. Tokenizer, chat template, prompts and context were not looked at")
         return []
     except UserError as error:
-        return [error.what, *(f"  {what}" for what in error.faults)]
+        return error.told
     found.recipe = policy.recipe
     found.notes += policy.notes
     try:
         to_train(policy)
     except UserError as error:
-        faults += [error.what, *(f"  {what}" for what in error.faults)]
+        faults += error.told
     else:
         lacking, of_model = stand_ins.of_model(recipe, policy.config)
         found.missing += lacking
@@ -83,7 +83,7 @@ def _of_policy(reading: Reading, found: Found) -> list[str]:
         try:
             policy.check_problems(problems, length, setting)
         except UserError as error:
-            faults += [error.what, *(f"  {what}" for what in error.faults)]
+            faults += error.told
     return faults + contradictions.vllm_context(recipe, policy, [*reading.train, *reading.held_out])
 
 
@@ -100,7 +100,7 @@ def _of_arguments(found: Found) -> list[str]:
     try:
         args = arguments(recipe, **changes)
     except RecipeError as error:
-        return [error.what, *(f"  {what}" for what in error.faults)]
+        return error.told
     lacking, faults = stand_ins.of_training(args)
     found.missing += lacking
     return faults

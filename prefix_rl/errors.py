@@ -15,6 +15,15 @@ class UserError(Exception):
         self.what, self.faults = what, list(faults)
         super().__init__("\n".join([what, *(f"  - {fault}" for fault in self.faults)]))
 
+    @property
+    def told(self) -> list[str]:
+        """The faults, each with what it is about, for a list of more than this error's.
+
+        >>> RecipeError("two settings:", ["a = 1", "b = 2"]).told, RecipeError("no file").told
+        (['two settings: a = 1', 'two settings: b = 2'], ['no file'])
+        """
+        return [f"{self.what} {fault}" for fault in self.faults] or [self.what]
+
 
 class RecipeError(UserError):
     """A recipe that cannot run."""
