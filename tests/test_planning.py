@@ -13,6 +13,7 @@ from test_methods import step
 from prefix_rl.data.mixing import REPEATS
 from prefix_rl.errors import DataError
 from prefix_rl.methods.base import Method, Needs
+from prefix_rl.methods.bread import BREAD
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.methods.prefix_rft import PrefixRFT
@@ -249,3 +250,13 @@ def test_a_mixture_repeats_rows_as_often_as_its_data_says():
     repeated = Dataset.from_dict({REPEATS: [1, 3]})
     assert planning.epoch(DrGRPO(), [[], []], repeated) == ([0, 1, 1, 1], [0, 0, 0, 0])
     assert planning.epoch(DrGRPO(), [[], []], Dataset.from_dict({"prompt": ["a", "b"]})) == ([0, 1], [0, 0])
+
+
+def test_an_epoch_repeats_what_only_a_small_share_of_it_would_have():
+    # one of two problems is half of an epoch as it is, so that two problems do not tell; one of four is repeated to 3 of 6
+    assert planning.epoch(BREAD(demonstrated_share=0.5), [["d"], [], [], []]) == (
+        [0, 0, 0, 1, 2, 3],
+        [0, 1, 2, 0, 0, 0],
+    )
+    assert planning.epoch(PrefixRL(cuts=1, plain=0), [[]]) == ([], [])
+    assert planning.epoch(PrefixRL(cuts=1, plain=0), [["d"], []]) == ([0], [0])

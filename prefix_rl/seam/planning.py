@@ -71,7 +71,8 @@ def epoch(method: Method, demonstrations: Sequence[Sequence], dataset: Dataset |
     if dataset is not None and REPEATS in dataset.column_names:
         again = dataset[REPEATS]
     copies = [1] * count
-    if method.copies([True, False]) != [1, 1]:
+    # one with a demonstration among so many: where even that makes no difference, nothing does
+    if method.copies([True] + [False] * count) != [1] * (count + 1):
         copies = method.copies([bool(demonstrations[problem]) for problem in range(count)])
     rows = [
         (problem, copy) for problem in range(count) for copy in range(copies[problem]) for _ in range(again[problem])
