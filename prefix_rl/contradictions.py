@@ -74,6 +74,12 @@ def between_blocks(recipe: Recipe) -> list[str]:
     faults += functions.faults(recipe.reward.functions, recipe.reward.weights)
     if value("reward_weights") and (len(value("reward_weights")) != 1 or recipe.reward.takes_columns):
         faults.append(f"training.reward_weights = {value('reward_weights')}: set reward.weights, one for each function")
+    return faults + _of_training(recipe)
+
+
+def _of_training(recipe: Recipe) -> list[str]:
+    """Faults of what TRL and transformers would do on their own, by the ``training`` block."""
+    value, faults = recipe.training_value, []
     if value("push_to_hub"):
         faults.append(
             "training.push_to_hub = true would publish the whole folder of the run: optimizers, and rollouts with the "

@@ -235,10 +235,13 @@ def regular(path: Path) -> None:
         Damaged: saying what stands there.
     """
     if not os.path.isfile(path):
-        there = "a folder" if os.path.isdir(path) else "a pipe, a socket or a device" if os.path.exists(path) else None
-        raise Damaged(
-            path, f"it is {there}" if there else "a link to nothing" if path.is_symlink() else "it is not there"
-        )
+        kinds = {
+            "a folder": os.path.isdir(path),
+            "a pipe, a socket or a device": os.path.exists(path),
+            "a link to nothing": path.is_symlink(),
+            "not there": True,
+        }
+        raise Damaged(path, f"it is {next(kind for kind, is_so in kinds.items() if is_so)}")
 
 
 class OtherColumns(Damaged):
