@@ -201,10 +201,12 @@ class Trial:
             num_generations=work.size, max_completion_length=max(len(c) for _, c, _ in rows), learning_rate=1e-6,
             gradient_checkpointing=work.checkpointing, use_cpu=ON.cpu,
         )  # fmt: skip
+        with torch.device(ON.device):  # where it is quick to draw random weights
+            model = Qwen2ForCausalLM(config).to(getattr(torch, ON.shape.dtype))
         self.trainer = trainer = PrefixTrainer(
-            model=Qwen2ForCausalLM(config).to(getattr(torch, ON.shape.dtype)), reward_funcs=token_reward, args=args,
-            train_dataset=dataset(64, False), processing_class=byte_level_bpe(), method=DrGRPO(), speed=speed,
-        )  # fmt: skip
+            model=model, reward_funcs=token_reward, args=args, train_dataset=dataset(64, False),
+            processing_class=byte_level_bpe(), method=DrGRPO(), speed=speed,
+        )
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = self.steps
         trainer.state.max_steps = 1
@@ -325,8 +327,8 @@ def peak(workload: str, phase: str, side: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def on_gpu(workload: str, rounds: int) -> dict[str, list[str]]:
-    """The cells of each side of a workload on a GPU: seconds of an update and of a step, and so on."""
+def on_gpu(workload: str, rounds: int, phase: str) -> dict[str, list[str]]:
+    """The cells of each side of a workload on a GPU: seconds of an update and, unless that is the phase, of a step."""
     import torch
 
     work, cells = WORKLOADS[workload], {}
@@ -340,11 +342,12 @@ def on_gpu(workload: str, rounds: int) -> dict[str, list[str]]:
             torch.cuda.reset_peak_memory_stats()
         update = statistics.median(trial.update() for _ in range(rounds))
         high = 0.0 if ON.cpu else torch.cuda.max_memory_allocated() / 2**20
-        step = statistics.median(trial.step() for _ in range(rounds))
+        kernels = launched(lambda trial=trial: trial.update(most=1))
+        step = "-" if phase == "update" else f"{statistics.median(trial.step() for _ in range(rounds)):.2f}"
         # of all tokens of the rows, whatever a side encodes of them: one that encodes less may pass 100 %
         work_done = 2 * operations([position for n in lengths for position in range(n)], scored)
-        cells[name] = [f"{update:.2f}", f"{step:.2f}", f"{high:,.0f}", f"{sum(lengths) / update:,.0f}",
-                       f"{work_done / update / fastest:.0%}"]  # fmt: skip
+        cells[name] = [f"{update:.2f}", step, f"{high:,.0f}", f"{sum(lengths) / update:,.0f}",
+                       f"{work_done / update / fastest:.0%}", f"{kernels:,}"]  # fmt: skip
         del trial
         gc.collect()
         if not ON.cpu:
@@ -408,7 +411,7 @@ def compare_attentions(work: Workload, line) -> None:
     from prefix_rl.speed.tree import lay_out
 
     rows = [prompt + completion for prompt, completion, _ in rollouts(work)][: work.at_once]
-    layout = lay_out(rows)
+    layout = lay_out(rows).to(ON.device)
     width, kind = ON.shape.hidden // ON.shape.heads, getattr(torch, ON.shape.dtype)
 
     def given(length):
@@ -426,7 +429,7 @@ def compare_attentions(work: Workload, line) -> None:
                 function(*tensors).sum().backward()
             times.append(ON.clock() - began)
         line(name, len(layout.ids), len(layout.nodes), f"{1000 * min(times[1:]):.2f}")
-    fewer = lay_out(rows[: max(len(rows) // 2, 1)])
+    fewer = lay_out(rows[: max(len(rows) // 2, 1)]).to(ON.device)
     counts = []
     for each in (fewer, layout):
         function, inputs = attentions(each)["parts"], given(len(each.ids))
@@ -530,7 +533,9 @@ def plot(found: dict[int, dict[int, tuple[float, float]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--phase", choices=["update", "generation", "step"], default="update", help="what is measured")
+    parser.add_argument(
+        "--phase", choices=["update", "generation", "step"], default="update", help="what is measured; on a GPU, step: both"
+    )
     parser.add_argument("--workload", choices=WORKLOADS, nargs="+", help="all by default; `long` for updates only")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
     parser.add_argument("--growth", action="store_true", help="group sizes and shared lengths instead")
@@ -560,10 +565,11 @@ def main() -> None:
             "memory, MiB",
             "tokens a second",
             "share of a product's FLOPs",
+            "kernels of a micro-batch",
         )
-        line("---", "---", *["---:"] * 5)
+        line("---", "---", *["---:"] * 6)
         for name in given.workload or ["heavy_tail", "prefix_rl"]:
-            for side, cells in on_gpu(name, given.rounds).items():
+            for side, cells in on_gpu(name, given.rounds, given.phase).items():
                 line(f"`{name}`", side, *cells)
         for name in given.workload or ["heavy_tail", "prefix_rl"]:
             line(f"attention of `{name}`", "tokens", "nodes", "ms, forward and backward")

@@ -7,16 +7,23 @@ over several parts is the parts' own softmaxes, weighted by their sums: with ``l
 
 (Hydragen, arXiv 2402.05099, section 3.2). Backward, a part whose kernel gets the merged ``out`` and ``lse`` computes
 its probabilities ``exp(s - lse)`` and so its exact share of the gradients, as in ring attention (arXiv 2310.01889).
-No key is copied and no mask is built.
+No mask is built.
+
+On a GPU the parts of a whole wave (:attr:`~prefix_rl.speed.tree.Layout.waves`) are one call of a kernel: what a layer
+starts depends on how deep the trie is, and not on how many nodes it has. With a call for each part, a GPU waits for the
+CPU to start them (docs/speed.md has the times).
 """
 
 from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .tree import Layout
+from .tree import Layout, Placed
 
 NAME = "prefix_rl_shared_prefix"
 """Name of this attention in transformers' registry. It builds no mask."""
@@ -40,11 +47,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
         ``(1, H, L, D)``, as if each row stood alone.
     """
     if softcap is None and value.shape[-1] == query.shape[-1] and kernels_for(query) is not None:
-        groups = query.shape[1] // key.shape[1]
-        # The heads that share a key head become a batch over which keys are expanded: kernels take a stride of 0
-        query = query.view(key.shape[1], groups, *query.shape[2:]).transpose(0, 1)
-        out = _Parts.apply(query, key, value, layout, scale)
-        return out.transpose(0, 1).reshape(1, -1, *out.shape[2:])
+        packed = (x[0].transpose(0, 1) for x in (query, key, value))
+        return _Waves.apply(*packed, layout, scale).transpose(0, 1).unsqueeze(0)
     return attend_by_path(query, key, value, layout, scale, softcap)
 
 
@@ -66,24 +70,23 @@ def attend_by_path(query, key, value, layout: Layout, scale: float, softcap: flo
     return torch.cat(outs, dim=2)
 
 
-class _Parts(torch.autograd.Function):
-    """Attention part by part, merged. ``query (G, K, L, D)``; ``key``, ``value (1, K, L, D)``."""
+class _Waves(torch.autograd.Function):
+    """Attention wave by wave, merged. ``query (L, H, D)``; ``key``, ``value (L, K, D)``."""
 
     @staticmethod
     def forward(ctx, query, key, value, layout, scale):
         forward, _ = kernels_for(query)
         exact = torch.promote_types(query.dtype, torch.float32)
-        out, lse = query.new_empty(query.shape, dtype=exact), query.new_empty(query.shape[:-1], dtype=exact)
-        for queries, keys, causal in _parts(layout):
-            part, part_lse, *state = forward(_slice(query, queries), *_expanded(query, key, value, keys), causal, scale)
-            here, here_lse = _slice(out, queries), _slice(lse, queries)
-            if causal:  # the first that these queries see
-                here.copy_(part)
-                here_lse.copy_(part_lse)
-            else:
-                weight = torch.sigmoid(part_lse - here_lse)  # exp(lse_k) / (exp(lse_k) + exp(lse))
-                here.lerp_(part.to(exact), weight.unsqueeze(-1))
-                here_lse.copy_(torch.logaddexp(here_lse, part_lse))
+        first, *others = layout.waves  # the first holds every query, in order
+        out, lse, *state = forward(query, key, value, first, scale)
+        out = out.to(exact)
+        for wave in others:
+            at = wave.queries
+            part, part_lse, *_ = forward(query[at], key[wave.keys], value[wave.keys], wave, scale)
+            here, here_lse = out[at], lse[:, at]
+            weight = torch.sigmoid(part_lse - here_lse)  # exp(lse_k) / (exp(lse_k) + exp(lse))
+            merged = torch.lerp(here, part.to(exact), weight.t().unsqueeze(-1)), torch.logaddexp(here_lse, part_lse)
+            out[at], lse[:, at] = merged
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.layout, ctx.scale, ctx.state = layout, scale, state
@@ -94,32 +97,17 @@ class _Parts(torch.autograd.Function):
     def backward(ctx, grad):
         query, key, value, out, lse = ctx.saved_tensors
         _, backward = kernels_for(query)
-        grads = [x.new_zeros(x.shape, dtype=lse.dtype) for x in (query, key, value)]
-        for queries, keys, causal in _parts(ctx.layout):
+        first, *others = ctx.layout.waves
+        found = backward(grad, query, key, value, out, lse, first, ctx.scale, *ctx.state)
+        grads = [x.to(lse.dtype) for x in found]
+        for wave in others:
+            at, keys = wave.queries, wave.keys
             found = backward(
-                _slice(grad, queries), _slice(query, queries), *_expanded(query, key, value, keys),
-                _slice(out, queries), _slice(lse, queries), causal, ctx.scale, *ctx.state,
-            )  # fmt: skip
-            for total, part, where in zip(grads, found, (queries, keys, keys), strict=True):
-                _slice(total, where).add_(part if total is grads[0] else part.sum(dim=0, keepdim=True))
+                grad[at], query[at], key[keys], value[keys], out[at], lse[:, at], wave, ctx.scale, *ctx.state
+            )
+            for total, part, where in zip(grads, found, (at, keys, keys), strict=True):
+                total[where] += part  # no place is in a wave twice
         return *(total.to(query.dtype) for total in grads), None, None
-
-
-def _parts(layout: Layout):
-    """(queries, keys, whether it is causal) of each part, as bounds. All causal parts come first."""
-    for node in layout.nodes:
-        yield (node.start, node.end), (node.start, node.end), True
-    for node in layout.nodes:
-        if node.until > node.end:
-            yield (node.end, node.until), (node.start, node.end), False
-
-
-def _slice(x: Tensor, bounds: tuple[int, int]) -> Tensor:
-    return x[:, :, bounds[0] : bounds[1]]
-
-
-def _expanded(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    return tuple(_slice(x, bounds).expand(query.shape[0], -1, -1, -1) for x in (key, value))
 
 
 # --- the kernels that give the log-sum-exp as well --------------------------------------------------------------------
@@ -128,15 +116,16 @@ def _expanded(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[int, int]
 def kernels_for(query: Tensor):
     """(forward, backward) for this device and type, or None.
 
-    ``forward(q, k, v, causal, scale) -> (out, lse, *state)`` and ``backward(grad, q, k, v, out, lse, causal, scale,
-    *state) -> (dq, dk, dv)``, where ``lse`` is a constant. The state is that of a dropout that there is not, so the
-    last part's will do for all.
+    ``forward(q, k, v, wave, scale) -> (out, lse, *state)`` and ``backward(grad, q, k, v, out, lse, wave, scale, *state)
+    -> (dq, dk, dv)``, with ``q (Q, H, D)`` and ``k``, ``v (S, K, D)`` packed as the wave says, and ``lse (H, Q)`` a
+    constant. The state is that of a dropout that there is not, so that of the first wave will do for all.
     """
     kind, device = query.dtype, query.device.type
     if device == "cpu" and kind in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         return _cpu_forward, _cpu_backward
     width = query.shape[-1]
-    if device == "cuda" and kind in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256:
+    fits = kind in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
+    if device == "cuda" and fits and _log_sums_are_packed():
         return _cuda_forward, _cuda_backward
     return None
 
@@ -144,23 +133,73 @@ def kernels_for(query: Tensor):
 _aten = torch.ops.aten
 
 
-def _cpu_forward(q, k, v, causal, scale):
-    return _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+def _cpu_forward(q, k, v, wave, scale):
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[1::-1], dtype=torch.promote_types(q.dtype, torch.float32))
+    for queries, keys in _slices(wave):
+        part, part_lse = _aten._scaled_dot_product_flash_attention_for_cpu(
+            *_by_key_head(k.shape[1], q[queries], k[keys], v[keys]), 0.0, wave.wave.causal, scale=scale
+        )
+        out[queries] = _by_token(part)
+        lse[:, queries] = part_lse.transpose(0, 1).reshape(len(lse), -1)
+    return out, lse
 
 
-def _cpu_backward(grad, q, k, v, out, lse, causal, scale):
-    return _aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, causal, scale=scale)
+def _cpu_backward(grad, q, k, v, out, lse, wave, scale):
+    grads = tuple(torch.empty_like(x) for x in (q, k, v))
+    for queries, keys in _slices(wave):
+        *given, sums = grad[queries], q[queries], k[keys], v[keys], out[queries], lse[:, queries]
+        given = _by_key_head(k.shape[1], *given)
+        sums = sums.reshape(k.shape[1], -1, sums.shape[1]).transpose(0, 1)
+        dq, dk, dv = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *given, sums, 0.0, wave.wave.causal, scale=scale
+        )
+        grads[0][queries] = _by_token(dq)
+        for total, part in zip(grads[1:], (dk, dv), strict=True):
+            total[keys] = part.sum(dim=0).transpose(0, 1)
+    return grads
 
 
-def _cuda_forward(q, k, v, causal, scale):
-    out, lse, *_, seed, offset, _ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
-    return out, lse, seed, offset
+def _slices(wave: Placed):
+    """The slices of each pair among the packed queries and keys."""
+    ends = [x.tolist() for x in (wave.query_ends, wave.key_ends)]
+    return zip(*([slice(a, b) for a, b in pairwise(side)] for side in ends), strict=True)
 
 
-def _cuda_backward(grad, q, k, v, out, lse, causal, scale, seed, offset):
-    return _aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal, seed, offset, scale=scale
+def _by_key_head(key_heads: int, *tensors: Tensor) -> list[Tensor]:
+    """``(T, H, D)`` as ``(H / K, K, T, D)``: the heads that share a key head are a batch.
+
+    Keys are expanded over it and not copied: the kernel takes a stride of 0.
+    """
+    groups = max(x.shape[1] for x in tensors) // key_heads
+    apart = (x.unflatten(1, (key_heads, -1)).permute(2, 1, 0, 3) for x in tensors)
+    return [x.expand(groups, -1, -1, -1) for x in apart]
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """``(H / K, K, T, D)`` as ``(T, H, D)``."""
+    return x.permute(2, 1, 0, 3).flatten(1, 2)
+
+
+def _cuda_forward(q, k, v, wave, scale):
+    out, lse, *state, _ = _aten._flash_attention_forward(
+        q, k, v, wave.query_ends, wave.key_ends, *wave.wave.longest, 0.0, wave.wave.causal, False, scale=scale
     )
+    return out, lse, *state
+
+
+def _cuda_backward(grad, q, k, v, out, lse, wave, scale, *state):
+    ends = wave.query_ends, wave.key_ends, *wave.wave.longest
+    return _aten._flash_attention_backward(
+        grad, q, k, v, out, lse.contiguous(), *ends, 0.0, wave.wave.causal, *state, scale=scale
+    )
+
+
+@cache
+def _log_sums_are_packed() -> bool:
+    """Whether this torch gives ``lse`` as ``(H, Q)``. Older ones pad it to the longest slice."""
+    q, ends = torch.empty(3, 2, 8, dtype=torch.bfloat16, device="meta"), torch.empty(3, dtype=torch.int32, device="meta")
+    lse = _aten._flash_attention_forward(q, q, q, ends, ends, 2, 2, 0.0, True, False)[1]
+    return lse.shape == (2, 3)
 
 
 # --- in transformers --------------------------------------------------------------------------------------------------

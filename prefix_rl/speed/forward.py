@@ -67,11 +67,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_width: int) -> Pa
     if not len(scored):  # one token that goes to no row, so that the result hangs on the model
         scored, index = torch.tensor([len(layout.ids) - 1]), index + 1
     device = input_ids.device
-    moved = Layout(
-        layout.ids.to(device), layout.positions.to(device), layout.previous.to(device), layout.nodes, layout.places,
-        layout.longest,
-    )  # fmt: skip
-    return Packed(moved, scored.to(device), index.to(device))
+    return Packed(layout.to(device), scored.to(device), index.to(device))
 
 
 def unsupported(inner: nn.Module, model: nn.Module | None = None) -> str | None:

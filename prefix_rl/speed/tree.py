@@ -7,15 +7,17 @@ of a micro-batch are therefore a trie, and each of its nodes is encoded once::
     a b c d           a b ── c d           a b c d e
     a b e                └── e             position 0 1 2 3 2
 
-Nodes stand in depth-first order, so that all descendants of a node are one slice right behind it. The attention of
-:mod:`prefix_rl.speed.attention` needs nothing else.
+Nodes stand in depth-first order, so that all descendants of a node are one slice right behind it. Which tokens attend
+to which is therefore a list of pairs of slices, and :attr:`Layout.waves` puts those into one wave that a kernel for
+sequences of several lengths can compute in one call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -35,6 +37,52 @@ class Node:
     """Slices of its ancestors' tokens, from the root on."""
 
 
+Bounds = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Wave:
+    """Pairs of slices, queries and the keys that they see; no query is in two of them."""
+
+    pairs: tuple[tuple[Bounds, Bounds], ...]
+    causal: bool
+    """Whether a query sees the keys up to its own place, or all of them."""
+
+    @cached_property
+    def longest(self) -> Bounds:
+        """Numbers of queries and of keys of the longest slices."""
+        return tuple(max(b - a for a, b in side) for side in zip(*self.pairs, strict=True))
+
+    def on(self, device: torch.device) -> Placed:
+        """The same on a device."""
+        queries, keys = zip(*self.pairs, strict=True)
+        return Placed(self, *(_place(side, device) for side in (queries, keys)),
+                      *(_ends(side, device) for side in (queries, keys)))  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A wave on a device: ``Q`` queries and ``S`` keys, each side packed in the order of the pairs."""
+
+    wave: Wave
+    queries: slice | Tensor
+    """Where they stand among all tokens: one slice where that is enough, or ``(Q,)``."""
+    keys: slice | Tensor
+    query_ends: Tensor
+    """``(P + 1,)``, int32: where the slice of each pair begins and ends among the packed queries."""
+    key_ends: Tensor
+
+
+def _place(side: Sequence[Bounds], device: torch.device) -> slice | Tensor:
+    if all(a[1] == b[0] for a, b in pairwise(side)):
+        return slice(side[0][0], side[-1][1])
+    return torch.cat([torch.arange(*bounds) for bounds in side]).to(device)
+
+
+def _ends(side: Sequence[Bounds], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(b - a for a, b in side)], dtype=torch.int32).to(device)
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """Rows as one packed sequence of ``L`` tokens."""
@@ -50,6 +98,28 @@ class Layout:
     """Places of the tokens of each row in the packed sequence."""
     longest: int
     """Tokens of the longest row."""
+
+    def to(self, device: torch.device) -> Layout:
+        """The same with its ids, their positions and those before them on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "positions", "previous")}
+        return replace(self, **moved)
+
+    @cached_property
+    def waves(self) -> tuple[Placed, ...]:
+        """All pairs, on the device of the ids: first every node with itself, then, by depth, its descendants with it.
+
+        >>> layout = lay_out([[5, 6, 7, 8], [5, 6, 9]], minimum_saving=1)
+        >>> for placed in layout.waves:
+        ...     print(placed.wave.pairs, placed.wave.causal)
+        (((0, 2), (0, 2)), ((2, 4), (2, 4)), ((4, 5), (4, 5))) True
+        (((2, 5), (0, 2)),) False
+        """
+        waves = [Wave(tuple(((n.start, n.end),) * 2 for n in self.nodes), causal=True)]
+        inner = [node for node in self.nodes if node.until > node.end]
+        for depth in sorted({len(node.path) for node in inner}):
+            pairs = [((n.end, n.until), (n.start, n.end)) for n in inner if len(n.path) == depth]
+            waves.append(Wave(tuple(pairs), causal=False))
+        return tuple(wave.on(self.ids.device) for wave in waves)
 
 
 def lay_out(rows: Sequence[Sequence[int]], minimum_saving: int = MINIMUM_SAVING) -> Layout:
