@@ -2,7 +2,7 @@
 
     python benchmarks/fast_path.py [--phase update|generation|step] [--workload prefix_rl] [--rounds 3]
     python benchmarks/fast_path.py --growth [--plot growth.png]
-    python benchmarks/fast_path.py --shape qwen2.5-1.5b --device cuda [--workload prefix_rl]
+    python benchmarks/fast_path.py --shape qwen2.5-1.5b --device cuda [--workload prefix_rl] [--rows 8 32]
 
 Both sides are the same trainer with the same rollouts and the same policy (a Qwen2 of 6 layers of width 256 in float32,
 random weights, 4,096 words, unless ``--shape`` says otherwise); one takes TRL's path. ``update`` is what a step does
@@ -204,8 +204,13 @@ class Trial:
         with torch.device(ON.device):  # where it is quick to draw random weights
             model = Qwen2ForCausalLM(config).to(getattr(torch, ON.shape.dtype))
         self.trainer = trainer = PrefixTrainer(
-            model=model, reward_funcs=token_reward, args=args, train_dataset=dataset(64, False),
-            processing_class=byte_level_bpe(), method=DrGRPO(), speed=speed,
+            model=model,
+            reward_funcs=token_reward,
+            args=args,
+            train_dataset=dataset(64, False),
+            processing_class=byte_level_bpe(),
+            method=DrGRPO(),
+            speed=speed,
         )
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = self.steps
@@ -327,11 +332,11 @@ def peak(workload: str, phase: str, side: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def on_gpu(workload: str, rounds: int, phase: str) -> dict[str, list[str]]:
+def on_gpu(work: Workload, rounds: int, phase: str) -> dict[str, list[str]]:
     """The cells of each side of a workload on a GPU: seconds of an update and, unless that is the phase, of a step."""
     import torch
 
-    work, cells = WORKLOADS[workload], {}
+    cells = {}
     rows = rollouts(work)
     lengths, scored = [len(p) + len(c) for p, c, _ in rows], sum(len(c) for _, c, _ in rows)
     fastest = product_rate()
@@ -440,12 +445,14 @@ def compare_attentions(work: Workload, line) -> None:
 
 def launched(run) -> int:
     """Number of kernels that this starts; on the CPU, of operators."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] if ON.cpu else [ProfilerActivity.CUDA]
     with profile(activities=activities) as found:
         run()
-    return sum(event.count for event in found.key_averages())
+    where = DeviceType.CPU if ON.cpu else DeviceType.CUDA  # the calls that start kernels are events of the CPU there
+    return sum(event.count for event in found.key_averages() if event.device_type == where)
 
 
 def added_by_one(workload: str, phase: str, side: str) -> float:
@@ -534,10 +541,16 @@ def plot(found: dict[int, dict[int, tuple[float, float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--phase", choices=["update", "generation", "step"], default="update", help="what is measured; on a GPU, step: both"
+        "--phase",
+        choices=["update", "generation", "step"],
+        default="update",
+        help="what is measured; on a GPU, step: both",
     )
     parser.add_argument("--workload", choices=WORKLOADS, nargs="+", help="all by default; `long` for updates only")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="of a micro-batch, on a GPU; those of the workload by default"
+    )
     parser.add_argument("--growth", action="store_true", help="group sizes and shared lengths instead")
     parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8, 16, 32], help="of groups, with --growth")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096], help="with --growth")
@@ -557,20 +570,14 @@ def main() -> None:
     if given.measure_memory:
         print(added_by_one(given.workload[0], given.phase, given.measure_memory), file=stdout)
     elif given.gpu_table or not ON.cpu:
-        line(
-            "workload",
-            "side",
-            "update, s",
-            "step, s",
-            "memory, MiB",
-            "tokens a second",
-            "share of a product's FLOPs",
-            "kernels of a micro-batch",
-        )
-        line("---", "---", *["---:"] * 6)
+        line("workload", "rows", "side", "update, s", "step, s", "memory, MiB", "tokens a second",
+             "share of a product's FLOPs", "kernels of a micro-batch")  # fmt: skip
+        line("---", "---:", "---", *["---:"] * 6)
         for name in given.workload or ["heavy_tail", "prefix_rl"]:
-            for side, cells in on_gpu(name, given.rounds, given.phase).items():
-                line(f"`{name}`", side, *cells)
+            for rows in given.rows or [WORKLOADS[name].at_once]:
+                work = replace(WORKLOADS[name], at_once=rows)
+                for side, cells in on_gpu(work, given.rounds, given.phase).items():
+                    line(f"`{name}`", rows, side, *cells)
         for name in given.workload or ["heavy_tail", "prefix_rl"]:
             line(f"attention of `{name}`", "tokens", "nodes", "ms, forward and backward")
             line("---", *["---:"] * 3)

@@ -47,8 +47,8 @@ fi
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null
 python -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
 part "tests marked gpu" 240 python -m pytest -m gpu tests/test_gpu.py
-part "benchmarks/fast_path.py" 240 python benchmarks/fast_path.py --phase step --shape "$shape" --device "$device" \
-  --rounds 2 --workload prefix_rl heavy_tail
+part "benchmarks/fast_path.py" 240 python benchmarks/fast_path.py --shape "$shape" --device "$device" --rounds 3 \
+  --workload prefix_rl heavy_tail --rows 8 32
 part "benchmarks/plan_memory.py" 200 python benchmarks/plan_memory.py
 ladder=recipes/smollm2-135m/ladder.yaml
 if prefix-rl check recipes/smollm2-135m/dr_grpo.yaml >/dev/null 2>&1; then

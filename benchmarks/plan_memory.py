@@ -31,7 +31,10 @@ RUNS = {
     "... two micro-batches": {"two": True},
     "bfloat16 weights": {"model": {"dtype": "bfloat16"}},
     "LoRA on all linear layers": {"model": {"dtype": "bfloat16", **LORA}},
-    "LoRA, gradient checkpointing": {"model": {"dtype": "bfloat16", **LORA}, "training": {"gradient_checkpointing": True}},
+    "LoRA, gradient checkpointing": {
+        "model": {"dtype": "bfloat16", **LORA},
+        "training": {"gradient_checkpointing": True},
+    },
 }
 
 
@@ -46,9 +49,9 @@ def policy(folder: Path, shape) -> None:
     config = AutoConfig.from_pretrained(folder)
     hidden, feed_forward, layers, heads, key_heads, words = shape
     config.update({
-        "hidden_size": hidden, "intermediate_size": feed_forward, "num_hidden_layers": layers, "head_dim": hidden // heads,
-        "num_attention_heads": heads, "num_key_value_heads": key_heads, "vocab_size": words, "tie_word_embeddings": True,
-        "layer_types": ["full_attention"] * layers,
+        "hidden_size": hidden, "intermediate_size": feed_forward, "num_hidden_layers": layers, "vocab_size": words,
+        "num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": hidden // heads,
+        "tie_word_embeddings": True, "layer_types": ["full_attention"] * layers,
     })  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)

@@ -27,20 +27,34 @@ def benchmark():
 def test_the_command_of_make_gpu_measures_both_sides_and_attention(benchmark, monkeypatch):
     script = (ROOT / "benchmarks" / "gpu.sh").read_text().replace("\\\n", " ")
     (options,) = re.findall(r"python benchmarks/fast_path.py (.*)", script)
-    assert shlex.split(options) == ["--phase", "step", "--shape", "$shape", "--device", "$device", "--rounds", "2", "--workload", "prefix_rl",
-                                    "heavy_tail"]  # fmt: skip
+    assert shlex.split(options) == ["--shape", "$shape", "--device", "$device", "--rounds", "3", "--workload", "prefix_rl",
+                                    "heavy_tail", "--rows", "8", "32"]  # fmt: skip
     assert "device=cuda shape=qwen2.5-1.5b\n" in script
     assert benchmark.SHAPES["qwen2.5-1.5b"].dtype == "bfloat16"
     assert {"prefix_rl", "heavy_tail"} <= set(benchmark.WORKLOADS)
-    small = ["--phase", "step", "--shape", "tiny", "--device", "cpu", "--rounds", "1", "--workload", "tiny"]
+    small = [
+        "--phase",
+        "step",
+        "--shape",
+        "tiny",
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--workload",
+        "tiny",
+        "--rows",
+        "4",
+        "8",
+    ]
     printed = io.StringIO()
     monkeypatch.setattr(sys, "stdout", printed)
     monkeypatch.setattr(sys, "argv", ["fast_path.py", *small, "--gpu-table"])
     benchmark.main()
     table = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in printed.getvalue().splitlines()]
     sides = [row for row in table if row[0] == "`tiny`"]
-    assert [row[1] for row in sides] == ["trl", "fast"]
-    for _, _, update, step, _, tokens, share, kernels in sides:
+    assert [row[1:3] for row in sides] == [[rows, side] for rows in ("4", "8") for side in ("trl", "fast")]
+    for *_, update, step, _, tokens, share, kernels in sides:
         assert int(kernels.replace(",", "")) > 100
         assert float(step) >= float(update) >= 0
         assert int(tokens.replace(",", "")) > 0

@@ -112,6 +112,13 @@ def test_what_no_kernel_of_the_gpu_takes_goes_through_plain_torch(kind, width):
     assert attention.kernels_for(on_gpu) is None
 
 
+def test_a_torch_whose_kernel_pads_its_log_sums_takes_plain_torch(monkeypatch):
+    on_gpu = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda"), shape=(2, 2, 9, 64))
+    assert attention.kernels_for(on_gpu) is not None
+    monkeypatch.setattr(attention, "_log_sums_are_packed", lambda: False)
+    assert attention.kernels_for(on_gpu) is None
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 

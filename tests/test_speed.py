@@ -66,6 +66,43 @@ def test_every_row_is_found_again_and_every_node_is_worth_it(rows, minimum_savin
         assert len(layout.ids) == len({tuple(row[: i + 1]) for row in rows for i in range(len(row))})
 
 
+@given(ROWS)
+@settings(deadline=None)
+def test_the_waves_hold_every_pair_of_tokens_that_meet_once(rows):
+    layout = lay_out(rows, minimum_saving=1)
+    length = len(layout.ids)
+    meet, seen = torch.zeros(2, length, length, dtype=torch.long)
+    for place in layout.places:
+        for i, at in enumerate(place.tolist()):
+            meet[at, place[: i + 1]] = 1
+    everywhere = torch.arange(length)
+    for depth, wave in enumerate(layout.waves):
+        queries, keys = everywhere[wave.queries], everywhere[wave.keys]
+        assert len(queries) == len(set(queries.tolist()))  # so that what a wave gives can be put in place
+        assert len(keys) == len(set(keys.tolist()))
+        assert wave.wave.causal == (depth == 0)
+        bounds = [list(pairwise(ends.tolist())) for ends in (wave.query_ends, wave.key_ends)]
+        assert wave.wave.longest == tuple(max(b - a for a, b in side) for side in bounds)
+        for (a, b), (c, d) in zip(*bounds, strict=True):
+            for i in range(a, b):
+                seen[queries[i], keys[c : c + 1 + i - a if depth == 0 else d]] += 1
+    assert seen.equal(meet)
+    assert everywhere[layout.waves[0].queries].equal(everywhere)  # the first has them all, in order
+
+
+def test_waves_by_hand():
+    # two groups: 1 1 is shared by three rows, of which two share 2 as well; 5 5 by two
+    layout = lay_out([[1, 1, 2, 3], [1, 1, 2, 4], [1, 1, 6], [5, 5, 7], [5, 5, 8]], minimum_saving=1)
+    assert layout.ids.tolist() == [1, 1, 2, 3, 4, 6, 5, 5, 7, 8]
+    own, first, second = layout.waves
+    assert own.wave.pairs == tuple((b, b) for b in ((0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 8), (8, 9), (9, 10)))
+    assert first.wave.pairs == (((2, 6), (0, 2)), ((8, 10), (6, 8)))
+    assert first.queries.tolist() == [2, 3, 4, 5, 8, 9]  # two slices with a gap
+    assert (first.query_ends.tolist(), first.key_ends.tolist(), first.wave.longest) == ([0, 4, 6], [0, 2, 4], (4, 2))
+    assert second.wave.pairs == (((3, 5), (2, 3)),)
+    assert (second.queries, second.keys) == (slice(3, 5), slice(2, 3))  # nothing is copied
+
+
 # --- attention --------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 MINIMUM_SAVING = 16
-"""Tokens that a node must save: a node costs two more attention calls in each layer."""
+"""Tokens that a node must save: on a CPU a node costs two more attention calls in each layer."""
 
 
 @dataclass(frozen=True)
