@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefix_rl.cuts import sentence_ends
 from prefix_rl.data.tokenizer import DemonstrationTable, load_tokenizer
 from prefix_rl.lab.base import _encode, base_policy, model, tokenizer, train_base
 from prefix_rl.lab.world import World, chains, held_out_problems, training_problems
@@ -37,6 +38,32 @@ def test_demonstrations_solve_their_problems_step_by_step(operations, seed):
         assert [int(w) for w in written[:20]] == totals
         assert problem.answer == f"({totals[6]}, {totals[12]}, {totals[19]})"
         assert sum(step not in ("+0",) for step in problem.text.split()[1:-1]) == operations
+
+
+@pytest.mark.parametrize("kind", ["clean", "restating"])
+def test_full_stops_end_sentences_and_change_nothing_else(kind):
+    with_stops, without = (
+        training_problems(World(slots=9, operations=9, problems=3, demonstrations=kind, sentences=n)) for n in (4, None)
+    )
+    for problem, plain in zip(with_stops, without, strict=True):
+        assert (problem.text, problem.answer) == (plain.text, plain.answer)
+        (one,), (other,) = problem.demonstrations, plain.demonstrations
+        words = other["text"].split()
+        a, b = (8, 16) if kind == "restating" else (4, 8)  # four totals, and four more; none stands behind the last
+        assert one["text"].split() == [*words[:a], ".", *words[a:b], ".", *words[b:]]
+        if kind == "clean":  # no sentence begins with a sign
+            assert len(sentence_ends(one["text"])) == 2
+        totals = words[: words.index(r"\boxed{(")]
+        assert [d["text"][d["readable_from"] :].split()[0] for d in (one, other)] == [totals[-1]] * 2
+
+
+def test_the_base_policys_corpus_has_the_same_full_stops():
+    world = World(slots=9, sentences=4)
+    made = chains(world, torch.full((2,), 9), torch.Generator().manual_seed(0))
+    _, solution = _encode(world, made)
+    stop = world.vocabulary.index(".")
+    assert (solution == stop).nonzero()[:, 1].tolist() == [4, 9, 4, 9]  # behind four totals, and four more
+    assert solution[solution != stop].equal(_encode(World(slots=9), made)[1].flatten())
 
 
 def test_answers_are_graded_by_the_reward_of_real_data():

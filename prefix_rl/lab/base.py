@@ -30,6 +30,7 @@ _OF_THE_BASE = (
     "copies",
     "slots",
     "modulus",
+    "sentences",
     "slip_small",
     "slip_large",
     "base_steps",
@@ -169,4 +170,7 @@ def _encode(world: World, made: Chains) -> tuple[Int[Tensor, "N prompt"], Int[Te
     prompt = torch.cat([zero + made.start.unsqueeze(1), steps, column("?")], dim=1)
     first, second, last = (zero + made.slipped[:, j : j + 1] for j in world.marked)
     box = [column(r"\boxed{("), first, column(","), second, column(","), last, column(")}"), column("<eos>")]
-    return prompt, torch.cat([zero + made.slipped, *box], dim=1)
+    written = []
+    for j, stop in enumerate(world.stops):
+        written += [zero + made.slipped[:, j : j + 1], *([column(".")] if stop else [])]
+    return prompt, torch.cat([*written, *box], dim=1)

@@ -37,15 +37,17 @@ _HELD_OUT = 10**6  # seeds of held-out problems start here
 
 # The settings that only one of the worlds has
 _OWN = {
-    "additions": ("slots", "modulus", "slip_small", "slip_large", "operations", "demonstrations", "garbled", "leap"),
+    "additions": (
+        "slots", "modulus", "sentences", "slip_small", "slip_large", "operations", "demonstrations", "garbled", "leap",
+    ),
     "parities": ("length", "spaced", "copies"),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class World:
-    """Settings of the world. ``slots``, ``modulus``, the slips, ``length``, ``spaced``, ``copies`` and the ``base_*``
-    fields decide the base policy."""
+    """Settings of the world. ``slots``, ``modulus``, ``sentences``, the slips, ``length``, ``spaced``, ``copies`` and
+    the ``base_*`` fields decide the base policy."""
 
     world: Literal["additions", "parities"] = "additions"
     """additions: chains of additions. parities: chains of parities (arXiv 2506.18110)."""
@@ -59,6 +61,8 @@ class World:
     """Additions in a problem."""
     modulus: Annotated[int, Ge(2), Le(1000)] = 20
     """Totals are 0 ... modulus - 1."""
+    sentences: Annotated[int, Ge(1), Le(256)] | None = None
+    """additions: totals of a sentence; a full stop stands behind every so many but the last. null: no full stops."""
     slip_small: Fraction = 0.3
     """Probability of a slip at a step of 1 to 5, in the base policy's corpus."""
     slip_large: Fraction = 0.7
@@ -115,7 +119,7 @@ class World:
             return [*parities.VOCABULARY, parities.COPY] if self.copies else parities.VOCABULARY
         numbers = [str(n) for n in range(self.modulus)]
         steps = [f"+{d}" for d in range(10)] + [f"-{d}" for d in range(1, 10)]
-        return ["<pad>", "<eos>", "<unk>", "?", r"\boxed{(", ",", ")}", *numbers, *steps]
+        return ["<pad>", "<eos>", "<unk>", "?", r"\boxed{(", ",", ")}", *numbers, *steps, *["."] * bool(self.sentences)]
 
     @property
     def longest(self) -> int:
@@ -130,6 +134,15 @@ class World:
     def marked(self) -> tuple[int, int, int]:
         """The totals (counted from 0) that the answer takes: after a third, two thirds and all of the way."""
         return tuple(round(self.slots * third / 3) - 1 for third in (1, 2, 3))
+
+    @property
+    def stops(self) -> list[bool]:
+        """For each total, whether a full stop stands behind it.
+
+        >>> [j for j, ends in enumerate(World(sentences=5).stops) if ends]
+        [4, 9, 14]
+        """
+        return [bool(self.sentences) and j % self.sentences == 0 for j in range(1, self.slots)] + [False]
 
     @property
     def landings(self) -> list[bool]:
@@ -202,12 +215,12 @@ def _problems(world: World, count: int, seed: int, name: str, kind: str, demonst
         totals = [str(int(t)) for t in written[i]]
         if kind == "terse":
             totals = [total if there else "," for total, there in zip(totals, world.landings, strict=True)]
-        if kind == "restating":
-            totals = [word for pair in zip(additions, totals, strict=True) for word in pair]
+        words = []
+        for addition, total, stop in zip(additions, totals, world.stops, strict=True):
+            words += [addition] * (kind == "restating") + [total] + ["."] * stop
         box = rf"\boxed{{( {' , '.join(map(str, answer))} )}}"
-        text = " ".join([*totals, box])
         # the answer can be read as soon as the last total stands there
-        demonstration = {"text": text, "readable_from": len(" ".join(totals[:-1])) + 1}
+        demonstration = {"text": " ".join([*words, box]), "readable_from": len(" ".join(words[:-1])) + 1}
         found.append(
             Problem(
                 id=f"{name}/{i}",
