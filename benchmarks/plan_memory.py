@@ -119,8 +119,9 @@ def main() -> None:
 
     import torch
 
+    from prefix_rl.accelerate_file import Launch
     from prefix_rl.memory import estimate
-    from prefix_rl.plan import Launch, config_of, setting_of, shape_of
+    from prefix_rl.plan import config_of, setting_of, shape_of
 
     def line(*cells) -> None:
         print(f"| {' | '.join(map(str, cells))} |", file=stdout, flush=True)

@@ -6,17 +6,13 @@ equations are in :mod:`prefix_rl.memory` and :mod:`prefix_rl.costs`.
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from . import adapters
+from .accelerate_file import Launch, launch_for
 from .batches import Batches, batches
 from .costs import inference_flops, update_flops
 from .errors import RecipeError, UnreachableError, UserError, unavailable
@@ -57,18 +53,6 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Launch:
-    """A file for ``accelerate launch --config_file``, as far as memory depends on it."""
-
-    file: str | None = None
-    processes: int = 1
-    stage: int = 0
-    deepspeed: bool = False
-    offload_states: bool = False
-    offload_parameters: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """The answer."""
 
@@ -93,6 +77,8 @@ class Plan:
     """Optimizer steps of the rollouts; 0: it depends on the data."""
     advice: list[tuple[str, float]] = field(default_factory=list)
     """Changes to make it fit: overrides, and bytes on a device with them."""
+    wider: tuple[str, float] | None = None
+    """The largest micro-batch that fits, with as many rollouts a step, likewise; None: no larger one does."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -129,8 +115,9 @@ def plan(
         found.notes.append(
             f"launched as the head of the recipe says, with {launch.file}; --accelerate FILE for another"
         )
-    if not found.fits:
-        found.advice.extend(_advice(path, overrides, found, config, prompt))
+    if found.fits:
+        return replace(found, wider=_wider(path, overrides, found, config, prompt))
+    found.advice.extend(_advice(path, overrides, found, config, prompt))
     return found
 
 
@@ -318,57 +305,6 @@ def _with_adapters(recipe: Recipe, model):
     return get_peft_model(model, found["peft_config"])
 
 
-# --- how it is launched -----------------------------------------------------------------------------------------------
-
-
-def launch_for(path: str | os.PathLike, accelerate: str | None = None) -> Launch:
-    """How a recipe is launched: with this file, or the one that its head names, or in one process.
-
-    Raises:
-        UserError: as of :func:`read_launch`.
-    """
-    named = accelerate or _named_in(path)
-    return read_launch(named) if named else Launch()
-
-
-def _named_in(path: str | os.PathLike) -> str | None:
-    """The accelerate file that the comment at the head of a recipe launches it with, if it is there."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, TypeError):  # the recipe's own reader says what is wrong with it
-        return None
-    head = "".join(line for line in text.splitlines(True) if line.startswith("#"))
-    found = re.search(r"--config_file[ =](\S+)", head)
-    return found[1] if found and Path(found[1]).is_file() else None
-
-
-def read_launch(file: str) -> Launch:
-    """A file for ``accelerate launch --config_file``.
-
-    Raises:
-        UserError: if it cannot be read, or says what cannot be estimated.
-    """
-    try:
-        given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        given = given if isinstance(given, Mapping) else {}
-        kind, inside = str(given.get("distributed_type", "NO")), given.get("deepspeed_config") or {}
-        if other := inside.get("deepspeed_config_file"):
-            zero = json.loads((Path(file).parent / other).read_text(encoding="utf-8")).get("zero_optimization", {})
-            inside = {"zero_stage": zero.get("stage", 0)} | {
-                f"offload_{what}_device": (zero.get(f"offload_{what}") or {}).get("device", "none")
-                for what in ("optimizer", "param")
-            }
-        offloads = {what: inside.get(f"offload_{what}_device", "none") != "none" for what in ("optimizer", "param")}
-        processes, stage = int(given.get("num_processes", 1)), int(inside.get("zero_stage", 0))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"--accelerate {file} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if kind == "FSDP" or stage > 3 or processes < 1:
-        raise UserError(f"--accelerate {file}: {kind}, stage {stage}, {processes} processes cannot be estimated; a "
-                        "plan knows one process, DDP (MULTI_GPU) and DeepSpeed's ZeRO stages")  # fmt: skip
-    deepspeed = kind == "DEEPSPEED"
-    return Launch(file, processes, stage if deepspeed else 0, deepspeed, offloads["optimizer"], offloads["param"])
-
-
 # --- what to change ---------------------------------------------------------------------------------------------------
 
 
@@ -379,11 +315,7 @@ def _advice(
     tried = []
 
     def peak(changes: Sequence[str], launch: Launch) -> Plan | None:
-        try:
-            recipe = load_recipe(path, [*overrides, *changes])
-            return _planned(recipe, shape_of(recipe, config), launch, found.machine, config, prompt)
-        except UserError:
-            return None
+        return _changed(path, [*overrides, *changes], launch, found.machine, config, prompt)
 
     for changes in _changes(found.recipe):
         if (one := peak(changes, found.launch)) and one.peak < 0.99 * found.peak:
@@ -406,6 +338,33 @@ def _advice(
     alone = [(" ".join(changes), size) for changes, _, size in tried]
     whole = (" ".join(together), last)
     return alone + ([whole] if len(together) > 1 and whole not in alone else [])
+
+
+def _changed(path, overrides: Sequence[str], launch: Launch, machine: Machine, config, prompt) -> Plan | None:
+    """The plan with other overrides; None if the recipe does not take them."""
+    try:
+        recipe = load_recipe(path, overrides)
+        return _planned(recipe, shape_of(recipe, config), launch, machine, config, prompt)
+    except UserError:
+        return None
+
+
+def _wider(path, overrides: Sequence[str], found: Plan, config, prompt) -> tuple[str, float] | None:
+    """The overrides of the largest micro-batch that fits, of those twice as large as the one before."""
+    value, best, factor = found.recipe.training_value, None, 2
+    parts = {"gradient_accumulation_steps": value("gradient_accumulation_steps")}
+    if ROLLOUTS not in found.stages:
+        return None
+    if steps := value("steps_per_generation"):
+        parts["steps_per_generation"] = steps
+    while all(count % factor == 0 for count in parts.values()):
+        changes = [f"training.per_device_train_batch_size={value('per_device_train_batch_size') * factor}",
+                   *(f"training.{name}={count // factor}" for name, count in parts.items())]  # fmt: skip
+        one = _changed(path, [*overrides, *changes], found.launch, found.machine, config, prompt)
+        if not (one and one.fits and one.batches == found.batches):
+            break
+        best, factor = (" ".join(changes), one.peak), factor * 2
+    return best
 
 
 def _changes(recipe: Recipe) -> list[list[str]]:
@@ -480,6 +439,10 @@ def report(found: Plan, table: Callable[[Sequence[Sequence[str]]], str]) -> str:
     )
     if found.advice:
         lines += ["", "what to change:", *(f"  {_gib(size):>10}  {change}" for change, size in found.advice)]
+    elif found.wider:
+        change, size = found.wider
+        lines += ["", "room for larger micro-batches; small ones leave a GPU waiting (docs/speed.md):",
+                  f"  {_gib(size):>10}  {change}"]  # fmt: skip
     elif not found.fits:
         lines += ["", "nothing that was tried takes less: give it more devices, or a smaller model"]
     return "\n".join(lines)
@@ -496,5 +459,6 @@ def as_json(found: Plan) -> dict[str, Any]:
         "trained_parameters": found.shape.trained, "devices": found.machine.devices, "zero_stage": found.launch.stage,
         "stages": stages, "vllm": found.vllm, "reserve": RESERVE, "peak": found.peak, "memory": found.machine.memory,
         "fits": found.fits, "tokens_generated": found.generated, "tokens_trained": found.trained, "flops": found.flops,
-        "seconds": found.seconds, "steps": found.steps, "advice": [list(a) for a in found.advice], "notes": found.notes,
+        "seconds": found.seconds, "steps": found.steps, "advice": [list(a) for a in found.advice],
+        "wider": found.wider and list(found.wider), "notes": found.notes,
     }  # fmt: skip

@@ -22,7 +22,7 @@ LAYERS = [
     {"data", "lab.world", "lab.parities", "engines", "processes", "safety"},
     {"recipe", "adapters", "arguments", "batches", "contradictions", "preflight", "reports", "stand_ins",
      "evaluation.settings", "evaluation.metrics", "evaluation.sampling", "evaluation.shape", "lab"},
-    {"places"},
+    {"places", "accelerate_file"},
     {"policy", "engines.choice", "model_card"},
     {"seam.ranks", "seam.turn"},
     {"seam.vllm"},

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 from memory import LiveBytes
 
+from prefix_rl.accelerate_file import Launch
 from prefix_rl.data.problems import Problem
 from prefix_rl.lab.tiny import make_tiny
 from prefix_rl.memory import Setting, Shape, activations, estimate, gradients, optimizer, parameters
-from prefix_rl.plan import Launch, config_of, setting_of, shape_of
+from prefix_rl.plan import config_of, setting_of, shape_of
 from prefix_rl.policy import Policy
 from prefix_rl.recipe import load_recipe
 from prefix_rl.train import build

@@ -8,9 +8,10 @@ import yaml
 from typer.testing import CliRunner
 
 from prefix_rl import plan as plans
+from prefix_rl.accelerate_file import read_launch
 from prefix_rl.cli import app
 from prefix_rl.errors import UnreachableError, UserError
-from prefix_rl.plan import GIB, Machine, plan, read_launch, report
+from prefix_rl.plan import GIB, Machine, plan, report
 from prefix_rl.reports.tables import text_table
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +90,26 @@ def test_what_does_not_fit_gets_keys_that_make_it_fit(seven):
     text = report(found, text_table)
     assert "it does NOT fit" in text
     assert lora in text
+
+
+def test_what_fits_is_told_the_largest_micro_batch_that_fits(seven):
+    run, lora = "smollm2-135m/dr_grpo", ["model.use_peft=true", "model.lora_dropout=0.0"]
+    found = of(run, seven, *lora, machine=Machine(1, 400 * GIB))
+    change, size = found.wider
+    assert change.split() == [
+        "training.per_device_train_batch_size=32",
+        "training.gradient_accumulation_steps=1",
+    ]  # 8 * 4
+    again = of(run, seven, *lora, *change.split(), machine=found.machine)
+    assert (again.peak, again.batches, again.wider) == (size, found.batches, None)
+    assert found.peak < size <= found.machine.memory
+    assert change in report(found, text_table)
+    smaller = of(run, seven, *lora, machine=Machine(1, size - 1))  # 32 rows do not fit there, 16 do
+    assert smaller.wider[0].split()[0] == "training.per_device_train_batch_size=16"
+    full = of(run, seven, *lora, machine=Machine(1, found.peak))
+    assert full.fits
+    assert full.wider is None
+    assert "larger micro-batches" not in report(full, text_table)
 
 
 def test_the_advice_keeps_the_size_of_a_step(seven):
