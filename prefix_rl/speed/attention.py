@@ -85,8 +85,10 @@ class _Waves(torch.autograd.Function):
             part, part_lse, *_ = forward(query[at], key[wave.keys], value[wave.keys], wave, scale)
             here, here_lse = out[at], lse[:, at]
             weight = torch.sigmoid(part_lse - here_lse)  # exp(lse_k) / (exp(lse_k) + exp(lse))
-            merged = torch.lerp(here, part.to(exact), weight.t().unsqueeze(-1)), torch.logaddexp(here_lse, part_lse)
-            out[at], lse[:, at] = merged
+            here.lerp_(part.to(exact), weight.t().unsqueeze(-1))
+            here_lse.copy_(torch.logaddexp(here_lse, part_lse))
+            if not isinstance(at, slice):  # then these are copies
+                out[at], lse[:, at] = here, here_lse
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.layout, ctx.scale, ctx.state = layout, scale, state
@@ -106,7 +108,10 @@ class _Waves(torch.autograd.Function):
                 grad[at], query[at], key[keys], value[keys], out[at], lse[:, at], wave, ctx.scale, *ctx.state
             )
             for total, part, where in zip(grads, found, (at, keys, keys), strict=True):
-                total[where] += part  # no place is in a wave twice
+                if isinstance(where, slice):
+                    total[where].add_(part)
+                else:
+                    total.index_add_(0, where, part.to(total.dtype))
         return *(total.to(query.dtype) for total in grads), None, None
 
 
