@@ -179,16 +179,6 @@ def best_before(checkpoint: Path) -> Path:
     return best if facts_of(best) else checkpoint
 
 
-def not_restored(training: Mapping[str, Any]) -> list[str]:
-    """State of TRL's that is in no checkpoint, in words: a run that goes on begins with it anew."""
-    found = []
-    if training.get("sync_ref_model"):
-        found.append("the reference that training.sync_ref_model has moved starts again from the first model")
-    if training.get("use_adaptive_entropy"):
-        found.append("the coefficient of training.use_adaptive_entropy starts again from training.entropy_coef")
-    return found
-
-
 def check_continues(folder: Path, now: Mapping[str, Any]) -> None:
     """Checks that a run with the facts ``now`` would go on exactly as the one that wrote the checkpoint.
 

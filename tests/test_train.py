@@ -18,6 +18,7 @@ from prefix_rl import checkpoints
 from prefix_rl.errors import CheckpointError, DataError, RecipeError, StackError
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.seam import resume
 from prefix_rl.train import main, train
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,43 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, save_steps, resumed
     assert any(r["reward"] for step in range(6) for r in read_rollouts(whole, step))  # there was something to learn
     steps = [json.loads(line)["step"] for line in (cut / "metrics.jsonl").read_text().splitlines() if "reward" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+MOVING = {
+    "reference": ["beta=0.5", "sync_ref_model=true", "ref_model_sync_steps=1", "ref_model_mixup_alpha=0.5"],
+    "entropy": ["use_adaptive_entropy=true", "entropy_coef=0.01", "entropy_coef_delta=0.005", "entropy_target=9.0"],
+}
+
+
+@pytest.mark.parametrize(("kind", "file"), [("reference", resume.REFERENCE), ("entropy", "entropy_ctrl_state.json")])
+def test_what_training_moves_beside_the_policy_is_resumed(tmp_path, kind, file):
+    settings = [
+        *(f"training.{setting}" for setting in MOVING[kind]),
+        "training.save_steps=2",
+        "training.learning_rate=1e-2",
+    ]
+    whole = run(tmp_path / "whole", *settings)
+    assert not (whole / "final" / file).exists()
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    for folder in (cut / "checkpoint-6", cut / "final"):
+        shutil.rmtree(folder)
+    run(cut, *settings)
+    same_run(whole, cut)
+
+
+def test_a_reference_that_is_not_there_is_not_begun_anew(tmp_path):
+    settings = [
+        *(f"training.{setting}" for setting in MOVING["reference"]),
+        "training.save_steps=2",
+        "method.horizon=6",
+    ]
+    cut = run(tmp_path / "cut", *settings, "training.max_steps=2")
+    facts = checkpoints.facts_of(cut / "checkpoint-2")
+    (cut / "checkpoint-2" / resume.REFERENCE).unlink()
+    checkpoints.mark_whole(cut / "checkpoint-2", facts)  # as an older version did
+    with pytest.raises(CheckpointError, match=r"reference.safetensors is not there: without the reference"):
+        run(cut, *settings, "training.max_steps=4")
 
 
 STAGE = "{epochs: 1, batch_size: 4, per_device_batch_size: 2, learning_rate: 1e-3}"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
@@ -25,6 +27,9 @@ from ..methods.base import Method
 from ..parts import write_text
 from ..progress import say
 from ..rollouts import Memory
+
+REFERENCE = "reference.safetensors"
+"""File of a checkpoint: the reference model of a run that moves it."""
 
 
 class OrderOfEpoch(Sampler):
@@ -82,12 +87,24 @@ class Remembered(TrainerCallback, ExportableState):
 class Saved:
     """The state that changes in a run and is saved with every checkpoint: its cost, and the method's memory."""
 
+    _reference: MovedReference | None = None
+
     def __init__(self, method: Method, spent: Cost):
         self._spending, self._remembered = Spending(**asdict(spent)), Remembered(method)
 
-    def callbacks(self, budget: float | None, folder: str) -> tuple[TrainerCallback, ...]:
-        """Callbacks by which the trainer saves and reads both, stops at its ``budget``, and logs to ``folder``."""
-        return self._spending, self._remembered, Budget(self, budget), MetricsFile(Path(folder))
+    def attach(self, trainer, budget: float | None) -> None:
+        """Adds callbacks to a trainer: they save and read all of it, stop at its ``budget``, and write its log."""
+        found = [self._spending, self._remembered, Budget(self, budget), MetricsFile(Path(trainer.args.output_dir))]
+        if trainer.args.sync_ref_model:
+            self._reference = MovedReference(trainer)
+            found.append(self._reference)
+        for callback in found:
+            trainer.add_callback(callback)
+
+    def beside(self, checkpoint: str) -> None:
+        """Adds to a checkpoint what TRL does not save; every rank calls this."""
+        if self._reference:
+            self._reference.save(Path(checkpoint))
 
     @property
     def cost(self) -> Cost:
@@ -144,6 +161,42 @@ class MetricsFile(TrainerCallback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class MovedReference(TrainerCallback):
+    """The reference model that ``sync_ref_model`` moves, read from the checkpoint that a run goes on from.
+
+    TRL saves the policy alone, and a resumed run would measure the KL from the first model again.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def save(self, checkpoint: Path) -> None:
+        """Adds it to a checkpoint; every rank calls this."""
+        with _whole(self.trainer.ref_model) as model:
+            if self.trainer.args.should_save:
+                save_model(model, checkpoint / REFERENCE)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.global_step:
+            return
+        saved = Path(args.output_dir, f"checkpoint-{state.global_step}", REFERENCE)
+        if not saved.is_file():
+            raise CheckpointError(f"{saved} is not there: without the reference that training.sync_ref_model moves the "
+                                  "run cannot go on as it would have; give another output.dir")  # fmt: skip
+        with _whole(self.trainer.ref_model) as model:
+            load_model(model, saved)
+
+
+@contextmanager
+def _whole(model: nn.Module) -> Iterator[nn.Module]:
+    """The model with whole parameters, where ZeRO-3 has shared them out; what the first rank writes goes to all."""
+    parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    if parameters:
+        import deepspeed
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if parameters else nullcontext():
+        yield getattr(model, "module", model)
 
 
 @contextmanager

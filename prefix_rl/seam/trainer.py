@@ -101,8 +101,7 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
         )  # fmt: skip
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
         self._generating = vllm.generating(self, self._ranks)
-        for callback in self._saved.callbacks(budget, args.output_dir):
-            self.add_callback(callback)
+        self._saved.attach(self, budget)
 
     @property
     def cost(self) -> Cost:
@@ -256,5 +255,6 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         with resume.older_kept(self.args, self.state) as limit:
             super()._save_checkpoint(model, trial)
+            self._saved.beside(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
         self.accelerator.wait_for_everyone()
         resume.keep_whole(self._get_output_dir(trial=trial), self.args, self.state, self.facts, self.cost, limit)
