@@ -1,13 +1,14 @@
 """The grammar of expressions and their values, against literal arithmetic."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
 from prefix_rl.rewards.characters import ascii_
 from prefix_rl.rewards.reading import Malformed, Unread, read
-from prefix_rl.rewards.values import polynomial, proportional, same, size
-from prefix_rl.rewards.wording import conflict, droppable
+from prefix_rl.rewards.values import polynomial, proportional, same, size, within
+from prefix_rl.rewards.wording import conflict, droppable, singular, spoken
 
 TOLERANCE = Fraction(1, 10**5)
 
@@ -37,6 +38,7 @@ def test_what_the_grammar_does_not_hold_is_left_to_others(text):
         (r"\sqrt[3]{-8}", "-2", True), (r"\sqrt{-4}", "2i", True), (r"e^{i\pi}", "-1", True), ("(-1)^{2n}", "1", True), (r"\cos(n\pi)", "(-1)^n", True),
         (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), (r"\log_2 x^2", r"2\log_2 x", True), (r"\sqrt{x-10}^2", "x-10", True), ("9^{9^{9^9}}", "1", False),
         ("0.3333333", r"\frac13", True), ("0.333", r"\frac13", False), (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}", True), (r"\lfloor 3.7 \rfloor", "3", True),
+        ("1^{10^{13}}", "1", True), ("(-1)^{10^{13}+1}", "-1", True), (r"\binom00", "1", True), (r"\binom{5000}{2500}", r"\binom{5000}{2500}-1", False),
     ],
 )  # fmt: skip
 def test_values_are_compared_where_both_are_real(a, b, alike):
@@ -53,7 +55,16 @@ def test_equations_are_the_same_up_to_a_factor():
     assert proportional(read("2x+4y-3"), read(r"\frac{3}{4}-\frac{1}{2}x-y"))  # -4 times the second
     assert not proportional(read("2x+4y-3"), read("2x+4y-2"))
     assert polynomial(read("x^2+3y"))
-    assert not polynomial(read(r"\frac{1}{x}"))
+    for text in (r"\frac{1}{x}", "|x|", r"\sqrt{x}+1"):
+        assert not polynomial(read(text)), text
+
+
+def test_a_distance_is_between_values():
+    assert within(read(r"\pi"), Fraction("3.14"), Fraction("0.002"))  # 0.00159 away
+    assert not within(read(r"\pi"), Fraction("3.14"), Fraction("0.001"))
+    assert not within(read("-3"), Fraction(3), Fraction(1))
+    assert not within(read("x"), Fraction(3), Fraction(1))
+    assert not within(read("1/0"), Fraction(3), Fraction(1))
 
 
 def test_the_size_is_the_number_of_operations():
@@ -85,5 +96,38 @@ def test_units_and_counted_nouns_go_and_what_says_something_stays():
         assert not droppable(phrase, after_number=True), phrase
     assert droppable(r"\text{ units}", after_number=False)
     assert not droppable(r"\text{ even}", after_number=False)
+    for phrase in ("only", "cm squared", "cm cubed", "个", "千克", "万克"):
+        assert droppable(phrase, after_number=True), phrase
+    for phrase in ("only positive", "apples only", "万", "倍"):
+        assert not droppable(phrase, after_number=True), phrase
+    assert not droppable("个", after_number=False)
     assert conflict("cm", "m")
     assert not conflict("m", "meters")
+
+
+UNITS = (  # noqa: SIM905
+    "mm cm dm m km in ft yd mi mg g kg oz lb l ml s min h day week month year dollar cent euro degree radian mph kph gallon "
+    "ton n j w v hz pa mol k ev kj kw khz mhz nm acre pint quart cup"
+).split()
+
+
+def test_different_units_and_opposites_conflict():
+    assert [pair for pair in pairwise(UNITS) if not conflict(*pair)] == []
+    assert [one for one in UNITS if conflict(one, "units") or conflict("units", one)] == []
+    assert conflict("boys", "girls")
+    assert conflict("girls", "boys")
+    assert not conflict("boys", "men")
+    assert not conflict("", "cm")
+
+
+def test_plurals():
+    assert [singular(word) for word in ("flies", "pies", "glasses", "gas", "hrs", "degrees")] == [
+        "fly", "pie", "glass", "gas", "hr", "degree"
+    ]  # fmt: skip
+
+
+def test_words_beside_mathematics_are_told_apart():
+    assert spoken("x+1") == ((), "x+1")
+    assert spoken(r"n \text{ if } x") == (("if",), "n x")
+    assert spoken(r"\text{A}") == ((), r"\text{A}")
+    assert spoken(r"\text{x+1}") == ((), r"\text{x+1}")
