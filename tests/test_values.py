@@ -38,12 +38,24 @@ def test_what_the_grammar_does_not_hold_is_left_to_others(text):
         (r"\sqrt[3]{-8}", "-2", True), (r"\sqrt{-4}", "2i", True), (r"e^{i\pi}", "-1", True), ("(-1)^{2n}", "1", True), (r"\cos(n\pi)", "(-1)^n", True),
         (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), (r"\log_2 x^2", r"2\log_2 x", True), (r"\sqrt{x-10}^2", "x-10", True), ("9^{9^{9^9}}", "1", False),
         ("0.3333333", r"\frac13", True), ("0.333", r"\frac13", False), (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}", True), (r"\lfloor 3.7 \rfloor", "3", True),
-        ("1^{10^{13}}", "1", True), ("(-1)^{10^{13}+1}", "-1", True), (r"\binom00", "1", True), (r"\binom{5000}{2500}", r"\binom{5000}{2500}-1", False),
+        (r"\tan^{-1} x", r"\arctan x", True), ("2|x|", "|2x|", True), ("|x||y|", "|xy|", True), ("||x|-1|-1", "|1-|x||-1", True),
+        ("3.0", r"\frac{300001}{100000}", False), ("1^{10^{13}}", "1", True), ("(-1)^{10^{13}+1}", "-1", True), (r"\binom00", "1", True), (r"\binom{5000}{2500}", r"\binom{5000}{2500}-1", False),
     ],
 )  # fmt: skip
 def test_values_are_compared_where_both_are_real(a, b, alike):
     assert same(read(a), read(b), TOLERANCE) is alike
     assert same(read(b), read(a), TOLERANCE) is alike
+
+
+GREEK = (  # noqa: SIM905
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar"
+).split()
+
+
+def test_greek_letters_are_letters():
+    assert all(same(read(rf"\{letter}+1"), read(rf"1+\{letter}"), TOLERANCE) for letter in GREEK)
+    assert not any(same(read(rf"\{one}"), read(rf"\{other}"), TOLERANCE) for one, other in pairwise(GREEK))
 
 
 def test_what_never_has_a_value_is_not_decided():
@@ -78,6 +90,22 @@ def test_the_size_is_the_number_of_operations():
 )  # fmt: skip
 def test_unicode_becomes_plain_mathematics(text, plain):
     assert ascii_(text) == plain
+
+
+SIGNS = {
+    "…⋯": r"\ldots ", "‥": "..", "´′’": "'", "″": "''", "‴": "'''", "∬": r"\iint ", "º˚°": r"^\circ ", "\u2061": "", "\u2062·•⋅": r"\cdot ", "\u2063、،": ",",
+    "\u2064➕": "+", "−–—➖": "-", "±": r"\pm ", "∓": r"\mp ", "¬": r"\neg ", "×✖": r"\times ", "÷➗": r"\div ", "∕⧸": "/", "∣": "|", "⧵": r"\setminus ",
+    "。": ".", "【⟦": "[", "】⟧": "]", "⟨〈": r"\langle ", "⟩〉": r"\rangle ", "≤⩽≦": r"\le ", "≥⩾≧": r"\ge ", "≈≅": r"\approx ", "∅": r"\emptyset ",
+    "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "¢": " cents", "ℝ": r"\mathbb{R}", "℃": r"^\circ C",
+    "≠": r"\ne ", "≡": r"\equiv ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∠": r"\angle ", "⊥": r"\perp ", "Ω": r"\Omega ", "ϵ": r"\epsilon ",
+    "ʰ": "^h", "ⱼ": "_{j}", "ⱽ": "^V", "\u3000": " ", "\u200b\ufe0f": "",
+}  # fmt: skip
+
+
+def test_each_sign_has_its_command():
+    assert ascii_("¹⁄₂") == ascii_("¹/₂") == r"\frac{1}{2}"
+    signs = {sign: command for group, command in SIGNS.items() for sign in group}
+    assert {sign: ascii_(f"x{sign}y") for sign in signs} == {sign: f"x{command}y" for sign, command in signs.items()}
 
 
 def test_units_and_counted_nouns_go_and_what_says_something_stays():
