@@ -108,6 +108,42 @@ def test_adapters_are_counted_and_quantized_weights_are_small(seven):
     assert any("lora_dropout=0.0" in note for note in small.notes)
 
 
+def test_quantized_weights_in_numbers(seven):
+    # embeddings and head, 152,064 x 3,584 each, have 2 bytes; the others 4 bits and a float32 scale for each 64 of them
+    outside = 2 * 152_064 * 3_584
+    for key, inside in (("load_in_4bit", 0.5 + 4 / 64), ("load_in_8bit", 1.0)):
+        found = of("smollm2-135m/dr_grpo", seven, "model.use_peft=true", f"model.{key}=true")
+        expected = inside * (found.shape.parameters - outside) + 2 * outside
+        assert found.stages["rollouts"].parameters == pytest.approx(expected)
+
+
+def test_the_bytes_of_each_optimizers_states():
+    names = ("sgd", "adafactor", "lion_32bit", "rmsprop", "adagrad", "adamw_8bit", "adamw_torch")
+    found = [of("lab/dr_grpo", f"training.optim={name}") for name in names]
+    sizes = [one.stages["rollouts"].optimizer / one.shape.trained for one in found]
+    assert sizes == [0, 0, 4, 4, 4, 2, 8]
+
+
+def test_several_steps_of_a_generation_ask_twice_and_generate_as_much():
+    one, two = of("lab/dr_grpo"), of("lab/dr_grpo", "training.steps_per_generation=2")
+    assert (one.batches.rollouts, one.batches.steps) == (128, 1)
+    assert (two.batches.rollouts, two.batches.steps) == (256, 2)
+    assert one.generated == two.generated == 128 * 30
+    assert two.flops / one.flops == pytest.approx(10 / 8)  # 2 N D more
+    again = of("lab/dr_grpo", "training.num_iterations=2")
+    assert again.generated == 64 * 30  # 128 rollouts are there for two steps
+    assert again.flops / one.flops == pytest.approx((1 + 1 + 6) / 8)  # half of 2, half of 2, and two halves of 6
+
+
+def test_steps_are_unknown_where_epochs_are_counted():
+    assert (of("lab/dr_grpo").steps, of("lab/dr_grpo", "training.max_steps=-1").steps) == (200, 0)
+
+
+def test_autocast_keeps_a_copy_of_float32_weights_in_half_precision():
+    casts = [of("lab/dr_grpo", f"training.bf16={half}").stages["rollouts"].casts for half in ("false", "true")]
+    assert casts == [0, 2 * 113_088]
+
+
 def test_offloading_and_deepspeeds_own_file(tmp_path):
     (tmp_path / "ds.json").write_text(json.dumps(
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
