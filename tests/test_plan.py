@@ -144,6 +144,37 @@ def test_autocast_keeps_a_copy_of_float32_weights_in_half_precision():
     assert casts == [0, 2 * 113_088]
 
 
+def test_adapters_of_a_folder_are_those_that_it_names(seven, tmp_path):
+    from peft import LoraConfig
+
+    model = seven.partition("=")[2]
+    LoraConfig(r=4, target_modules=["v_proj"], base_model_name_or_path=model, task_type="CAUSAL_LM").save_pretrained(
+        tmp_path
+    )
+    found = of("smollm2-135m/dr_grpo", f"model.name_or_path={tmp_path}")
+    assert found.shape.trained == 28 * 4 * (3584 + 512)
+
+
+def test_the_plan_is_told_in_words_and_in_json():
+    found = of("lab/dr_grpo", "training.gradient_checkpointing=true", "training.bf16=true", "training.max_steps=-1")
+    lines = report(found, text_table).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:12]] == [
+        "on each device", "parameters", "gradients", "optimizer states", "activations", "one layer, computed again",
+        "gradients inside a layer", "weights cast by autocast", "head (tiles of logits)", "generation: keys, values, logits",
+    ]  # fmt: skip
+    assert lines[-1].endswith("the number of steps depends on the data")
+    made = plans.as_json(found)
+    stage = made.pop("stages")["rollouts"]
+    assert stage["optimizer"] == 8 * 113_088
+    assert stage["peak"] == max(stage["phases"].values()) == made["peak"] - 2 * GIB
+    assert made.pop("seconds") == found.seconds > 0
+    assert made == {
+        "model": "lab", "parameters": 113_088, "trained_parameters": 113_088, "devices": 1, "zero_stage": 0, "vllm": 0.0,
+        "reserve": 2 * GIB, "peak": found.peak, "memory": 80 * GIB, "fits": True, "tokens_generated": 128 * 30,
+        "tokens_trained": found.trained, "flops": found.flops, "steps": 0, "advice": [], "notes": found.notes,
+    }  # fmt: skip
+
+
 def test_offloading_and_deepspeeds_own_file(tmp_path):
     (tmp_path / "ds.json").write_text(json.dumps(
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
