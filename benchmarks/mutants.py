@@ -1,6 +1,6 @@
 """How many small faults the tests of a module find: each is put into a copy of the module, and its tests run on that.
 
-    python benchmarks/mutants.py schedules=test_schedules masks=test_masks,test_prefixes [--most 40] [--seconds 600]
+    python benchmarks/mutants.py schedules=test_schedules masks=test_masks,test_prefixes [--most 40] [--quick]
 
 A module of ``prefix_rl`` (its path with dots) and the files of tests/ that are about it, or ``file::test``. A fault is
 one of: another comparison, another operator, ``and`` for ``or``, ``min`` for ``max``, ``any`` for ``all``, a condition
@@ -11,8 +11,9 @@ time. Prints for each module how many were found (hung: because the tests did no
 whether such a fault changes anything is for a reader to say.
 
 Everything heavy is imported once; a fault is tried in a fork of this process, so it costs the tests alone: those of
-``pytest --fast`` with few examples first; all that are not slow if they let it live. Tests that take five times the
-work, or ten times the time, that they take without a fault hang. If they fail without a fault, it all ends.
+``pytest --fast`` with few examples first; all that are not slow if they let it live, unless ``--quick`` is given. Tests
+that take five times the work, or ten times the time, that they take without a fault hang. If they fail without a fault,
+it all ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import copy
 import gc
 import importlib
 import itertools
@@ -47,6 +49,11 @@ COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.
             ast.Mod: ast.Add, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult}  # fmt: skip
 CALLED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 TABLE = 3  # elements of a collection from which on one may be missing
+HEAVY = (
+    "_hypothesis_pytestplugin", "beartype", "datasets", "datasketch", "deepspeed", "doctest", "jaxtyping",
+    "math_verify", "matplotlib.pyplot", "peft", "scipy.stats", "torch", "transformers.models.qwen2.modeling_qwen2",
+    "transformers.trainer", "trl.trainer.grpo_trainer", "typer",
+)  # fmt: skip
 MOST_MEMORY = 4 * 2**30  # bytes of one process of the tests
 
 
@@ -113,18 +120,27 @@ def change(node: ast.AST, i: int) -> str | None:
     return None
 
 
-def faults(source: str) -> Iterator[tuple[int, str, ast.AST]]:
-    """(line, what was changed, tree of the source with the fault) of every fault of a module.
+def faults(source: str) -> Iterator[tuple[int, str, int]]:
+    """(line, what is changed, number) of every fault of a module.
 
-    >>> [(line, how, ast.unparse(tree)) for line, how, tree in faults("x = 1 < y")]
-    [(1, 'another comparison', 'x = 1 <= y'), (1, 'now 2', 'x = 2 < y')]
+    >>> list(faults("x = 1 < y"))
+    [(1, 'another comparison', 0), (1, 'now 2', 1)]
     """
-    for number, _ in enumerate(places(ast.parse(source))):
-        tree = ast.parse(source)
-        node, i = next(itertools.islice(places(tree), number, None))
+    for number, (node, i) in enumerate(places(ast.parse(source))):
         line = table[i].lineno if (table := of_table(node)) else node.lineno
-        if how := change(node, i):
-            yield line, how, ast.fix_missing_locations(tree)
+        if how := change(copy.deepcopy(node), i):
+            yield line, how, number
+
+
+def faulted(source: str, number: int) -> str:
+    """The module with the fault of this number.
+
+    >>> faulted("x = 1 < y", 0), faulted("x = 1 < y", 1)
+    ('x = 1 <= y', 'x = 2 < y')
+    """
+    tree = ast.parse(source)
+    change(*next(itertools.islice(places(tree), number, None)))
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 @dataclass(frozen=True)
@@ -153,7 +169,9 @@ def run(folder: Path, tests: list[str], work: float, wait: float, fast: bool) ->
         os.environ["PYTHONPATH"] = str(folder)  # the processes of the tests have the fault too
         some = ["--fast", "--hypothesis-profile=few"]
         every = ["-m", "not slow and not multirank and not real and not browser", "--hypothesis-profile=all"]
-        code = pytest.main(["-xq", "-pno:cacheprovider", "-pno:xdist", *(some if fast else every), *tests])
+        code = pytest.main(
+            ["-xq", "-pno:cacheprovider", "-p_hypothesis_pytestplugin", *(some if fast else every), *tests]
+        )
         os._exit(0 if code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else 1)
     _, status, used = os.wait4(child, 0)
     with contextlib.suppress(ProcessLookupError):
@@ -166,13 +184,14 @@ def run(folder: Path, tests: list[str], work: float, wait: float, fast: bool) ->
 class Tests:
     """The tests of a module: those that are quick first, and all of them on what these let live."""
 
-    def __init__(self, folder: Path, tests: list[str]):
+    def __init__(self, folder: Path, tests: list[str], quick: bool):
         self.folder, self.tests = folder, tests
-        self.sound = [run(folder, tests, 3600, 3600, fast) for fast in (True, False)]
+        self.rounds = [True] if quick else [True, False]
+        self.sound = [run(folder, tests, 3600, 3600, fast) for fast in self.rounds]
 
     def of(self) -> str:
         """What they say of the module as it stands now."""
-        for sound, fast in zip(self.sound, (True, False), strict=True):
+        for sound, fast in zip(self.sound, self.rounds, strict=True):
             ran = run(self.folder, self.tests, 5 * sound.work + 10, 10 * sound.waited + 60, fast)
             if ran.outcome != "lived":
                 break
@@ -185,20 +204,14 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=40, help="faults of a module that are tried")
     parser.add_argument("--seconds", type=float, default=3600, help="after which no further fault is tried")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--quick", action="store_true", help="ask the quick tests alone")
     parser.add_argument("--only", type=int, nargs="+", metavar="LINE", help="of the drawn faults those of these lines")
     given = parser.parse_args()
     end = time.monotonic() + given.seconds
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    os.environ.update(DS_ACCELERATOR="cpu", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     sys.dont_write_bytecode = True
-    for name in (
-        "beartype",
-        "datasets",
-        "jaxtyping",
-        "math_verify",
-        "torch",
-        "transformers",
-        "trl.trainer.grpo_trainer",
-    ):
+    for name in HEAVY:
         importlib.import_module(name)  # once, before the forks
     for name, examples in (("few", 15), ("all", 100)):
         hypothesis.settings.register_profile(
@@ -220,17 +233,17 @@ def main() -> None:
     for part in given.modules:
         module, _, files = part.partition("=")
         path = folder / "prefix_rl" / Path(*module.split(".")).with_suffix(".py")
-        tests = Tests(folder, [*(of_tests(name) for name in files.split(",")), str(path)])
+        tests = Tests(folder, [*(of_tests(name) for name in files.split(",")), str(path)], given.quick)
         if any(ran.outcome != "lived" for ran in tests.sound):
             sys.exit(f"{module}: the tests fail without any fault")
         source = path.read_text(encoding="utf-8")
         every = list(faults(source))
         drawn = sorted(random.Random(given.seed).sample(every, min(given.most, len(every))), key=lambda fault: fault[0])
         outcomes = Counter()
-        for line, how, changed in drawn:
+        for line, how, number in drawn:
             if time.monotonic() > end or (given.only and line not in given.only):
                 continue
-            path.write_text(ast.unparse(changed), encoding="utf-8")
+            path.write_text(faulted(source, number), encoding="utf-8")
             outcome = tests.of()
             outcomes[outcome] += 1
             if outcome == "lived":

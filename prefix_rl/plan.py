@@ -146,10 +146,9 @@ def _planned(
         notes.append(f"counted is a step that generates {times} times, as often as it can; most generate less often")
     generated = int(rollouts * value("max_completion_length") * times)
     seen = int(rollouts * (length + value("max_completion_length")))
-    passes = value("num_iterations") * sizes.steps / max(sizes.steps, 1e-9)
     further = inference_flops(shape.parameters, seen) * (bool(value("beta")) + _asks_twice(recipe))
     sampling = inference_flops(shape.parameters, seen * times)
-    training = update_flops(shape.parameters, seen * passes) + further
+    training = update_flops(shape.parameters, seen * value("num_iterations")) + further
     if not rollouts:
         stage = recipe.method.stages.supervised
         seen = stage.batch_size * (length + value("max_completion_length")) if stage else 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefix_rl.data.columns import check_columns, normalize, parse_columns
+from prefix_rl.data.columns import check_columns, further_columns, normalize, parse_columns, with_chat
 from prefix_rl.errors import DataError
 
 GSM8K = {"question": "6 * 7?", "answer": "6 * 7 = <<6*7=42>>42 clips\n#### 42"}
@@ -175,3 +175,49 @@ def test_every_field_can_be_named():
     ] == ["r"]
     with pytest.raises(DataError, match=r"--column answer=extra.gld: no such column"):
         check_columns({"answer": "extra.gld"}, "f", [row])
+
+
+def test_a_row_that_was_not_prepared_is_read_from_its_messages():
+    turns = [{"role": "user", "content": "6 * 7?"}, {"role": "assistant", "content": "It is 42."}]
+    made, faults = with_chat({"messages": turns, "answer": "42"})
+    assert (made["problem"], made["demonstrations"], made["answer"], faults) == ("6 * 7?", ["It is 42."], "42", [])
+    for row in (
+        {"problem": "p", "demonstrations": ["d"], "messages": turns},
+        {"problem": "p", "solution": "s", "messages": turns},
+        {"problem": "p", "answer": "42"},
+    ):
+        assert with_chat(row) == (row, [])
+    assert with_chat({"problem": "p", "messages": turns})[0]["demonstrations"] == ["It is 42."]
+    assert with_chat({"messages": [*turns, turns[1]]})[1] != []  # two answers in a row
+
+
+def test_what_reward_functions_get_is_what_is_not_read_yet():
+    read = dict.fromkeys(
+        (
+            "id",
+            "uuid",
+            "unique_id",
+            "answer",
+            "pass_rate",
+            "system",
+            "problem",
+            "question",
+            "prompt",
+            "solution",
+            "target",
+        ),
+        "x",
+    )
+    assert further_columns({**read, "level": 3, "none": None}, {}) == {"level": 3}
+    assert further_columns({**read, "gold": "42", "level": 3}, {"answer": "gold"}) == {"gold": "42", "level": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "demonstrations"),
+    [
+        ([{"text": " a "}], ["a"]), ([{"content": " a "}], ["a"]), ([{"text": "a", "token_ids": [5]}], [{"text": "a", "token_ids": [5]}]),
+        ([{"token_ids": [5]}], [{"token_ids": [5]}]), (["a", ""], ["a"]), ("a", ["a"]),
+    ],
+)  # fmt: skip
+def test_a_demonstration_is_a_text_or_an_object(given, demonstrations):
+    assert normalize({"problem": "p", "answer": "42", "demonstrations": given}, {})["demonstrations"] == demonstrations

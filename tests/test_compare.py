@@ -48,7 +48,12 @@ def test_two_evaluations_are_compared_by_problem(tmp_path):
     assert compare_folders(b, a)["mean"]["mean"] == -0.5
     assert compare_folders(b, a)["mean"]["p"] == found["mean"]["p"]
     rows = rows_of(found)
-    assert [row[0] for row in rows] == ["benchmark", "x", "y", "mean"]
+    assert rows[0] == [
+        "benchmark", "problems", "samples", "first", "second", "difference [95 %]", "p", "to find one as large (80 % power)"
+    ]  # fmt: skip
+    assert [row[:3] for row in rows[1:]] == [["x", "4", "4"], ["y", "2", "4"], ["mean", "6", ""]]
+    assert {len(row) for row in rows} == {8}
+    assert rows[3][-1] == "17 problems; no number of samples of these is enough"
     assert rows[1][3:6] == ["87.5 %", "37.5 %", "+50.0 [-15.0, +115.0]"]
     assert rows[3][3:5] == ["68.8 %", "18.8 %"]  # (87.5 + 50) / 2 and (37.5 + 0) / 2
     assert list(compare_folders(a, b, ["y"])["benchmarks"]) == ["y"]
@@ -97,13 +102,21 @@ def test_what_they_share_is_offered(tmp_path):
         compare_folders(a, b, ["xx"])
 
 
+WARNED = {
+    "sampling": ("temperature", "top_p", "max_completion_length"),
+    "grader": ("version", "rules", "reward"),
+    "engine": ("name", "version", "dtype"),
+    "prompt": ("prompt", "system_prompt", "instruction", "chat_template_sha256", "chat_template_kwargs", "date"),
+}
+
+
 def test_what_else_differs_is_said(tmp_path):
     a = evaluation(tmp_path / "a", {"x": counts(1, 1)})
-    b = evaluation(
-        tmp_path / "b", {"x": counts(1, 1)}, sampling__temperature=1.0, grader__version="1", engine__name="vllm"
-    )
+    other = {f"{block}__{key}": "other" for block, keys in WARNED.items() for key in keys}
+    b = evaluation(tmp_path / "b", {"x": counts(1, 1)}, engine__folder="elsewhere", **other)
     found = compare_folders(a, b)["warnings"]
-    assert [w.split(" is ")[0] for w in found] == ["sampling: temperature", "grader: version", "engine: name"]
+    assert [w.split(" is ")[0] for w in found] == [f"{block}: {key}" for block, keys in WARNED.items() for key in keys]
+    assert found[0] == "sampling: temperature is 0.6 in the first and 'other' in the second"
 
 
 @pytest.mark.parametrize(

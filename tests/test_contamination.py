@@ -1,11 +1,13 @@
 """Evaluation problems among training problems."""
 
+import hashlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import write
 
-from prefix_rl.data.contamination import EvaluationIndex, load_sets, overlap
+from prefix_rl.data.contamination import EvaluationIndex, load_sets, overlap, sets_facts
 from prefix_rl.data.sources import read
 from prefix_rl.data.texts import words
 from prefix_rl.errors import DataError
@@ -88,6 +90,29 @@ def test_turns_of_phrase_can_be_spared_and_copies_cannot():
         {"a": PHRASED[:2], "b": [("1", PHRASED[0][1] + " Why?")]}, spare_phrases=True
     )  # forms of two problems
     assert two.find(other.replace("s and t", "m and n")) is not None
+
+
+def test_what_overlaps_a_turn_of_phrase_by_its_last_word_is_spared():
+    tail = ("1", PHRASED[0][1] + " Then paint the jar and sell it to Bob.")
+    spared = EvaluationIndex({"a": [tail, *PHRASED[1:]]}, spare_phrases=True)
+    text = "They are relatively prime positive integers. Find m + n. Then paint the jar and sell it "
+    assert spared.find(text + "quickly.") is None  # behind the n seven words are shared
+    assert spared.find(text + "to Eve.").problem == 0  # and now eight
+
+
+def test_a_dropped_row_is_shown_with_what_it_shares():
+    index = EvaluationIndex({"aime": EVALUATION})
+    text = "Every morning Aya goes for a 9-kilometer run."
+    assert index.shown(text, index.find(text)) == {
+        "words": 8, "shared": "every morning aya goes for a 9 kilometer", "problem": text,
+        "evaluation_id": "e1", "evaluation_problem": EVALUATION[0][1],
+    }  # fmt: skip
+
+
+def test_the_manifest_names_a_sets_content_where_it_is_a_file(tmp_path):
+    path = write(tmp_path / "e.jsonl", [{"problem": "p"}])
+    sha = hashlib.sha256((tmp_path / "e.jsonl").read_bytes()).hexdigest()
+    assert sets_facts([path, "some/set"]) == [{"set": path, "sha256": sha}, {"set": "some/set", "sha256": None}]
 
 
 def test_an_evaluation_set_inside_is_refused_unless_forced():

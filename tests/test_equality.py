@@ -491,7 +491,7 @@ DIFFERENT = [
         (r"12 \text{ noon}", r"12 \text{ midnight}"), (r"5 \text{ left}", r"5 \text{ right}"),
         (r"30 \text{ degrees north}", r"30 \text{ degrees south}"), (r"2 \text{ heads}", r"2 \text{ thirds}"),
         (r"1 \text{ half}", "1"), ("one half", "half"), (r"3 \text{ halves}", "3"), (r"5 \text{ tenths}", "5"),
-        (r"24 \text{ ounces}", r"24 \text{ pounds}"), (r"5 \text{ million}", r"5 \text{ billion}"),
+        (r"24 \text{ ounces}", r"24 \text{ pounds}"), ("5 in", "5 ft"), (r"5 \text{ million}", r"5 \text{ billion}"),
 ]  # fmt: skip
 
 

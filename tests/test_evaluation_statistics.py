@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t
 
 from prefix_rl.errors import DataError
-from prefix_rl.evaluation.metrics import accuracy, bootstrap, estimate, majority_at_k, pass_at_k, wilson
+from prefix_rl.evaluation.metrics import accuracy, bootstrap, estimate, majority_at_k, over_seeds, pass_at_k, wilson
 from prefix_rl.evaluation.pairs import Measured, compare, sign_flip
 from prefix_rl.evaluation.summary import ks_of, summarize, votes_of
 from prefix_rl.rewards.workers import Grader
@@ -200,6 +201,17 @@ def test_a_k_that_no_benchmark_has_samples_for_is_refused():
         ks_of([8, 64], {"aime24": 32, "math500": 1})
 
 
+def test_an_accuracy_over_two_seeds_by_hand():
+    # means squares: seeds 4 (2 * 0.125^2) = 0.125, problems 2 (2 * 0.375^2 + 0.125^2 + 0.625^2) / 3 = 0.4583, the rest
+    # (6 * 0.125^2 + 2 * 0.375^2) / 3 = 0.125; variance 0.4583 / 8; freedom
+    # 0.4583^2 / (0.125^2 + 0.4583^2 / 3 + 0.125^2 / 3) = 2.312; 0.625 * 0.375 / 0.05729 = 4.09 trials; t_0.975 = 3.80
+    found = over_seeds([[1, 1, 0, 0], [1, 1, 1, 0]])
+    assert (found.mean, found.problems, found.samples) == (0.625, 4, 2)
+    quantile = float(t.ppf(0.975, 2.3121))
+    assert quantile == pytest.approx(3.80, abs=0.01)
+    assert (found.low, found.high) == pytest.approx(wilson(0.625, 4.0909, quantile=quantile), abs=1e-4)
+
+
 # --- differences ------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +236,21 @@ def test_a_difference_by_hand():
     # factor 17.31 * 0.0625 / 0.5^2 = 4.33
     assert found.samples_factor == pytest.approx(4.33, abs=1e-2)
     assert found.detectable == pytest.approx(math.sqrt(17.31 * 0.0625), abs=2e-3)
+
+
+def test_a_difference_over_two_benchmarks_by_hand():
+    # differences 1, 0.5, 0, 0.5 and 1, 0: variances 1/6 of 4 and 1/2 of 2; half of each mean counts, so a quarter of
+    # (1/24 + 1/4) = 0.0729; freedom 0.0729^2 / ((1/96)^2 / 3 + (1/16)^2 / 1) = 1.3486
+    found = compare(Measured([1, 1, 0.5, 1], [0, 0.5, 0.5, 0.5], 2, 2), Measured([1, 0], [0, 0], 2, 2))
+    assert (found.mean, found.problems) == (0.5, 6)
+    assert found.high - 0.5 == pytest.approx(float(t.ppf(0.975, 1.3486)) * math.sqrt(0.072917), rel=1e-3)
+
+
+def test_two_problems_leave_one_degree_of_freedom():
+    # differences 1 and 0: a variance of 1/2, of which (0 + 0.25 + 0.25) / 2 is within; of the mean 1/4;
+    # t_0.975 + t_0.8 = 12.706 + 1.376
+    found = compare(Measured([1, 0.5], [0, 0.5], 2, 2))
+    assert found.detectable == pytest.approx((12.706 + 1.376) / 2, abs=2e-3)
 
 
 def test_benchmarks_weigh_the_same_whatever_their_size():

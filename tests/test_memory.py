@@ -13,7 +13,20 @@ from memory import LiveBytes
 from prefix_rl.accelerate_file import Launch
 from prefix_rl.data.problems import Problem
 from prefix_rl.lab.tiny import make_tiny
-from prefix_rl.memory import Setting, Shape, activations, estimate, gradients, optimizer, parameters
+from prefix_rl.memory import (
+    Estimate,
+    Setting,
+    Shape,
+    activations,
+    casts,
+    estimate,
+    generation,
+    gradients,
+    head,
+    layer,
+    optimizer,
+    parameters,
+)
 from prefix_rl.plan import config_of, setting_of, shape_of
 from prefix_rl.policy import Policy
 from prefix_rl.recipe import load_recipe
@@ -149,6 +162,83 @@ def test_checkpointing_keeps_one_tensor_of_each_layer():
     # 1084 tokens * (2 layers * 4 * 8 + the last norm's 3 * 4 * 8), and 8 * 128 scored hidden states of 4 * 8 bytes
     assert less == 1084 * (64 + 96) + 1024 * 32
     assert estimate(SHAPE, replace(ONE, checkpointing=True)).layer > 0 == estimate(SHAPE, ONE).layer
+
+
+WIDE = Shape(4, 128, 512, 4, 2, 32, 259, parameters=1000, trained=1000)
+"""Queries are 4 * 32 = 128 wide, keys 2 * 32 = 64."""
+
+
+def test_what_a_token_leaves_in_a_layer():
+    half = replace(ONE, weights=2, compute=2)
+    # 2 (4 + 4) 128 of the norms; 2 (2 * 128 + 2 * 64) + 4 * 4 and 2 * 128 of attention; 2 * 4 * 512 of the block
+    assert layer(WIDE, half) == 2048 + 784 + 256 + 4096
+    # under autocast the norms' outputs are cast for each of five: 2 (4 + 4) 128 + 5 * 2 * 128
+    assert layer(WIDE, replace(ONE, compute=2, autocast=True)) == 2048 + 1280 + 784 + 256 + 4096
+    # unpacked, keys are as wide as queries, and the output is kept once
+    assert layer(WIDE, replace(half, packed=False)) == 2048 + 2 * 4 * 128 + 16 + 4096
+
+
+def test_what_a_token_leaves_in_a_layer_with_adapters():
+    # 8 * 128 of the norms, and 4 * 128 that q and v read; 4 (2 * 128 + 2 * 64) + 16; 4 * 3 * 512; 4 * 4 each
+    some = replace(WIDE, adapted=frozenset({"q_proj", "v_proj"}), rank=4)
+    assert layer(some, ONE) == 1024 + 512 + 1552 + 6144 + 2 * 16
+    assert layer(replace(some, dropout=True), ONE) == 1024 + 512 + 1552 + 6144 + 2 * (16 + 5 * 128)
+    # up reads a norm, o the output of attention, down the product: 4 * 128, 4 * 128 and 4 * 512 more
+    others = replace(WIDE, adapted=frozenset({"up_proj", "o_proj", "down_proj"}), rank=4)
+    assert layer(others, ONE) == 1024 + 512 + 1552 + 512 + 8192 + 3 * 16
+    assert layer(replace(others, dropout=True), ONE) - layer(others, ONE) == 5 * (128 + 128 + 512)
+    one_each = [replace(WIDE, adapted=frozenset({name}), rank=4) for name in ("k_proj", "gate_proj")]
+    assert [layer(shape, ONE) for shape in one_each] == [1024 + 512 + 1552 + 6144 + 16] * 2
+
+
+def test_the_last_norm_the_casts_and_the_head():
+    scored = 8 * 128
+    cast = replace(ONE, compute=2, autocast=True, checkpointing=True)
+    # 1084 tokens * (4 layers * 4 * 128 + (4 + 2 * 4) 128), and 4 * 1024 * 128
+    assert activations(WIDE, cast) == 1084 * (2048 + 1536) + 4 * scored * 128
+    adapted = replace(WIDE, rank=4)
+    assert activations(adapted, cast) == 1084 * (2048 + 512) + 4 * scored * 128
+    assert (casts(WIDE, cast), casts(WIDE, ONE)) == (2 * 1000, 0)
+    # logits of at most 4,096 tokens; the head's own gradient only where it is trained
+    assert head(adapted, replace(ONE, rows=64, compute=2)) == 2 * 4096 * 32768 + 4 * 8192 * 128
+    assert head(WIDE, ONE) - head(adapted, ONE) == 4 * 259 * 128
+
+
+def test_what_generation_holds():
+    # keys and values of 8 rows of 188 tokens, 4 layers of 2 * 32, and three copies of 259 logits
+    numbers, logits = 2 * 8 * 188 * 4 * 64, 12 * 8 * 259
+    half = replace(ONE, generated=8, compute=2, weights=2)
+    assert generation(WIDE, half) == 2 * numbers + logits
+    assert generation(WIDE, replace(half, autocast=True)) == 4 * numbers + logits
+    assert generation(WIDE, replace(half, stage=3, devices=2)) == 2 * numbers + logits + 2 * 1000
+    assert generation(WIDE, replace(half, stage=3, generated=0)) == 0
+
+
+def test_a_reference_is_held_beside_and_gathered_once():
+    # 4 * 2000 twice; in stage 3 a quarter of that, and 8000 gathered
+    assert parameters(SHAPE, replace(ONE, reference=True)) == 16000
+    assert parameters(SHAPE, replace(ONE, reference=True, stage=3, devices=4)) == 4000 + 8000
+
+
+def test_gradients_of_adapters_are_float32_and_ddp_copies_them():
+    adapted = replace(SHAPE, rank=4, trained=500)
+    half = replace(ONE, weights=2, compute=2)
+    assert [gradients(adapted, replace(half, devices=n)) for n in (1, 2)] == [2000, 4000]
+    assert gradients(SHAPE, half) == 4000
+
+
+def test_the_phases_of_a_step():
+    parts = Estimate(parameters=1, gradients=2, optimizer=4, activations=8, layer=16, work=32, casts=64, head=128,
+                     generation=256, accumulates=False)  # fmt: skip
+    assert parts.phases == {
+        "generating": 1 + 4 + 256,
+        "at the head": 5 + 8 + 64 + 128,
+        "in the layers": 5 + 64 + 8 + 48,
+    }
+    assert parts.peak == 261
+    assert replace(parts, gradients=100).phases["in the layers"] == 5 + 64 + 100 + 48
+    more = replace(parts, accumulates=True).phases
+    assert (more["at the head"], more["in the layers"]) == (5 + 2 + 8 + 64 + 128, 5 + 64 + 2 + 8 + 48)
 
 
 def test_the_models_of_the_papers_in_numbers(tmp_path):

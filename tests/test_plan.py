@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from prefix_rl import plan as plans
-from prefix_rl.accelerate_file import read_launch
+from prefix_rl.accelerate_file import Launch, read_launch
 from prefix_rl.cli import app
 from prefix_rl.errors import UnreachableError, UserError
 from prefix_rl.plan import GIB, Machine, plan, report
@@ -129,6 +129,73 @@ def test_adapters_are_counted_and_quantized_weights_are_small(seven):
     assert any("lora_dropout=0.0" in note for note in small.notes)
 
 
+def test_quantized_weights_in_numbers(seven):
+    # embeddings and head, 152,064 x 3,584 each, have 2 bytes; the others 4 bits and a float32 scale for each 64 of them
+    outside = 2 * 152_064 * 3_584
+    for key, inside in (("load_in_4bit", 0.5 + 4 / 64), ("load_in_8bit", 1.0)):
+        found = of("smollm2-135m/dr_grpo", seven, "model.use_peft=true", f"model.{key}=true")
+        expected = inside * (found.shape.parameters - outside) + 2 * outside
+        assert found.stages["rollouts"].parameters == pytest.approx(expected)
+
+
+def test_the_bytes_of_each_optimizers_states():
+    names = ("sgd", "adafactor", "lion_32bit", "rmsprop", "adagrad", "adamw_8bit", "adamw_torch")
+    found = [of("lab/dr_grpo", f"training.optim={name}") for name in names]
+    sizes = [one.stages["rollouts"].optimizer / one.shape.trained for one in found]
+    assert sizes == [0, 0, 4, 4, 4, 2, 8]
+
+
+def test_several_steps_of_a_generation_ask_twice_and_generate_as_much():
+    one, two = of("lab/dr_grpo"), of("lab/dr_grpo", "training.steps_per_generation=2")
+    assert (one.batches.rollouts, one.batches.steps) == (128, 1)
+    assert (two.batches.rollouts, two.batches.steps) == (256, 2)
+    assert one.generated == two.generated == 128 * 30
+    assert two.flops / one.flops == pytest.approx(10 / 8)  # 2 N D more
+    again = of("lab/dr_grpo", "training.num_iterations=2")
+    assert again.generated == 64 * 30  # 128 rollouts are there for two steps
+    assert again.flops / one.flops == pytest.approx((1 + 1 + 6) / 8)  # half of 2, half of 2, and two halves of 6
+
+
+def test_steps_are_unknown_where_epochs_are_counted():
+    assert (of("lab/dr_grpo").steps, of("lab/dr_grpo", "training.max_steps=-1").steps) == (200, 0)
+
+
+def test_autocast_keeps_a_copy_of_float32_weights_in_half_precision():
+    casts = [of("lab/dr_grpo", f"training.bf16={half}").stages["rollouts"].casts for half in ("false", "true")]
+    assert casts == [0, 2 * 113_088]
+
+
+def test_adapters_of_a_folder_are_those_that_it_names(seven, tmp_path):
+    from peft import LoraConfig
+
+    model = seven.partition("=")[2]
+    LoraConfig(r=4, target_modules=["v_proj"], base_model_name_or_path=model, task_type="CAUSAL_LM").save_pretrained(
+        tmp_path
+    )
+    found = of("smollm2-135m/dr_grpo", f"model.name_or_path={tmp_path}")
+    assert found.shape.trained == 28 * 4 * (3584 + 512)
+
+
+def test_the_plan_is_told_in_words_and_in_json():
+    found = of("lab/dr_grpo", "training.gradient_checkpointing=true", "training.bf16=true", "training.max_steps=-1")
+    lines = report(found, text_table).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:12]] == [
+        "on each device", "parameters", "gradients", "optimizer states", "activations", "one layer, computed again",
+        "gradients inside a layer", "weights cast by autocast", "head (tiles of logits)", "generation: keys, values, logits",
+    ]  # fmt: skip
+    assert lines[14].endswith("the number of steps depends on the data")
+    made = plans.as_json(found)
+    stage = made.pop("stages")["rollouts"]
+    assert stage["optimizer"] == 8 * 113_088
+    assert stage["peak"] == max(stage["phases"].values()) == made["peak"] - 2 * GIB
+    assert made.pop("seconds") == found.seconds > 0
+    assert made == {
+        "model": "lab", "parameters": 113_088, "trained_parameters": 113_088, "devices": 1, "zero_stage": 0, "vllm": 0.0,
+        "reserve": 2 * GIB, "peak": found.peak, "memory": 80 * GIB, "fits": True, "tokens_generated": 128 * 30,
+        "tokens_trained": found.trained, "flops": found.flops, "steps": 0, "advice": [], "wider": list(found.wider), "notes": found.notes,
+    }  # fmt: skip
+
+
 def test_offloading_and_deepspeeds_own_file(tmp_path):
     (tmp_path / "ds.json").write_text(json.dumps(
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
@@ -137,7 +204,7 @@ def test_offloading_and_deepspeeds_own_file(tmp_path):
     file.write_text(yaml.safe_dump(
         {"distributed_type": "DEEPSPEED", "num_processes": 4, "deepspeed_config": {"deepspeed_config_file": "ds.json"}}
     ))  # fmt: skip
-    assert read_launch(str(file)) == plans.Launch(str(file), 4, 2, True, True, False)
+    assert read_launch(str(file)) == Launch(str(file), 4, 2, True, True, False)
     found = of("lab/dr_grpo", accelerate=str(file))
     assert found.machine.devices == 4
     assert found.stages["rollouts"].optimizer == 0

@@ -16,7 +16,7 @@ from prefix_rl.methods.luffy import LUFFY
 from prefix_rl.policy import Policy
 from prefix_rl.prefixes import Prefix
 from prefix_rl.recipe import load_recipe
-from prefix_rl.seam.vllm import EachRow, Rows, difference, each_row
+from prefix_rl.seam.vllm import EachRow, Rows, difference, each_row, generating
 
 EOS = TOKENIZER.eos_token_id
 
@@ -110,6 +110,34 @@ def test_a_batch_of_complete_demonstrations_asks_for_nothing():
     assert engine.llm is llm
 
 
+def test_ranks_that_hold_an_engine_together_ask_it_for_the_rows_of_all(monkeypatch):
+    def gather(found, own, group):
+        assert group == "ours"
+        found[:] = [([1], [11]), own]  # the rank before this one
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    llm = Llm()
+    engine = SimpleNamespace(llm=llm, mode="colocate", tp_group="ours")
+    with each_row(engine, Rows([0, 4], [12, 13]), Alone()):
+        prompts = [{"prompt_token_ids": [i]} for i in (5, 6, 7)]
+        found = engine.llm.generate(prompts, sampling_params=Parameters(max_tokens=9, seed=None))
+    assert llm.asked == [[([5], 1, 11), ([7], 4, 13)]]
+    assert [len(output.outputs[0].token_ids) for output in found] == [1, 0, 4]
+
+
+@pytest.mark.parametrize("changes", [{"continuous": True}, {"shared_prefill": False}])
+def test_generation_of_transformers_is_left_as_it_is_where_that_is_asked_for(changes):
+    made = {"continuous": False, "shared_prefill": True, **changes}
+    asked = SimpleNamespace(
+        use_vllm=False,
+        use_transformers_continuous_batching=made["continuous"],
+        speed=SimpleNamespace(shared_prefill=made["shared_prefill"]),
+    )
+    with generating(asked, Alone())(None, 2) as found:
+        assert found is None
+
+
 def test_rollouts_can_be_made_again_and_calls_differ(tmp_path, colocated):
     def seeds(**changes):
         made = trainer(tmp_path, DrGRPO(), use_vllm=True, vllm_mode="colocate", **changes)
@@ -159,16 +187,18 @@ def test_a_server_gets_each_row_as_a_request_of_its_own():
 
     client = Client()
     generation = SimpleNamespace(mode="server", vllm_client=client)
-    with each_row(generation, Rows([3, 0, 2], [11, 12, 13]), Alone()):
+    with each_row(generation, Rows([3, 0, 1], [11, 12, 13]), Alone()):
         assert generation.vllm_client.model == "m"
         found = generation.vllm_client.generate(
             prompts=[[1], [2], [3]], n=1, max_tokens=9, generation_kwargs={"stop_token_ids": [1]}, logprobs=0
         )
     assert generation.vllm_client is client
-    assert found["completion_ids"] == [[7] * 3, [], [7] * 2]
-    assert found["prompt_ids"] == [[1], [2], [3]]
+    assert found == {
+        "prompt_ids": [[1], [2], [3]], "completion_ids": [[7] * 3, [], [7]], "logprobs": [[[-1.0]] * 3, [], [[-1.0]]],
+        "logprob_token_ids": [[[7]] * 3, [], [[7]]],
+    }  # fmt: skip
     assert sorted(asked) == [
-        ([[1]], 1, 3, {"stop_token_ids": [1], "seed": 11}, 0), ([[3]], 1, 2, {"stop_token_ids": [1], "seed": 13}, 0)
+        ([[1]], 1, 3, {"stop_token_ids": [1], "seed": 11}, 0), ([[3]], 1, 1, {"stop_token_ids": [1], "seed": 13}, 0)
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The packed trie, its attention, and the order of rows: each against a slow computation row by row."""
 
 from itertools import combinations, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,23 @@ from hypothesis import strategies as st
 
 from prefix_rl.errors import RecipeError
 from prefix_rl.recipe import load_recipe
-from prefix_rl.speed.attention import attend, attend_by_path
-from prefix_rl.speed.order import alike_together, balanced, overlaps, rearranged, rows_of, windows
+from prefix_rl.speed.attention import (
+    KEYWORD,
+    _attention_forward,
+    attend,
+    attend_by_path,
+    kernels_for,
+)
+from prefix_rl.speed.order import (
+    SHARE,
+    alike_together,
+    balanced,
+    overlaps,
+    rearranged,
+    regrouped,
+    rows_of,
+    windows,
+)
 from prefix_rl.speed.settings import OFF, Speed
 from prefix_rl.speed.tree import Node, lay_out
 
@@ -176,6 +192,34 @@ def test_large_scores_do_not_overflow():
     assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(ours.sum(), given))
 
 
+def test_transformers_gets_what_it_asks_for_or_a_refusal():
+    layout = lay_out(TRIE, minimum_saving=1)
+    given = [x.detach() for x in inputs(len(layout.ids), 4, 2, torch.float64, width=16)]
+    asked = {KEYWORD: layout}
+    for scaling, scale in ((None, 0.25), (0.3, 0.3)):  # 16 ** -0.5
+        out, _ = _attention_forward(None, *given, None, scaling=scaling, **asked)
+        assert (out.transpose(1, 2) - row_by_row(*given, layout, scale)).abs().max() < 1e-12
+    assert layout.longest == 13  # 6 + 4 + 3
+    assert _attention_forward(None, *given, None, sliding_window=13, **asked)[0].equal(
+        _attention_forward(None, *given, None, **asked)[0]
+    )
+    for refused in ({"sliding_window": 12}, {"dropout": 0.1}, {"s_aux": given[0]}):
+        with pytest.raises(NotImplementedError, match="no window, dropout or sinks"):
+            _attention_forward(None, *given, None, **asked, **refused)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_gpu_has_kernels_for_half_precision_and_heads_of_up_to_256(kind, monkeypatch):
+    def there(width, kind=kind):
+        return kernels_for(SimpleNamespace(dtype=kind, device=torch.device("cuda"), shape=(1, 2, 3, width))) is not None
+
+    monkeypatch.setattr("prefix_rl.speed.attention._log_sums_are_packed", lambda: True)
+    assert [there(width) for width in (8, 128, 256, 264, 100)] == [True, True, True, False, False]
+    assert not there(128, torch.float32)
+    monkeypatch.setattr("prefix_rl.speed.attention._log_sums_are_packed", lambda: False)
+    assert not there(128)
+
+
 # --- which rows meet --------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +301,22 @@ def test_rows_are_read_without_padding():
         "completion_ids": torch.tensor([[8, 0], [0, 9]]), "completion_mask": torch.tensor([[1, 0], [1, 1]]),
     }  # fmt: skip
     assert rows_of(batch) == [[5, 8], [6, 7, 0, 9]]
+
+
+def test_rows_change_places_within_their_optimizer_step():
+    def batch(*rows):
+        ids = torch.tensor(rows)
+        there = torch.ones_like(ids[:, :1])
+        return {"prompt_ids": ids[:, :1], "prompt_mask": there, "completion_ids": ids[:, 1:], "completion_mask": there}
+
+    batches = [batch([2, 5], [1, 5]), batch([2, 6], [1, 6]), batch([4, 5], [3, 5]), batch([3, 6], [3, 7])]
+    kept = regrouped(batches, 2, lambda rows, count: None)
+    assert [rows_of(made) for made in kept] == [[[1, 5], [1, 6]], [[2, 5], [2, 6]], [[3, 5], [3, 6]], [[3, 7], [4, 5]]]
+    assert not any(SHARE in made for made in kept)
+    # 1 and 3 rows of 4 in 2 micro-batches: TRL weighs them 1 : 1, and they weigh 1/4 * 2 and 3/4 * 2
+    unequal = regrouped(batches, 2, lambda rows, count: [1, 3])
+    assert [rows_of(made) for made in unequal[:2]] == [[[1, 5]], [[1, 6], [2, 5], [2, 6]]]
+    assert [made[SHARE] for made in unequal] == [0.5, 1.5, 0.5, 1.5]
 
 
 def test_no_window_where_a_step_spans_two_generations():

@@ -178,6 +178,7 @@ def test_rows_that_are_not_packed_stay_in_equal_micro_batches(tmp_path):
         ({}, True),
         ({"top_entropy_quantile": 0.5}, False),
         ({"entropy_coef": 0.01}, False),
+        ({"use_adaptive_entropy": True}, False),
         ({"loss_type": "bnpo"}, False),
     ],
 )

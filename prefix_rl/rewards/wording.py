@@ -137,7 +137,8 @@ def conflict(ours: str, theirs: str) -> bool:
 
 def _kinds(phrase: str) -> list[str]:
     words = [w.lower() for w in _WORD.findall(re.sub(r"\\(?!text)[A-Za-z]+", " ", untexted(phrase)))]
-    return [s for w in words if w not in _IDLE and w not in _ADVERBS and (s := singular(w)) not in _IDLE]
+    kinds = [s for w in words if w not in _IDLE and w not in _ADVERBS and (s := singular(w)) not in _IDLE]
+    return [*kinds, "in"] if words[-1:] == ["in"] else kinds  # inches: the preposition does not stand last
 
 
 def one_unit(phrase: str) -> str | None:
