@@ -197,7 +197,10 @@ def _cuda_backward(grad, q, k, v, out, lse, wave, scale, *state):
 @cache
 def _log_sums_are_packed() -> bool:
     """Whether this torch gives ``lse`` as ``(H, Q)``. Older ones pad it to the longest slice."""
-    q, ends = torch.empty(3, 2, 8, dtype=torch.bfloat16, device="meta"), torch.empty(3, dtype=torch.int32, device="meta")
+    q, ends = (
+        torch.empty(3, 2, 8, dtype=torch.bfloat16, device="meta"),
+        torch.empty(3, dtype=torch.int32, device="meta"),
+    )
     lse = _aten._flash_attention_forward(q, q, q, ends, ends, 2, 2, 0.0, True, False)[1]
     return lse.shape == (2, 3)
 
