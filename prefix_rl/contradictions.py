@@ -92,8 +92,8 @@ def _of_training(recipe: Recipe) -> list[str]:
         )
     if recipe.output.dir.startswith("~") or not recipe.output.dir.strip():
         faults.append(
-            f"output.dir = {recipe.output.dir!r}: is taken as it stands, and behind a '=' no shell puts the home folder "
-            "there; write the whole path, as $HOME/runs/mine in a shell"
+            f"output.dir = {recipe.output.dir!r}: is taken as it stands, and behind a '=' no shell puts the home "
+            "folder there; write the whole path, as $HOME/runs/mine in a shell"
         )
     if value("fp16") and value("use_cpu"):
         faults.append("training.fp16 = true needs a GPU, and training.use_cpu = true takes none; leave fp16 out")
