@@ -188,6 +188,38 @@ def recipe_case(rng, recipes, names, folder):
     return path, overrides
 
 
+LADDER = {
+    "output": "runs/ladder", "seeds": [0, 1], "against": ["dr_grpo"], "set": {"training.max_steps": 20},
+    "levels": {"easier": {"data.lab.operations": 6}},
+    "arms": {"dr_grpo": {"recipe": "dr_grpo.yaml"}, "sft": {"recipe": "sft.yaml", "regimes": ["clean"], "set": {"data.limit": 8}}},
+    "regimes": {"clean": {"question": "?"}, "few": {"question": "?", "demonstrations": {"data.lab.demonstrated": 4}}},
+    "search": {"tries": {"dr_grpo": [{"training.beta": 0}]}, "regimes": ["clean"]}, "fast": {"seeds": [0], "arms": ["sft"]},
+}  # fmt: skip
+
+
+def ladder_file(rng, folder):
+    """A ladder in which a value is another one, is gone, or has another name; and what was done, in words."""
+    made = json.loads(json.dumps(LADDER))
+    for arm in made["arms"].values():
+        arm["recipe"] = str(ROOT / "recipes" / "lab" / arm["recipe"])
+    inside, way = made, []
+    while isinstance(inside, dict | list) and inside and (not way or rng.random() < 0.75):
+        way.append((inside, rng.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))))
+        inside = inside[way[-1][1]]
+    block, key = way[-1]
+    kind, value = rng.randrange(6), rng.choice(JSON_VALUES)
+    if kind == 0:
+        del block[key]
+    elif kind == 1 and isinstance(block, dict):
+        block[rng.choice(["x", "", "a/b", "../x", "a\nb", "x" * 300, "\u202e", "."])] = block.pop(key)
+    elif kind > 1:
+        block[key] = rng.choice([value, [value], {"x": value}])
+    return Path(_written(folder / "ladder.yaml", as_json(made).encode("utf-8", "surrogatepass"))), (
+        key,
+        str(value)[:30],
+    )
+
+
 def yaml_bombs():
     """Texts that make much of little."""
     levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12))
