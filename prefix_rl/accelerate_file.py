@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from .errors import UserError
+from . import yaml12
+from .errors import RecipeError, UserError
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def launch_for(path: str | os.PathLike, accelerate: str | None = None) -> Launch
 def _named_in(path: str | os.PathLike) -> str | None:
     """The accelerate file that the comment at the head of a recipe launches it with, if it is there."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, TypeError):  # the recipe's own reader says what is wrong with it
+        text = yaml12.text_of(path, "the recipe")
+    except (RecipeError, TypeError):  # the recipe's own reader says what is wrong with it
         return None
     head = "".join(line for line in text.splitlines(True) if line.startswith("#"))
     found = re.search(r"--config_file[ =](\S+)", head)
@@ -54,18 +55,18 @@ def read_launch(file: str) -> Launch:
         UserError: if it cannot be read, or says what cannot be estimated.
     """
     try:
-        given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        given = yaml12.load(yaml12.text_of(file, "the file"))
         given = given if isinstance(given, Mapping) else {}
         kind, inside = str(given.get("distributed_type", "NO")), given.get("deepspeed_config") or {}
         if other := inside.get("deepspeed_config_file"):
-            zero = json.loads((Path(file).parent / other).read_text(encoding="utf-8")).get("zero_optimization", {})
+            zero = json.loads(yaml12.text_of(Path(file).parent / other, "the file")).get("zero_optimization", {})
             inside = {"zero_stage": zero.get("stage", 0)} | {
                 f"offload_{what}_device": (zero.get(f"offload_{what}") or {}).get("device", "none")
                 for what in ("optimizer", "param")
             }
         offloads = {what: inside.get(f"offload_{what}_device", "none") != "none" for what in ("optimizer", "param")}
         processes, stage = int(given.get("num_processes", 1)), int(inside.get("zero_stage", 0))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (RecipeError, yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"--accelerate {file} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if kind == "FSDP" or stage > 3 or processes < 1:
         raise UserError(f"--accelerate {file}: {kind}, stage {stage}, {processes} processes cannot be estimated; a "

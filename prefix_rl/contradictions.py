@@ -90,6 +90,11 @@ def _of_training(recipe: Recipe) -> list[str]:
             "training.save_only_model = true: a checkpoint without optimizer cannot be continued from, and a run that "
             "was cut off would go on with a fresh one; leave it out, and use training.save_total_limit to save space"
         )
+    if recipe.output.dir.startswith("~") or not recipe.output.dir.strip():
+        faults.append(
+            f"output.dir = {recipe.output.dir!r}: is taken as it stands, and behind a '=' no shell puts the home "
+            "folder there; write the whole path, as $HOME/runs/mine in a shell"
+        )
     if value("fp16") and value("use_cpu"):
         faults.append("training.fp16 = true needs a GPU, and training.use_cpu = true takes none; leave fp16 out")
     if value("entropy_coef_min") > value("entropy_coef_max"):
@@ -108,6 +113,11 @@ def _of_training(recipe: Recipe) -> list[str]:
         faults.append(
             "training.torch_compile = true: the shared prefixes of the fast path cannot be compiled; set "
             "speed.shared_prefix = false, or leave it out"
+        )
+    if value("delta") is not None and value("delta") <= 1 + value("epsilon"):
+        faults.append(
+            f"training.delta = {value('delta')}: must be above 1 + training.epsilon = {1 + value('epsilon'):g}, or "
+            "tokens of right completions are cut off before they have moved"
         )
     if value("sync_ref_model") and not value("beta"):
         faults.append("training.sync_ref_model = true needs training.beta above 0: without it no reference is used")
@@ -144,6 +154,7 @@ _EACH_ROWS_OWN = {
     "max_tokens": "each rollout may have training.max_completion_length tokens, its prefix included",
     "n": "each rollout is a request of its own; set training.num_generations",
     "logprobs": "the trainer asks for those of the sampled tokens",
+    "temperature": "the log-probabilities are taken at training.temperature; set that",
 }
 
 

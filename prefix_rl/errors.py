@@ -12,7 +12,7 @@ class UserError(Exception):
     """Something that the person who runs the command can mend. Holds every fault of the input, not only the first."""
 
     def __init__(self, what: str, faults: Sequence[str] = ()):
-        self.what, self.faults = what, list(faults)
+        self.what, self.faults = _cut(what), [_cut(fault) for fault in faults]
         super().__init__("\n".join([what, *(f"  - {fault}" for fault in self.faults)]))
 
     @property
@@ -23,6 +23,14 @@ class UserError(Exception):
         (['two settings: a = 1', 'two settings: b = 2'], ['no file'])
         """
         return [f"{self.what} {fault}" for fault in self.faults] or [self.what]
+
+
+_LONGEST = 4000
+
+
+def _cut(text: str) -> str:
+    """A message without its middle, where what was given makes it too long to be read."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class RecipeError(UserError):

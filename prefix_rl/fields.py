@@ -132,7 +132,8 @@ def check(
         if nested and given[key] is not None:
             inner, of_block = check(name, given[key], fields_of(nested))
             faults |= of_block
-            values[key] = nested(**inner)
+            if _complete(inner, nested):
+                values[key] = nested(**inner)
             continue
         element = listed_in(field.type)
         if element and isinstance(given[key], list):
@@ -147,6 +148,11 @@ def check(
         except (TypeError, ValueError, RecursionError):  # pydantic's ValidationError is a ValueError
             faults[name] = f"= {shown(given[key])}: must be {describe(field.type)}"
     return values, faults
+
+
+def _complete(values: Mapping[str, Any], cls: type) -> bool:
+    """True if there is a value for each key that is required."""
+    return all(field.default is not REQUIRED or key in values for key, field in fields_of(cls).items())
 
 
 _DEEPEST, _LARGEST = 20, 3.4e38
@@ -194,7 +200,7 @@ def _check_list(name: str, given: list, cls: type) -> tuple[tuple, dict[str, str
         one = {next(iter(fields)): one} if isinstance(one, str) else one
         values, of_block = check(f"{name}[{number}]", one, fields)
         faults |= of_block
-        if all(field.default is not REQUIRED or key in values for key, field in fields.items()):
+        if _complete(values, cls):
             made.append(cls(**values))
     return tuple(made), faults
 

@@ -58,7 +58,7 @@ BOUNDED: dict[str, Any] = {
     "vllm_importance_sampling_clip_max": Above0 | None, "vllm_importance_sampling_clip_min": AtLeast0 | None,
     "vllm_importance_sampling_cap": Above0 | None,
     # generation
-    "temperature": Annotated[float, Gt(0), Le(1000)], "top_p": Annotated[float, Interval(gt=0, le=1)],
+    "temperature": Annotated[float, Ge(1e-3), Le(1000)], "top_p": Annotated[float, Interval(gt=0, le=1)],
     "top_k": Annotated[int, Ge(0), Le(2**31 - 1)], "min_p": Fraction | None,
     "repetition_penalty": Annotated[float, Gt(0), Le(1000)],
     "vllm_mode": Literal["colocate", "server"],

@@ -296,7 +296,7 @@ class Parts:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         before, digits, after = re.fullmatch(r"(.*)\{:0(\d+)d?\}(.*)", self.name).groups()
-        return re.compile(rf"{re.escape(before)}(\d{{{digits},}}){re.escape(after)}")
+        return re.compile(rf"{re.escape(before)}([0-9]{{{digits},}}){re.escape(after)}")
 
     def paths(self) -> dict[int, Path]:
         """The parts that are there, by number, in order. Empty if there is no folder."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import adapters
 from .data.problems import Problem, refuse_ids_beyond
+from .data.templates import refuse_endless
 from .data.tokenizer import (
     Turn,
     dated,
@@ -33,6 +36,7 @@ from .errors import DataError, RecipeError, UserError, at_most, nearest, unavail
 from .places import date_of, find, run_of
 from .recipe import Recipe
 from .safety.finite import check_weights
+from .yaml12 import text_of
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -144,9 +148,9 @@ class Policy:
         """The chat template, with the date in it fixed if it shows one."""
         if file := self.recipe.model.chat_template:
             try:
-                self.tokenizer.chat_template = Path(file).read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise RecipeError(f"model.chat_template: {file} cannot be read: {error}") from error
+                self.tokenizer.chat_template = text_of(file, "the template", limit=1_000_000)
+            except RecipeError as error:
+                raise RecipeError(f"model.chat_template: {error}") from error
         if not self.tokenizer.chat_template:
             raise RecipeError(
                 f"data.prompt = chat, but the tokenizer of {self.path} has no chat template. For a base model give "
@@ -157,6 +161,7 @@ class Policy:
             self.template = self.tokenizer.get_chat_template()
         except ValueError as error:
             raise RecipeError(f"the tokenizer of {self.path} has no default chat template: {error}") from error
+        refuse_endless(self.template, self.variables)
         if "strftime_now" in self.template:
             some = Problem("", _PROBE, "")
             then, now = (self._asked(some, template=dated(self.template, day)) for day in ("2001-02-03", "2012-11-10"))
@@ -370,6 +375,23 @@ class Policy:
             raise unavailable(f"no model could be loaded from {self.path}", error) from error
         check_weights(model.named_parameters(), self.path)
         return model if trainable else model.to(self.device).eval()
+
+
+@contextmanager
+def loads(path: str | Path) -> Iterator[None]:
+    """Says of errors within that come of loading a model by TRL or transformers which model it was.
+
+    Raises:
+        DataError: instead of what the libraries raise at a damaged folder.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if any(frame.name == "from_pretrained" for frame in traceback.extract_tb(error.__traceback__)):
+            raise unavailable(f"no model could be loaded from {path}", error) from error
+        raise
 
 
 def positions_of(config: PretrainedConfig) -> int | None:

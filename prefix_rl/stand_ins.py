@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -185,11 +188,18 @@ def _compiler(args: TrainingArguments) -> None:
 _OWN = {
     "max_new_tokens": "each rollout may have training.max_completion_length tokens, its prefix included",
     "max_length": "each rollout may have training.max_completion_length tokens, its prefix included",
+    "max_time": "a rollout ends where its tokens end, not after a time",
     "num_return_sequences": "each rollout is a row of its own; set training.num_generations",
     "num_beams": "rollouts are sampled, each alone",
     "return_dict_in_generate": "the trainer takes the ids",
+    "temperature": "the log-probabilities are taken at training.temperature; set that",
+    "eos_token_id": "a completion ends with the ids of the model, its tokenizer and its chat template",
+    "pad_token_id": "the tokenizer has one",
+    "bos_token_id": "the tokenizer has one",
 }
 """Keys of ``generation_kwargs`` that are the trainer's own."""
+_NEUTRAL = {"num_return_sequences": 1, "num_beams": 1, "return_dict_in_generate": False}
+"""The values of these keys that change nothing, besides null."""
 _OTHER_WAYS = ("assistant_", "num_assistant_", "prompt_lookup_", "output_", "stop_strings")
 """Beginnings of keys that generate in another way, or return something else, than the trainer reads."""
 
@@ -206,7 +216,7 @@ def _generation(args: TrainingArguments, tokens: int) -> None:
             raise ValueError(f"there is no setting {name} of generation{nearest(name, known)}")
         if name.startswith(_OTHER_WAYS):
             raise ValueError(f"{name}: rollouts are not generated so; leave it out")
-        if name in _OWN and value not in (None, 1, False):
+        if name in _OWN and value is not None and value is not _NEUTRAL.get(name):
             raise ValueError(f"{name} = {value}: {_OWN[name]}; leave it out")
     settings = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
                 "min_p": args.min_p, "repetition_penalty": args.repetition_penalty,
@@ -250,6 +260,9 @@ def _adapters(recipe: Recipe, model) -> None:
     from .adapters import new
 
     names = [name for name, _ in model.named_modules()]
+    targets = recipe.model.peft.get("lora_target_modules")
+    if isinstance(targets, str):
+        _refuse_endless(targets, names)
     for given in recipe.model.peft.get("lora_modules_to_save") or ():
         if not any(name == given or name.endswith(f".{given}") for name in names):
             there = {name.rpartition(".")[2] for name in names}
@@ -259,3 +272,17 @@ def _adapters(recipe: Recipe, model) -> None:
         raise ValueError(
             "TRL computes log-probabilities from the weights of lm_head alone; leave it out of the targets"
         )
+
+
+_MATCHING = "import json, re, sys; pattern, names = json.load(sys.stdin); [re.fullmatch(pattern, n) for n in names]"
+
+
+def _refuse_endless(pattern: str, names: list[str], seconds: float = 10) -> None:
+    """Refuses a regular expression that takes very long on a module's name: tried where it can be killed."""
+    given = json.dumps([pattern, names])
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-c", _MATCHING], input=given.encode(), capture_output=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"the pattern {pattern} did not come to an end on the names of the modules") from None

@@ -23,7 +23,7 @@ from .data.problems import Problem
 from .data.tokenizer import DemonstrationTable, stop_ids
 from .errors import CheckpointError, DataError, RecipeError
 from .methods.stage import Supervised
-from .policy import Policy
+from .policy import Policy, loads
 from .progress import say
 
 if TYPE_CHECKING:
@@ -182,17 +182,18 @@ def _trainer(
                 whole = {**facts, "step": state.global_step, "world_size": args.world_size}
                 mark_whole(folder / f"checkpoint-{state.global_step}", whole)
 
-    trainer = Stage(
-        model=policy.load(trainable=True) if policy.adapters else policy.path,
-        args=args,
-        train_dataset=dataset,
-        processing_class=policy.tokenizer,
-        callbacks=[MarkWhole(), MetricsFile(folder)],
-        safety=recipe.safety,
-        card=card(recipe),
-        stage="supervised stage, ",
-        **to_train(policy),
-    )
+    with loads(policy.path):
+        trainer = Stage(
+            model=policy.load(trainable=True) if policy.adapters else policy.path,
+            args=args,
+            train_dataset=dataset,
+            processing_class=policy.tokenizer,
+            callbacks=[MarkWhole(), MetricsFile(folder)],
+            safety=recipe.safety,
+            card=card(recipe),
+            stage="supervised stage, ",
+            **to_train(policy),
+        )
     show_lines(trainer, "the supervised stage")
     return trainer
 

@@ -27,7 +27,7 @@ from .data.problems import Problem, guarded, verify
 from .errors import CheckpointError, DataError, RecipeError, StackError, at_most
 from .methods.stage import ROLLOUTS, SUPERVISED
 from .places import find
-from .policy import Policy
+from .policy import Policy, loads
 from .processes import alone_in, end_with_launcher
 from .progress import bar, is_main, run_or_explain, say
 from .recipe import LAB, Recipe, load_run, prompt_of, raise_if
@@ -192,25 +192,26 @@ def build(
     class Run(OwnCard, PrefixTrainer):
         """The trainer, whose policies say how they were trained."""
 
-    trainer = Run(
-        card=card(recipe),
-        model=model,
-        reward_funcs=list(reward.functions),
-        args=arguments(recipe, policy.loading_to_train),
-        train_dataset=_dataset(recipe, problems),
-        eval_dataset=_dataset(recipe, held_out) if held_out else None,
-        processing_class=policy.tokenizer,
-        method=recipe.method,
-        answer_guard=recipe.data.answer_guard,
-        rollouts_every=recipe.output.rollouts_every,
-        facts=facts,
-        spent=spent,
-        budget=recipe.budget.flops,
-        speed=recipe.speed,
-        **recipe.beside_trls,
-        safety=recipe.safety,
-        **adapters,
-    )
+    with loads(start):
+        trainer = Run(
+            card=card(recipe),
+            model=model,
+            reward_funcs=list(reward.functions),
+            args=arguments(recipe, policy.loading_to_train),
+            train_dataset=_dataset(recipe, problems),
+            eval_dataset=_dataset(recipe, held_out) if held_out else None,
+            processing_class=policy.tokenizer,
+            method=recipe.method,
+            answer_guard=recipe.data.answer_guard,
+            rollouts_every=recipe.output.rollouts_every,
+            facts=facts,
+            spent=spent,
+            budget=recipe.budget.flops,
+            speed=recipe.speed,
+            **recipe.beside_trls,
+            safety=recipe.safety,
+            **adapters,
+        )
     if trainer.args.report_to:
         trainer.add_callback(Trackers(trainer, recipe.resolved(), Path(recipe.output.dir)))
     show_lines(trainer, schedule_end=schedule_end(recipe.resolved()))

@@ -10,7 +10,6 @@ import os
 import re
 import stat
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -143,6 +142,8 @@ def load(text: str) -> Any:
 def text_of(path: str | os.PathLike, what: str, limit: int = MAX_BYTES) -> str:
     """The text of a regular file in UTF-8. Nothing else is opened: a pipe or a device might never end.
 
+    Files of /proc are regular and say that they are empty; some of them wait for more, or have no end.
+
     Args:
         what: what it should be, for the messages: "the recipe".
         limit: most bytes that are read.
@@ -156,9 +157,12 @@ def text_of(path: str | os.PathLike, what: str, limit: int = MAX_BYTES) -> str:
         if not stat.S_ISREG(found.st_mode):
             kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
             raise RecipeError(f"cannot read {what} {name}: it is {kind}, not a file")
-        if found.st_size > limit:
-            raise RecipeError(f"cannot read {what} {name}: it has {found.st_size:,} bytes; at most {limit:,} are read")
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, "rb", opener=lambda at, flags: os.open(at, flags | os.O_NONBLOCK)) as file:
+            raw = file.read(limit + 1)
+        if raw is None or len(raw) > limit:
+            size = f"has {max(found.st_size, len(raw)):,} bytes" if raw else "would have to be waited for"
+            raise RecipeError(f"cannot read {what} {name}: it {size}; at most {limit:,} are read")
+        return raw.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # UnicodeDecodeError, or a path with NUL
         raise RecipeError(f"cannot read {what} {name}: {error}") from error
 
@@ -194,8 +198,8 @@ def line_of(path: str | os.PathLike, keys: Sequence[str | int]) -> int | None:
         keys: keys of mappings, and numbers of the items of lists.
     """
     try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        node = yaml.compose(text_of(path, "the recipe"), Loader=_Loader)
+    except (RecipeError, yaml.YAMLError):
         return None
     mark = None
     for key in keys:

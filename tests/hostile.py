@@ -12,6 +12,7 @@ import signal
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 from prefix_rl.errors import UserError, printable
@@ -99,6 +100,16 @@ VALUES = [
 """Texts of YAML that stand where a value should."""
 
 
+OVERRIDES = [
+    "", "=", "a", "a=", "=1", ".=1", "..=1", "a.=1", ".a=1", "a." * 5000 + "a=1", "--=", "model", "training.=1", "x" * 100_000,
+    "model=x", "\ud800=1", "a.b=\ud800", "output.dir=~/runs", "output.dir=' '", "training.delta=1", "training.temperature=1e-30",
+    "reward.functions=[builtins.getattr]", "reward.functions=[numpy.add]", "reward.functions=[hostile_rewards.Unasked]",
+    "reward.functions=[hostile_rewards.unasked]", "reward.functions=[hostile_exit.reward]", "reward.functions=[..a]",
+    "reward.functions=[" + "a." * 5000 + "b]", "include=x", "training..beta=1", "method.prefix[0]=1", "a={b: [1, {c: *x}]}",
+]  # fmt: skip
+"""Overrides that stand together with a wrong value of theirs, or that are none."""
+
+
 def shipped():
     """Every recipe of the project by its path, but for ladders."""
     from prefix_rl.recipe import BLOCKS, read_yaml
@@ -173,9 +184,40 @@ def recipe_case(rng, recipes, names, folder):
         return file, []
     overrides = [f"{rng.choice(names)}={rng.choice(VALUES)}" for _ in range(rng.choice((1, 1, 1, 2, 4)))]
     if kind == 1:
-        overrides.append(rng.choice(["", "=", "a", "a=", "=1", ".=1", "..=1", "a.=1", ".a=1", "a." * 5000 + "a=1", "--=",
-                                     "model", "training.=1", "x" * 100_000, "model=x", "\ud800=1", "a.b=\ud800"]))  # fmt: skip
+        overrides.append(rng.choice(OVERRIDES))
     return path, overrides
+
+
+LADDER = {
+    "output": "runs/ladder", "seeds": [0, 1], "against": ["dr_grpo"], "set": {"training.max_steps": 20},
+    "levels": {"easier": {"data.lab.operations": 6}},
+    "arms": {"dr_grpo": {"recipe": "dr_grpo.yaml"}, "sft": {"recipe": "sft.yaml", "regimes": ["clean"], "set": {"data.limit": 8}}},
+    "regimes": {"clean": {"question": "?"}, "few": {"question": "?", "demonstrations": {"data.lab.demonstrated": 4}}},
+    "search": {"tries": {"dr_grpo": [{"training.beta": 0}]}, "regimes": ["clean"]}, "fast": {"seeds": [0], "arms": ["sft"]},
+}  # fmt: skip
+
+
+def ladder_file(rng, folder):
+    """A ladder in which a value is another one, is gone, or has another name; and what was done, in words."""
+    made = json.loads(json.dumps(LADDER))
+    for arm in made["arms"].values():
+        arm["recipe"] = str(ROOT / "recipes" / "lab" / arm["recipe"])
+    inside, way = made, []
+    while isinstance(inside, dict | list) and inside and (not way or rng.random() < 0.75):
+        way.append((inside, rng.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))))
+        inside = inside[way[-1][1]]
+    block, key = way[-1]
+    kind, value = rng.randrange(6), rng.choice(JSON_VALUES)
+    if kind == 0:
+        del block[key]
+    elif kind == 1 and isinstance(block, dict):
+        block[rng.choice(["x", "", "a/b", "../x", "a\nb", "x" * 300, "\u202e", "."])] = block.pop(key)
+    elif kind > 1:
+        block[key] = rng.choice([value, [value], {"x": value}])
+    return Path(_written(folder / "ladder.yaml", as_json(made).encode("utf-8", "surrogatepass"))), (
+        key,
+        str(value)[:30],
+    )
 
 
 def yaml_bombs():
@@ -235,8 +277,15 @@ JSON_VALUES = [
     [{"role": 3, "content": "a"}], [{"role": "tool", "content": "a"}], [{"from": "human", "value": "a"}, None],
     Raw("[" * 900 + "]" * 900), Raw('{"a":' * 900 + "1" + "}" * 900), Raw("[" * 100_000 + "]" * 100_000),
     "\\boxed{" * 300, "$" * 999, "\\text{" * 500, "9" * 3000, "####" * 500, "<<" * 999, "\\frac{1}{" * 200, "1e999999999",
-    "10^10^10^10", "9!!!!!!", "\\begin{pmatrix}" * 100, {"role": "user", "content": "a"}, {"role": "assistant", "content": {}},
+    {"role": "user", "content": [{"type": "text", "text": None}]}, [{"role": "user", "content": [{"type": "text", "text": 3}]}],
+    "\u200b\u2060", "10^10^10^10", "9!!!!!!", "\\begin{pmatrix}" * 100, {"role": "user", "content": "a"}, {"role": "assistant", "content": {}},
 ]  # fmt: skip
+TOGETHER = [
+    ("deepseek_reasoning", "deepseek_solution"),
+    ("reward_model", "extra_info"),
+    ("generations", "is_reasoning_complete"),
+]
+"""Columns that are read together."""
 COLUMNS = [
     "id", "problem", "answer", "demonstrations", "solution", "completion", "prompt", "messages", "conversations", "question",
     "generations", "is_reasoning_complete", "target", "reward_model", "extra_info", "deepseek_reasoning", "deepseek_solution",
@@ -270,6 +319,8 @@ def hostile_row(rng, good):
         elif kind == 1 and "demonstrations" in row:
             given = {"text": "1 + 1 is 2, so \\boxed{2}", rng.choice(BESIDE_TEXTS): rng.choice(BESIDE_VALUES)}
             row["demonstrations"] = [given, *GOOD_ROWS[0]["demonstrations"]][: rng.randrange(1, 3)]
+        elif rng.random() < 0.1:
+            row |= {name: rng.choice(JSON_VALUES) for name in rng.choice(TOGETHER)}
         else:
             row[rng.choice(COLUMNS)] = rng.choice(JSON_VALUES)
         row = row or {"id": 1}
@@ -288,11 +339,15 @@ def data_file(rng, folder, good=GOOD_ROWS):
         return _written(folder / "rows.jsonl", damaged(raw, rng))
     if kind == 5:
         return _written(folder / "rows.jsonl.gz", damaged(gzip.compress(raw, mtime=0), rng))
+    if kind == 6 and rng.random() < 0.5:
+        return _odd_parquet(rng, folder / "rows.parquet")
     if kind == 6:
         return _written(folder / "rows.parquet", damaged(_parquet(folder), rng))
     name = rng.choice(["rows.jsonl", "rows.jsonl.gz", "rows.parquet", "rows.csv", "rows.json", "rows.txt", "rows"])
     return _written(folder / name, rng.choice([b"", b"\n", b"\0" * 99, b"\xff\xfe{}", raw, raw[: len(raw) // 2], b"PAR1",
-                                               b"\x1f\x8b", b"[" + raw + b"]", b"\xef\xbb\xbf" + raw]))  # fmt: skip
+                                               b"\x1f\x8b", b"[" + raw + b"]", b"\xef\xbb\xbf" + raw, raw * 2, raw + b"{}\n" * 20_000,
+                                               raw.replace(b"{", b'{"id": 1, "id": 2, ', 1), gzip.compress(b"\n" * 10**7),
+                                               gzip.compress(raw) + b"x", gzip.compress(raw) * 2]))  # fmt: skip
 
 
 def damaged(raw, rng):
@@ -310,6 +365,38 @@ def damaged(raw, rng):
         else:
             made[at:at] = rng.choice([b"\0", b"\xff", b"\xed\xa0\x80", b"\n", b"{", b'"', b"\\u", b"\\ud83d"])
     return bytes(made)
+
+
+def _odd_parquet(rng, path):
+    """A whole Parquet file with a column of another type, of another name, or with nothing in it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(GOOD_ROWS)
+    count, name = len(GOOD_ROWS), rng.choice([*table.column_names, "further"])
+    bytes_of = pyarrow.array([b"\xff\xfe"] * count)
+    column = rng.choice([
+        pyarrow.nulls(count), bytes_of, pyarrow.array([1] * count, pyarrow.timestamp("ns")), pyarrow.array([True] * count),
+        pyarrow.array([2**62] * count, pyarrow.timestamp("ms")), pyarrow.array([1] * count, pyarrow.timestamp("us", tz="No/Where")),
+        pyarrow.array([2**62] * count, pyarrow.duration("s")), pyarrow.array([2**64 - 1] * count, pyarrow.uint64()),
+        pyarrow.array([float("nan")] * count), pyarrow.array([Decimal("1.50")] * count), pyarrow.array([{"a": 1}] * count),
+        pyarrow.array([[("text", "a"), ("text", "b")]] * count, pyarrow.map_(pyarrow.string(), pyarrow.string())),
+        pyarrow.array(["a", "b"] * (count // 2)).dictionary_encode(), pyarrow.array(["a"] * count, pyarrow.large_string()),
+        pyarrow.array([[[["a"]]]] * count), pyarrow.StringArray.from_buffers(count, *bytes_of.cast(pyarrow.binary()).buffers()[1:]),
+    ])  # fmt: skip
+    kind = rng.randrange(6)
+    if kind == 0:
+        table = pyarrow.table([*table.columns, column], names=[*table.column_names, name])  # there twice, but for one
+    elif kind == 1:
+        table = table.slice(0, 0) if rng.random() < 0.5 else table.select([])
+    elif kind == 2:
+        table = pyarrow.table({n: pyarrow.nulls(50_000) for n in table.column_names})
+    elif name in table.column_names:
+        table = table.set_column(table.column_names.index(name), name, column)
+    else:
+        table = table.append_column(name, column)
+    pyarrow.parquet.write_table(table, path)
+    return str(path)
 
 
 def _parquet(folder):

@@ -3,6 +3,8 @@
 import os
 import random
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from hostile import (
@@ -16,6 +18,7 @@ from hostile import (
     cpu_budget,
     data_file,
     keys,
+    ladder_file,
     recipe_case,
     shipped,
     yaml_bombs,
@@ -23,16 +26,20 @@ from hostile import (
 from small import byte_level_bpe
 
 from prefix_rl import yaml12
+from prefix_rl.accelerate_file import Launch, launch_for, read_launch
 from prefix_rl.data.prepare import prepare
 from prefix_rl.data.problems import guarded, load, refuse_ids_beyond
 from prefix_rl.data.settings import Settings
 from prefix_rl.data.sources import read
 from prefix_rl.data.tokenizer import DemonstrationTable
-from prefix_rl.errors import DataError, RecipeError
+from prefix_rl.errors import DataError, RecipeError, UserError
 from prefix_rl.fields import fields_from_source
 from prefix_rl.grade import grade
 from prefix_rl.grpo_fields import BOUNDED, FREE, REFUSED
+from prefix_rl.ladders.plan import load_ladder
 from prefix_rl.recipe import load_recipe, read_run
+from prefix_rl.rewards.functions import Function, find
+from prefix_rl.rewards.process import RewardError
 from prefix_rl.rewards.workers import Grader
 
 LAB = ROOT / "recipes" / "lab" / "prefix_rft.yaml"
@@ -102,6 +109,7 @@ def test_only_regular_files_are_read_as_recipes(tmp_path):
         (tmp_path / "fifo.yaml", "a pipe, a socket or a device"), ("/dev/zero", "a pipe, a socket or a device"),
         (tmp_path / "folder.yaml", "a folder"), (tmp_path / "large.yaml", "at most 262,144 are read"),
         (tmp_path / "binary.yaml", "cannot read the recipe"), ("a\0b.yaml", "cannot read the recipe"),
+        ("/proc/kmsg", "/proc/kmsg"),  # regular, of 0 bytes, and its reader waits for the next message of the kernel
     ):  # fmt: skip
         with cpu_budget(), pytest.raises(RecipeError, match=said):
             load_recipe(name)
@@ -136,6 +144,13 @@ def test_only_regular_files_are_read_as_recipes(tmp_path):
         ("training.metric_for_best_model=nope", "must be one of reward, eval_reward"),
         ("training.metric_for_best_model=reward", "does nothing without training.load_best_model_at_end"),
         ("training.lr_scheduler_type=reduce_lr_on_plateau", "{mode: max}: by default the learning rate would fall"),
+        ("reward.functions=[builtins.getattr]", "cannot be asked what it takes (ValueError: no signature found"),
+        ("reward.functions=[numpy.add]", "cannot be asked what it takes"),
+        ("reward.functions=[hostile_rewards.unasked]", "cannot be asked what it takes (RuntimeError: no __wrapped__"),
+        ("reward.functions=[hostile_exit.reward]", "module 'hostile_exit' cannot be imported (SystemExit: 0)"),
+        ("output.dir=~/runs", "write the whole path"), ("output.dir=' '", "write the whole path"),
+        ("training.delta=1.2", "training.delta = 1.2: must be above 1 + training.epsilon = 1.2"),
+        ("training.temperature=1e-30", "of at least 0.001"),
         ("training.num_generations=null", "of at least 2"), ("a." * 100 + "b=1", "no key of a recipe stands so deep"),
     ],
     ids=lambda value: value[:40],
@@ -144,6 +159,45 @@ def test_values_that_no_recipe_can_have(override, said):
     with cpu_budget(), pytest.raises(RecipeError) as raised:
         load_recipe(LAB, [override])
     assert said in str(raised.value)
+
+
+def test_files_of_a_launch_are_read_as_recipes_are(tmp_path):
+    os.mkfifo(tmp_path / "fifo.yaml")
+    assert launch_for(tmp_path / "fifo.yaml") == Launch()  # the recipe's own reader says what is wrong with it
+    (tmp_path / "bomb.yaml").write_text(yaml_bombs()["laughs"])
+    (tmp_path / "names.yaml").write_text("deepspeed_config: {deepspeed_config_file: fifo.yaml}\n")
+    for name, said in (
+        ("fifo.yaml", "a pipe, a socket or a device"), ("bomb.yaml", "more than 20,000 values"),
+        ("names.yaml", "a pipe, a socket or a device"),
+    ):  # fmt: skip
+        with cpu_budget(), pytest.raises(UserError, match=said):
+            read_launch(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("empties", "returned 0 values for 3 completions"), ("beyond_float32", "returned 1e+39 for completion 0"),
+        ("too_large", "ValueError: Exceeds the limit"), ("exits", "SystemExit: 0"), ("interrupts", "KeyboardInterrupt"),
+        ("unworded", "failed: Unworded"), ("long_worded", "failed: ValueError: xxx"),
+        ("logs_text", "log_metric('length', 'long'): it takes a name and a number"),
+        ("logs_no_name", "log_metric(3, 1.0): it takes a name and a number"),
+        ("logs_too_few", "log_extra('verdict', 1 values): it takes a name and a list of one value for each of 3"),
+        ("logs_functions", "Can't pickle local object"),
+    ],
+)  # fmt: skip
+def test_reward_functions_that_return_raise_and_log_what_they_must_not(name, said):
+    path = f"hostile_rewards.{name}"
+    function = Function(path, find(path), deadline=60)
+    given = {"log_metric": lambda *_: None, "log_extra": lambda *_: None}
+    try:
+        with pytest.raises(RewardError) as raised:
+            function.rewards(prompts=["p"] * 3, completions=["a", "b", "c"], **given)
+    finally:
+        function.close()
+    assert said in str(raised.value)
+    assert len(str(raised.value)) < 5000
+    assert "process.py" not in str(raised.value)  # the function's lines alone
 
 
 @pytest.mark.parametrize("key", ["data.train", "data.traces", "evaluation.data", "model.name_or_path", "model.chat_template",
@@ -159,6 +213,16 @@ def test_every_field_of_trl_is_bounded_free_or_refused():
     fields = fields_from_source("trl.trainer.grpo_config", "GRPOConfig")
     tables = [BOUNDED.keys(), FREE, REFUSED.keys()]
     assert sorted(name for table in tables for name in table) == sorted(fields)  # each once, and none besides
+
+
+def test_ladders(tmp_path):
+    rng, outcomes = random.Random(SEED), Outcomes()
+    for number in range(CASES // 5):
+        path, told = ladder_file(rng, tmp_path)
+        outcomes.run((number, told), lambda path=path: load_ladder(path, fast=rng.random() < 0.3))
+    outcomes.check()
+    assert outcomes.counts["explained"]
+    assert outcomes.counts["fine"]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -229,3 +293,35 @@ def test_a_line_that_is_too_long_a_number_or_levels_without_end(tmp_path, monkey
         with cpu_budget(), pytest.raises(DataError) as raised:
             list(read(str(tmp_path / "rows.jsonl")))
         assert said in str(raised.value)
+
+
+def test_what_would_be_read_as_something_else_or_without_an_end_is_refused(tmp_path):
+    row, twice = GOOD_ROWS[0], pyarrow.array(["a"])
+    lines = tmp_path / "rows.jsonl"
+    for text, said in (
+        (b'{"problem": "a", "problem": "b", "answer": "1"}', "the key 'problem' stands twice"),
+        (b"\n" * 100_002 + as_json(row).encode(), "more than 100,000 blank lines; what is behind was not read"),
+        (b"{}\n" * 3000, "Behind the first 1,000 faults no row was read."),
+        (b"[]\n" * 3000, "rows.jsonl:1001: 1,000 faults before it; what is behind was not read"),
+        (as_json({**row, "problem": "\u200b\u2060"}).encode(), "problem is empty"),
+        (
+            as_json({**row, "problem": [{"role": "user", "content": [{"type": "text", "text": None}]}]}).encode(),
+            "no text (list)",
+        ),
+    ):
+        lines.write_bytes(text + b"\n")
+        with cpu_budget(), pytest.raises(DataError) as raised:
+            load(str(lines))
+        assert said in str(raised.value)
+    names = ["id", "problem", "problem", "answer"]
+    pyarrow.parquet.write_table(pyarrow.table([twice] * 4, names=names), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="two columns of the name 'problem'"):
+        load(str(tmp_path / "rows.parquet"))
+
+
+def test_thoughts_that_are_no_texts_are_faults_of_their_row(tmp_path, grader):
+    path = tmp_path / "rows.jsonl"
+    odd = {"problem": "1 + 1 = ?", "answer": "2", "deepseek_reasoning": 3, "deepseek_solution": ["a"]}
+    path.write_text(as_json(odd) + "\n" + as_json(GOOD_ROWS[0]) + "\n")
+    manifest = prepare([str(path)], tmp_path / "out.jsonl", Settings(), grader=grader)
+    assert manifest["rows_with_demonstration"] == 1

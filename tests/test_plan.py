@@ -183,7 +183,7 @@ def test_the_plan_is_told_in_words_and_in_json():
         "on each device", "parameters", "gradients", "optimizer states", "activations", "one layer, computed again",
         "gradients inside a layer", "weights cast by autocast", "head (tiles of logits)", "generation: keys, values, logits",
     ]  # fmt: skip
-    assert lines[14].endswith("the number of steps depends on the data")
+    assert lines[-1].endswith("the number of steps depends on the data")
     made = plans.as_json(found)
     stage = made.pop("stages")["rollouts"]
     assert stage["optimizer"] == 8 * 113_088
@@ -192,7 +192,7 @@ def test_the_plan_is_told_in_words_and_in_json():
     assert made == {
         "model": "lab", "parameters": 113_088, "trained_parameters": 113_088, "devices": 1, "zero_stage": 0, "vllm": 0.0,
         "reserve": 2 * GIB, "peak": found.peak, "memory": 80 * GIB, "fits": True, "tokens_generated": 128 * 30,
-        "tokens_trained": found.trained, "flops": found.flops, "steps": 0, "advice": [], "wider": list(found.wider), "notes": found.notes,
+        "tokens_trained": found.trained, "flops": found.flops, "steps": 0, "advice": [], "wider": None, "notes": found.notes,
     }  # fmt: skip
 
 

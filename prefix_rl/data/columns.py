@@ -248,7 +248,7 @@ def _solutions(row: dict, answer: str) -> tuple[list, Chat | None]:
 
     Values of other types are returned unchanged; the check of the row reports them.
     """
-    if row.get("deepseek_reasoning") is not None and row.get("deepseek_solution") is not None:
+    if isinstance(row.get("deepseek_reasoning"), str) and isinstance(row.get("deepseek_solution"), str):
         text = f"<think>\n{row['deepseek_reasoning'].strip()}\n</think>\n\n{row['deepseek_solution'].strip()}"
         return ([] if _is_bare(text, answer) else [text]), None
     bare: list = []

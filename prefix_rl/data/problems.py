@@ -16,13 +16,14 @@ from ..rewards.functions import gold_of
 from ..rewards.grading import Outcome
 from ..rewards.workers import Grader
 from .columns import with_chat
-from .sources import read
+from .sources import ENOUGH_FAULTS, read
 from .turns import chat, is_chat, turn_faults
 
 MAX_CHARACTERS = 1_000_000
 """Largest number of characters in a field: a longer one is a broken export, and would cost memory on every rank."""
 
 _LONGEST_ID = 1000
+_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\0"  # no blanks to Python, and nothing to a reader
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load(
     """
     problems, faults, places = [], [], {}
     for number, (place, row) in enumerate(read(source, split)):
-        if limit is not None and number >= limit:
+        if (limit is not None and number >= limit) or len(faults) >= ENOUGH_FAULTS:
             break
         row, wrong = with_chat(row)
         wrong = wrong + row_faults(row, answers)
@@ -82,6 +83,8 @@ def load(
             problems.append(problem)
     if faults:
         hint = "`prefix-rl prepare` turns raw rows into training rows and drops what cannot be used, with its reason."
+        if len(faults) >= ENOUGH_FAULTS:
+            hint += f" Behind the first {len(faults):,} faults no row was read."
         raise DataError(f"{source} holds rows that cannot be used; nothing was trained. {hint}", at_most(faults))
     return problems
 
@@ -99,7 +102,7 @@ def row_faults(row: dict, answers: bool = True) -> list[str]:
             wrong.append(f"{column} is {'null' if value is None else 'a ' + type(value).__name__}, not a text")
         elif isinstance(value, float) and not math.isfinite(value):
             wrong.append(f"{column} is {value}, not a text")
-        elif not str(value).strip():
+        elif not str(value).strip().strip(_INVISIBLE).strip():
             wrong.append(f"{column} is empty")
         elif len(str(value)) > MAX_CHARACTERS:
             wrong.append(f"{column} has {len(str(value)):,} characters, more than {MAX_CHARACTERS:,}")

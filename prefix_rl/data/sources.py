@@ -19,6 +19,9 @@ from ..parts import pyarrow_damage
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 LONGEST_LINE = 64 * 2**20
 """Number of bytes of the longest line that is read: a longer one is a broken export or a gzip bomb."""
+ENOUGH_FAULTS = 1000
+"""Number of faults behind which a file is not read on: it is another file than was meant."""
+_BLANK_LINES = 100_000  # in a row
 _BATCH = 256  # number of Parquet rows in memory at a time
 
 
@@ -60,17 +63,23 @@ def fingerprint(source: str) -> str | None:
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    faults, rows = [], 0
+    faults, rows, blank = [], 0, 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
                 if len(line) > LONGEST_LINE:
                     faults.append(f"{path}:{number}: more than {LONGEST_LINE:,} bytes; what is behind was not read")
                     break
-                if not line.strip():
+                blank = 0 if line.strip() else blank + 1
+                if blank > _BLANK_LINES or len(faults) >= ENOUGH_FAULTS:
+                    what = f"more than {_BLANK_LINES:,} blank lines" if blank else f"{len(faults):,} faults before it"
+                    faults.insert(0, f"{path}:{number}: {what}; what is behind was not read")
+                    break
+                if blank:
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))  # -sig: byte order mark
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # -sig: byte order mark
+                    row = json.loads(text, object_pairs_hook=_object)
                 except UnicodeDecodeError as error:
                     faults.append(f"{path}:{number}: not UTF-8 at byte {error.start} of the line")
                     continue
@@ -96,6 +105,15 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict]]:
         raise DataError(f"{path} holds no rows")
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object in which no key stands twice: Python would take the last one without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return made
+
+
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
     import pyarrow.parquet
 
@@ -106,6 +124,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     if not file.metadata.num_rows:
         raise DataError(f"{path} holds no rows")
+    names = file.schema_arrow.names
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise DataError(f"{path} has two columns of the name {twice[0]!r}; nothing says which one is meant")
     number, batches = 0, file.iter_batches(batch_size=_BATCH)
     while True:
         try:

@@ -101,12 +101,16 @@ def _turn(message: object) -> tuple[dict, str | None]:
     if message.get("tool_calls"):
         return {}, "calls tools, which are not read"
     content = message.get("content") if message.get("content") is not None else message.get("value")
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "\n".join(str(part.get("text", "")) for part in content)
+    if isinstance(content, list) and all(_is_text(part) for part in content):
+        content = "\n".join(part["text"] for part in content)
     if not isinstance(content, str):
         return {}, f"has a content that is no text ({'null' if content is None else type(content).__name__})"
     thought = next((message[name] for name in _THOUGHTS if isinstance(message.get(name), str)), "")
     return {"role": role, "content": content, "thought": thought}, None
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _whole(turn: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from .grading import Outcome, Verdict
-from .process import Lost, Process, RewardError, called, raised, told
+from .process import Lost, Process, RewardError, called, raised, told, worded
 from .workers import Grader
 
 MATH = "math"
@@ -51,17 +51,22 @@ def find(name: str) -> Callable[..., Any]:
     module, _, attribute = NAMED.get(name, name).rpartition(".")
     try:
         home = importlib.import_module(module)
-    except Exception as error:  # whatever the module of somebody else does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the module of somebody else does when it is imported
         raise LookupError(
-            f"module {module!r} cannot be imported ({type(error).__name__}: {error}); one in this folder is found with "
+            f"module {module!r} cannot be imported ({worded(error)}); one in this folder is found with "
             "export PYTHONPATH=."
         ) from error
-    if not hasattr(home, attribute):
+    try:
+        function = getattr(home, attribute, None)
+        parameters = _parameters(function).values() if callable(function) else ()
+    except (
+        Exception
+    ) as error:  # some that are written in C have no signature; others are objects with code of their own
+        raise LookupError(f"cannot be asked what it takes ({worded(error)}); give a plain function") from error
+    if function is None:
         raise LookupError(f"module {module!r} has no {attribute!r}{nearest(attribute, vars(home))}")
-    function = getattr(home, attribute)
     if inspect.isclass(function) or not callable(function):
         raise LookupError(f"{attribute!r} is a {type(function).__name__}, not a function")
-    parameters = _parameters(function).values()
     if any(p.kind is p.POSITIONAL_ONLY for p in parameters):
         raise LookupError("takes arguments by position; all of them are given by name")
     if "completions" not in _parameters(function) and not any(p.kind is p.VAR_KEYWORD for p in parameters):

@@ -13,11 +13,12 @@ import contextlib
 import inspect
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from numbers import Real
@@ -30,6 +31,8 @@ from .grading import Outcome
 LOGS = ("log_extra", "log_metric")
 """Arguments of TRL that are functions for logging. Calls of them in the process are recorded and repeated here."""
 _START_SECONDS = 120
+_LONGEST_MESSAGE = 500  # characters of an error's message
+_LARGEST = 3.4e38  # the trainer's rewards are float32
 
 
 class RewardError(UserError):
@@ -146,11 +149,11 @@ def serve(handle: int, find: Callable[[str], Callable[..., Any]]) -> None:
         if "trainer_state" in given:
             given["trainer_state"] = SimpleNamespace(**given["trainer_state"])
         try:
-            answer = (True, (called(function, given), logged))
-        except Exception as error:  # of any kind: the caller reports it
-            answer = (False, told(error))
+            answer = pickle.dumps((True, (called(function, given), logged)))
+        except BaseException as error:  # of any kind, also sys.exit: the caller reports it
+            answer = pickle.dumps((False, told(error)))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send(answer)
+        connection.send_bytes(answer)
 
 
 def _log(logged: list[tuple[str, tuple]], log: str, *call: Any) -> None:
@@ -163,10 +166,14 @@ def called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float
     Raises:
         TypeError: if it returns something else.
     """
-    made = function(**given)
+    count = len(given["completions"]) if "completions" in given else None  # before it can empty the list
+    made = function(
+        **{**given, **{name: partial(_LOGGED[name], given[name], count) for name in LOGS if given.get(name)}}
+    )
     if inspect.iscoroutine(made):
         made = asyncio.run(made)
-    count, made = len(given.get("completions", made)), made.tolist() if hasattr(made, "tolist") else made
+    made = made.tolist() if hasattr(made, "tolist") else made
+    count = len(made) if count is None else count
     if not isinstance(made, list | tuple) or len(made) != count:
         what = f"{len(made)} values" if isinstance(made, list | tuple) else f"a {type(made).__name__}"
         raise TypeError(
@@ -175,16 +182,42 @@ def called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float
     found: list[float | None] = []
     for place, value in enumerate(made):
         value = value.item() if hasattr(value, "item") else value
-        if value is not None and not (isinstance(value, Real) and not math.isinf(value)):
+        if value is not None and not (isinstance(value, Real) and not abs(value) > _LARGEST):
             raise TypeError(f"returned {value!r} for completion {place}; it must be a finite number or None")
         found.append(None if value is None or math.isnan(value) else float(value))
     return found
 
 
+def _log_metric(log: Callable[..., Any], count: int | None, name: str, value: float) -> None:
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(name, str) or not isinstance(value, Real):
+        raise TypeError(f"log_metric({name!r}, {value!r}): it takes a name and a number")
+    log(name, value)
+
+
+def _log_extra(log: Callable[..., Any], count: int | None, name: str, values: Sequence[Any]) -> None:
+    if not isinstance(name, str) or not isinstance(values, list | tuple) or len(values) != (count or len(values)):
+        what = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+        raise TypeError(f"log_extra({name!r}, {what}): it takes a name and a list of one value for each of {count}")
+    log(name, list(values))
+
+
+_LOGGED = {"log_extra": _log_extra, "log_metric": _log_metric}
+
+
+def worded(error: BaseException) -> str:
+    """Kind and message of somebody else's error, whose message may be of any length, or fail itself."""
+    try:
+        return f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
+    except Exception:
+        return type(error).__name__
+
+
 def told(error: BaseException) -> tuple[str, list[str]]:
-    """Message of an error in one line, and the last lines of its traceback."""
-    lines = traceback.format_exception(error)
-    return f"{type(error).__name__}: {error}", "".join(lines).rstrip().splitlines()[-8:]
+    """Message of an error, and the last lines of its traceback in the files of the function."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    lines = "".join(traceback.format_list(frames)).rstrip().splitlines()[-8:]
+    return worded(error), [line[:_LONGEST_MESSAGE] for line in lines]
 
 
 def raised(name: str, told: tuple[str, list[str]]) -> RewardError:

@@ -87,8 +87,6 @@ class Remembered(TrainerCallback, ExportableState):
 class Saved:
     """The state that changes in a run and is saved with every checkpoint: its cost, and the method's memory."""
 
-    _reference: MovedReference | None = None
-
     def __init__(self, method: Method, spent: Cost):
         self._spending, self._remembered = Spending(**asdict(spent)), Remembered(method)
 
@@ -96,15 +94,9 @@ class Saved:
         """Adds callbacks to a trainer: they save and read all of it, stop at its ``budget``, and write its log."""
         found = [self._spending, self._remembered, Budget(self, budget), MetricsFile(Path(trainer.args.output_dir))]
         if trainer.args.sync_ref_model:
-            self._reference = MovedReference(trainer)
-            found.append(self._reference)
+            found.append(MovedReference(trainer))
         for callback in found:
             trainer.add_callback(callback)
-
-    def beside(self, checkpoint: str) -> None:
-        """Adds to a checkpoint what TRL does not save; every rank calls this."""
-        if self._reference:
-            self._reference.save(Path(checkpoint))
 
     @property
     def cost(self) -> Cost:
@@ -173,7 +165,7 @@ class MovedReference(TrainerCallback):
         self.trainer = trainer
 
     def save(self, checkpoint: Path) -> None:
-        """Adds it to a checkpoint; every rank calls this."""
+        """Writes it beside the policy; every rank calls this."""
         with _whole(self.trainer.ref_model) as model:
             if self.trainer.args.should_save:
                 save_model(model, checkpoint / REFERENCE)
@@ -197,6 +189,13 @@ def _whole(model: nn.Module) -> Iterator[nn.Module]:
         import deepspeed
     with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if parameters else nullcontext():
         yield getattr(model, "module", model)
+
+
+def complete(trainer, checkpoint: str) -> None:
+    """Adds to a checkpoint what TRL does not save; every rank calls this."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, MovedReference):
+            callback.save(Path(checkpoint))
 
 
 @contextmanager

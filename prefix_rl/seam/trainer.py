@@ -255,6 +255,6 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         with resume.older_kept(self.args, self.state) as limit:
             super()._save_checkpoint(model, trial)
-            self._saved.beside(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+            resume.complete(self, f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
         self.accelerator.wait_for_everyone()
         resume.keep_whole(self._get_output_dir(trial=trial), self.args, self.state, self.facts, self.cost, limit)
