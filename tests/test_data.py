@@ -10,7 +10,7 @@ from small import byte_level_bpe, policy, write
 
 from prefix_rl.data import sources
 from prefix_rl.data.mixing import Source, mixed
-from prefix_rl.data.problems import Problem, load, verify, with_demonstrations_for
+from prefix_rl.data.problems import Problem, further, load, row_faults, verify, with_demonstrations_for
 from prefix_rl.data.tokenizer import load_tokenizer
 from prefix_rl.errors import DataError
 from prefix_rl.rewards.grading import Outcome
@@ -246,3 +246,42 @@ def test_a_mixture_has_its_weights_and_every_problem():
     assert made != mixed(files, [rows("a", 30), rows("b", 4), rows("c", 3)], 1)
     with pytest.raises(DataError, match=r"names a.jsonl twice"):
         mixed([Source("a.jsonl"), Source("a.jsonl")], [rows("a", 1)] * 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("beside", "fault"),
+    [
+        ({"ids": [0, 2**31 - 1], "readable_from": 0, "readable": {"string": 2**31 - 1, "none": None}, "ended": False}, None),
+        ({"readable_from": None}, None), ({"ids": [2**31]}, "ids must be"), ({"ids": [-1]}, "ids must be"), ({"ids": [True]}, "ids must be"),
+        ({"ids": [None]}, "ids must be"), ({"ids": 5}, "ids must be"), ({"readable_from": 2**31}, "readable_from must be"),
+        ({"readable_from": -1}, "readable_from must be"), ({"readable_from": False}, "readable_from must be"),
+        ({"readable": {"string": 0.5}}, "readable must be"), ({"readable": [1]}, "readable must be"), ({"ended": None}, "ended must be"),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_a_demonstrations_text(beside, fault):
+    found = row_faults({"problem": "p", "answer": "1", "demonstrations": [{"text": "t", **beside}]})
+    assert found == [] if fault is None else found[0].startswith(f"demonstration 1: {fault}")
+
+
+def test_an_answer_may_be_missing_and_is_checked_where_it_is_not():
+    assert (
+        row_faults({"problem": "p"}, answers=False) == row_faults({"problem": "p", "answer": ""}, answers=False) == []
+    )
+    assert row_faults({"problem": "p", "answer": True}, answers=False) == ["answer is a bool, not a text"]
+    assert row_faults({"problem": "p", "answer": ""}) == ["answer is empty"]
+    assert row_faults({"problem": "p"}) == ["no column 'answer'; there are 'problem'"]
+
+
+def test_reward_functions_get_the_other_columns():
+    own = (
+        "id",
+        "problem",
+        "answer",
+        "demonstrations",
+        "solution",
+        "prompt",
+        "completion",
+        "completion_ids",
+        "messages",
+    )
+    assert further({**dict.fromkeys(own, "x"), "level": 3}) == {"level": 3}

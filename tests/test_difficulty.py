@@ -22,6 +22,10 @@ def test_rates_are_read_from_rows(tmp_path):
     rows = [{"id": 7, "pass_rate": 1}, {"problem_id": "b", "right": 1, "attempts": 4}]
     rates = load_pass_rates(write(tmp_path / "r.jsonl", rows))
     assert (rates.of("7"), rates.of("b"), len(rates)) == (1.0, 0.25, 2)
+    edges = [{"id": "none", "right": 0, "attempts": 4}, {"id": "all", "right": 3, "attempts": 3},
+             {"id": "one", "right": 1, "attempts": 1}, {"id": "zero", "pass_rate": 0}]  # fmt: skip
+    rates = load_pass_rates(write(tmp_path / "edges.jsonl", edges))
+    assert [rates.of(row["id"]) for row in edges] == [0, 1, 1, 0]
 
 
 def test_every_row_that_is_no_rate_is_named(tmp_path):

@@ -137,3 +137,9 @@ def test_real_problems_are_hardly_ever_dropped(shared_data):
     assert rows[dropped][0].replace("Amanda", "Josie") == rows[of[dropped]][0]
     rows = [(r["problem"], r["answer"]) for _, r in read(str(shared_data / "math500.jsonl"))]
     assert set(found(rows)[0]) == {KEPT}
+
+
+def test_similarity_in_numbers():
+    assert similarity("", "") == 1.0
+    assert similarity("", "a") == 0.0
+    assert similarity("a b c d e", "a b c x y") == 1 / 5  # abc of abc, bcd, cde, bcx, cxy

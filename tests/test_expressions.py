@@ -71,7 +71,7 @@ def test_what_only_sympy_can_tell_is_asked_of_sympy(monkeypatch):
     assert same(one, four, 0, across=True) is True
     assert same_relation(f"{one}=1", "x=1") is False  # the whole of it is nothing that sympy could read
     assert len(asked) == 4
-    assert same(one, four, 0, across=False) is same(one, r"\foo{5}", 0) is False
+    assert same(one, three, 0, across=False) is same(one, four, 0, across=False) is same(one, r"\foo{5}", 0) is False
     assert len(asked) == 4
 
 

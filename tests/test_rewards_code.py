@@ -28,6 +28,14 @@ def test_the_last_block_earns_one_if_it_passes_all_tests(text, tests, value):
     assert code_reward([text], [tests]) == [value]
 
 
+def test_a_program_stands_in_the_last_message_and_in_the_last_fence_that_is_closed():
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": fenced(ADD)}]
+    assert code_reward([turns[1:], turns], [TESTS, TESTS]) == [1, 1]
+    assert code.last_block("````\na\n```\nb\n````\n") == "a\n```\nb\n"  # three marks close no fence of four
+    assert code.last_block("````\na\n```\n```\n````\n````\n") == "a\n```\n```\n"
+    assert code.last_block("```\na\n```\n~~~\nb\n") == "a\n"
+
+
 def test_a_block_of_the_prefix_is_not_the_policys():
     text = fenced(ADD)
     assert code_reward([text], [TESTS], continuation_start=[len(text)]) == [0]

@@ -23,7 +23,7 @@ from prefix_rl.rewards.second import MAX_CHARACTERS, find, same
         (r"90^\circ", "90"), (r"\left(1, \frac{4}{2}\right)", "(1,2)"), (r"\{2, 1\}", r"\{1,2\}"), ("(a+b)^2", "a^2+2ab+b^2"),
         (r"\sin^2", r"\sin^2"), (r"e^{i\pi}", "-1"), (r"\text{Even}", "even"), (r"\frac{10\pi}{4}", r"\frac52 \pi"), ("|-3|", "3"),
         (r"\begin{pmatrix}1 & 2\\3 & 4\end{pmatrix}", r"\begin{bmatrix}1&2\\ 3&4\end{bmatrix}"), (r"(-\infty, 3]", r"(-\infty,3]"),
-        ("1 and 2", "1, 2"), (r"3 \times 10^2", "300"), ("2x-1", "-1+x*2"), ("yes", "Yes."), (r"\cos(\pi/3)", "1/2"), ("B", "(B)"),
+        ("1 and 2", "1, 2"), (r"3 \times 10^2", "300"), ("2x-1", "-1+x*2"), ("6 ÷ 2", "3"), (r"6 \div 2", "3"), ("yes", "Yes."), (r"\cos(\pi/3)", "1/2"), ("B", "(B)"),
     ],
 )  # fmt: skip
 def test_what_is_the_same(answer, gold):
@@ -37,6 +37,7 @@ def test_what_is_the_same(answer, gold):
         ("41", "42"), ("99999999999", "100000000000"), ("-3", "3"), (r"\frac{1}{3}", r"\frac{1}{2}"), ("(1,2)", "(2,1)"), ("(1,2)", "(1,2,3)"),
         (r"\{1,2\}", r"\{1,3\}"), ("[0,1)", "[0,2)"), (r"\sqrt{2}", "2"), ("x+1", "x+2"), ("no", "yes"), ("(1, 2)", "3"), ("A", "B"),
         (r"\frac{\pi}{2}", r"\frac{\pi}{3}"), ("1,3", "1,2"), ("east", "west"), (r"\infty", "5"), (r"-\infty", r"\infty"),
+        ("(" * 25 + "1" + ")" * 25, "2"), ("50.5", "51.6"),
     ],
 )  # fmt: skip
 def test_what_is_different(answer, gold):
@@ -51,6 +52,7 @@ def test_what_is_different(answer, gold):
         ("1, 2", "2"), ("x > 3", "x > 4"), (r"\sum_{i=1}^{9} i", "45"), ("", ""), ("f(x", "f(x)+1"), ("x", "5"), ("1/0", "5"), ("0^{-1}", "2"),
         ("9^{9^{9}}", "1"), ("2^{100000}", "1"), ("300!", "1"), (r"\pi^{\pi^{\pi^{\pi}}}", "1"), ("(" * 40 + "1" + ")" * 40, "2"),
         ("1" * (MAX_CHARACTERS + 1), "1" * (MAX_CHARACTERS + 1)), ("__import__('os')", "0"), ("\0", "1"), ("\ud800", "\ud801"), (r"0 \cdot \infty", "0"),
+        ("50.5", "51.52"),  # 1.02 apart, and a fiftieth of the larger is 1.03
     ],
 )  # fmt: skip
 def test_what_it_does_not_know(answer, gold):

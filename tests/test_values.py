@@ -8,7 +8,7 @@ import pytest
 from prefix_rl.rewards.characters import ascii_
 from prefix_rl.rewards.reading import Malformed, Unread, read
 from prefix_rl.rewards.values import polynomial, proportional, same, size, within
-from prefix_rl.rewards.wording import conflict, droppable, singular, spoken
+from prefix_rl.rewards.wording import conflict, droppable, one_unit, singular, spoken
 
 TOLERANCE = Fraction(1, 10**5)
 
@@ -146,6 +146,13 @@ def test_different_units_and_opposites_conflict():
     assert conflict("girls", "boys")
     assert not conflict("boys", "men")
     assert not conflict("", "cm")
+    assert [one_unit(phrase) for phrase in ("cm", "square feet", "apples", "cm per second", "")] == [
+        "cm",
+        "ft",
+        None,
+        None,
+        None,
+    ]
 
 
 def test_plurals():
@@ -157,5 +164,6 @@ def test_plurals():
 def test_words_beside_mathematics_are_told_apart():
     assert spoken("x+1") == ((), "x+1")
     assert spoken(r"n \text{ if } x") == (("if",), "n x")
+    assert spoken(r"n\text{ if }x") == (("if",), "n x")
     assert spoken(r"\text{A}") == ((), r"\text{A}")
     assert spoken(r"\text{x+1}") == ((), r"\text{x+1}")
