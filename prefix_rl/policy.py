@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -365,12 +366,15 @@ class Policy:
 
         options = {"dtype": "float32", **self.loading_to_train} if trainable else {"dtype": "auto", **self.loading}
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.base, **options)
+            with _every_weight(self.base):
+                model = AutoModelForCausalLM.from_pretrained(self.base, **options)
             if self.adapters:
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, self.adapters, is_trainable=trainable)
                 model = model if trainable else model.merge_and_unload()
+        except UserError:
+            raise
         except Exception as error:  # of a damaged folder the libraries raise whatever their parts do
             raise unavailable(f"no model could be loaded from {self.path}", error) from error
         check_weights(model.named_parameters(), self.path)
@@ -378,14 +382,43 @@ class Policy:
 
 
 @contextmanager
+def _every_weight(path: str | Path) -> Iterator[None]:
+    """Refuses a model that lacks weights, wherever it is loaded: transformers would draw them at random, and warn.
+
+    Raises:
+        DataError: naming one of them.
+    """
+    from transformers import modeling_utils
+
+    report = modeling_utils.log_state_dict_report
+
+    def refused(*args: Any, loading_info: Any, **kwargs: Any) -> None:
+        missing, others = sorted(loading_info.missing_keys), sorted(loading_info.unexpected_keys)
+        if missing and sys.exc_info()[0] is None:  # it also reports on the way out of an error, which says more
+            other = f"; it holds others that the model does not have, such as {others[0]}" if others else ""
+            raise DataError(
+                f"the weights of {path} are not whole: {len(missing)} of the model's are missing, such as {missing[0]}"
+                f"{other}. They would be drawn at random; get the folder anew, or set right what its config.json says"
+            )
+        report(*args, loading_info=loading_info, **kwargs)
+
+    modeling_utils.log_state_dict_report = refused
+    try:
+        yield
+    finally:
+        modeling_utils.log_state_dict_report = report
+
+
+@contextmanager
 def loads(path: str | Path) -> Iterator[None]:
     """Says of errors within that come of loading a model by TRL or transformers which model it was.
 
     Raises:
-        DataError: instead of what the libraries raise at a damaged folder.
+        DataError: instead of what the libraries raise at a damaged folder; or if a weight is not there.
     """
     try:
-        yield
+        with _every_weight(path):
+            yield
     except UserError:
         raise
     except Exception as error:
