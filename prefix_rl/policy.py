@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _PROBE = "What is 12 + 3?"
+_MOST = {"num_hidden_layers": 10_000, "hidden_size": 2**20, "intermediate_size": 2**24, "vocab_size": 2**26,
+         "num_attention_heads": 2**16, "num_key_value_heads": 2**16, "max_position_embeddings": 2**40}  # fmt: skip
+"""Numbers of a model's configuration, beyond which building it would have no end."""
 
 
 # --- what it is -------------------------------------------------------------------------------------------------------
@@ -120,9 +123,16 @@ class Policy:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.base, revision=self.revision, trust_remote_code=False)
+            found = AutoConfig.from_pretrained(self.base, revision=self.revision, trust_remote_code=False)
         except Exception as error:  # whatever transformers raises at what stands in the file
             raise unavailable(f"no model could be loaded from {self.base}", error) from error
+        inner = found.get_text_config()
+        beyond = {name: getattr(inner, name, None) for name in _MOST}
+        beyond = {n: v for n, v in beyond.items() if v is not None and not (isinstance(v, int) and 1 <= v <= _MOST[n])}
+        if beyond:
+            wrong = [f"{name} = {value}: must be an integer of 1 to {_MOST[name]:,}" for name, value in beyond.items()]
+            raise DataError(f"no model could be loaded from {self.base}: its config.json cannot be:", wrong)
+        return found
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
