@@ -247,6 +247,8 @@ class Policy:
         self._look_at_ids()
 
     def _look_at_ids(self) -> None:
+        if not self.example:
+            raise DataError(f"the tokenizer of {self.path} makes no tokens of a prompt; it is damaged, get it anew")
         words = getattr(self.config.get_text_config(), "vocab_size", None)
         highest = max([*self.example, *self.stops], default=0)
         if words is not None and highest >= words:
