@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 _CONFIG = "config.json"
 _PROBE = "What is 12 + 3?"
+_MOST = {"num_hidden_layers": 10_000, "hidden_size": 2**20, "intermediate_size": 2**24, "vocab_size": 2**26,
+         "num_attention_heads": 2**16, "num_key_value_heads": 2**16, "max_position_embeddings": 2**40}  # fmt: skip
+"""Numbers of a model's configuration, beyond which building it would have no end."""
 
 
 # --- what it is -------------------------------------------------------------------------------------------------------
@@ -119,9 +123,16 @@ class Policy:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.base, revision=self.revision, trust_remote_code=False)
+            found = AutoConfig.from_pretrained(self.base, revision=self.revision, trust_remote_code=False)
         except Exception as error:  # whatever transformers raises at what stands in the file
             raise unavailable(f"no model could be loaded from {self.base}", error) from error
+        inner = found.get_text_config()
+        beyond = {name: getattr(inner, name, None) for name in _MOST}
+        beyond = {n: v for n, v in beyond.items() if v is not None and not (isinstance(v, int) and 1 <= v <= _MOST[n])}
+        if beyond:
+            wrong = [f"{name} = {value}: must be an integer of 1 to {_MOST[name]:,}" for name, value in beyond.items()]
+            raise DataError(f"no model could be loaded from {self.base}: its config.json cannot be:", wrong)
+        return found
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
@@ -236,6 +247,8 @@ class Policy:
         self._look_at_ids()
 
     def _look_at_ids(self) -> None:
+        if not self.example:
+            raise DataError(f"the tokenizer of {self.path} makes no tokens of a prompt; it is damaged, get it anew")
         words = getattr(self.config.get_text_config(), "vocab_size", None)
         highest = max([*self.example, *self.stops], default=0)
         if words is not None and highest >= words:
@@ -365,12 +378,15 @@ class Policy:
 
         options = {"dtype": "float32", **self.loading_to_train} if trainable else {"dtype": "auto", **self.loading}
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.base, **options)
+            with _every_weight(self.base):
+                model = AutoModelForCausalLM.from_pretrained(self.base, **options)
             if self.adapters:
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, self.adapters, is_trainable=trainable)
                 model = model if trainable else model.merge_and_unload()
+        except UserError:
+            raise
         except Exception as error:  # of a damaged folder the libraries raise whatever their parts do
             raise unavailable(f"no model could be loaded from {self.path}", error) from error
         check_weights(model.named_parameters(), self.path)
@@ -378,14 +394,43 @@ class Policy:
 
 
 @contextmanager
+def _every_weight(path: str | Path) -> Iterator[None]:
+    """Refuses a model that lacks weights, wherever it is loaded: transformers would draw them at random, and warn.
+
+    Raises:
+        DataError: naming one of them.
+    """
+    from transformers import modeling_utils
+
+    report = modeling_utils.log_state_dict_report
+
+    def refused(*args: Any, loading_info: Any, **kwargs: Any) -> None:
+        missing, others = sorted(loading_info.missing_keys), sorted(loading_info.unexpected_keys)
+        if missing and sys.exc_info()[0] is None:  # it also reports on the way out of an error, which says more
+            other = f"; it holds others that the model does not have, such as {others[0]}" if others else ""
+            raise DataError(
+                f"the weights of {path} are not whole: {len(missing)} of the model's are missing, such as {missing[0]}"
+                f"{other}. They would be drawn at random; get the folder anew, or set right what its config.json says"
+            )
+        report(*args, loading_info=loading_info, **kwargs)
+
+    modeling_utils.log_state_dict_report = refused
+    try:
+        yield
+    finally:
+        modeling_utils.log_state_dict_report = report
+
+
+@contextmanager
 def loads(path: str | Path) -> Iterator[None]:
     """Says of errors within that come of loading a model by TRL or transformers which model it was.
 
     Raises:
-        DataError: instead of what the libraries raise at a damaged folder.
+        DataError: instead of what the libraries raise at a damaged folder; or if a weight is not there.
     """
     try:
-        yield
+        with _every_weight(path):
+            yield
     except UserError:
         raise
     except Exception as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -91,7 +93,7 @@ def fine_tune(
             check_continues(final, facts)
             say(f"the supervised stage is finished: {final}")
             return Cost(**(facts_of(final).get("cost") or {}))
-        say(f"the policy of the supervised stage in {final} cannot be used, and is made again: {why}")
+        say(f"the policy of the supervised stage in {final} cannot be used, is set aside and made again: {why}")
 
     import torch
 
@@ -109,6 +111,9 @@ def fine_tune(
         generates.eos_token_id = policy.stops  # saved with the policy, which learns to end so
     if trainer.accelerator.is_main_process:
         tidy(folder, " of the supervised stage")
+        if os.path.lexists(final):  # what lies in it, a pipe or a folder, is not written through
+            shutil.rmtree(aside := folder / "incomplete-final", ignore_errors=True)
+            final.rename(aside)
         say(
             f"supervised stage: {steps} steps of {settings.batch_size} demonstrations, {len(dataset)} in all, so "
             f"{len(places) / len(dataset):.3g} passes over them"

@@ -250,6 +250,7 @@ def _start(policy: Policy, problems: Sequence[Problem], facts: dict[str, Any]) -
 
     stage = Path(recipe.output.dir, "sft")
     spent += fine_tune(policy, problems, stage, facts)
+    Policy(recipe, stage / FINAL)  # what an earlier process left is looked at before it is loaded
     return str(stage / FINAL), spent
 
 

@@ -170,6 +170,17 @@ def test_a_damaged_supervised_stage_is_made_again_or_explained(made, tmp_path):
     _checked(outcomes)
 
 
+def test_what_lies_in_the_place_of_a_stages_policy_is_set_aside_and_not_written_through(made, tmp_path):
+    run = _copy(made, tmp_path, "stage", "final", "checkpoint-2", "checkpoint-4")
+    final = run / "sft" / "final"
+    for name, make in (("tokenizer_config.json", os.mkfifo), ("training_args.bin", os.mkdir)):
+        (final / name).unlink()
+        make(final / name)
+    files.run(run, "sft_then_rl", *files.STAGE, "training.max_steps=1", "training.save_steps=1")
+    assert checkpoints.fault_of(final) is None
+    assert (run / "sft" / "incomplete-final" / "training_args.bin").is_dir()
+
+
 # --- runs and evaluations ---------------------------------------------------------------------------------------------
 
 

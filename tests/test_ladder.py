@@ -72,6 +72,10 @@ def refused(path):
     [
         ({"seeds": [0, 1, 0]}, "seeds: 0 stands twice"),
         ({"seeds": []}, "seeds: give at least one"),
+        ({"fast": {"seeds": []}}, "fast.seeds: give at least one"),
+        ({"fast": {"seeds": [3, 3]}}, "fast.seeds: 3 stands twice"),
+        ({"fast": {"arms": []}}, "fast.arms: give at least one"),
+        ({"search": {"tries": {}, "regimes": [[]]}}, "search.regimes: = [[]]: must be a list"),
         ({"against": ["sft_than_rl"]}, "against: no arm sft_than_rl"),
         ({"regimes": {"clean": {}}}, "regimes.clean.question: is missing"),
         ({"armz": {}}, "armz: no such key (did you mean arms?)"),

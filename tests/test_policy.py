@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from small import CHAT_TEMPLATE, arguments, byte_level_bpe, lora, metaspace_unigram, policy, token_reward, write
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -29,7 +30,7 @@ from prefix_rl.data.tokenizer import (
     load_tokenizer,
     turn_of,
 )
-from prefix_rl.engines.base import Engine
+from prefix_rl.engines.base import Engine, Request, Sampling, completions
 from prefix_rl.engines.transformers import TransformersEngine
 from prefix_rl.errors import DataError, RecipeError, UnreachableError, UserError
 from prefix_rl.evaluation.evaluate import evaluate, plans_of, tasks_of
@@ -110,6 +111,48 @@ def recipe_for(model, tmp_path, *overrides, method="dr_grpo"):
 
 def of(model, tmp_path, *overrides, **kwargs):
     return Policy(load_recipe(*recipe_for(model, tmp_path, *overrides, **kwargs)))
+
+
+def renamed(folder):
+    """The folder, with its weights under names that the model does not know."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"x.{name}": value for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def of_another_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 3}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(renamed, "of the model's are missing, such as"), (of_another_shape, "no model could be loaded")],
+)
+def test_weights_that_are_not_the_models_are_neither_trained_nor_sampled(model, tmp_path, damage, said):
+    folder = damage(model())
+    with pytest.raises(DataError, match=said):
+        of(folder, tmp_path).load()
+    with pytest.raises(DataError, match=said) as raised:
+        train(*recipe_for(folder, tmp_path))
+    assert str(folder) in str(raised.value)
+
+
+def test_samples_go_by_what_is_asked_and_not_by_the_models_own_settings(model, tmp_path):
+    folder = model()
+    plain = of(folder, tmp_path)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 0, "num_beams": 4, "suppress_tokens": list(range(3, 200)), "max_time": 1e-9,
+                    "stop_strings": ["a"], "repetition_penalty": 5.0, "bad_words_ids": [[10**9]]})
+    )  # fmt: skip
+    asked = [Request(tuple(plain.example), 8, seed, Sampling(temperature=1.0)) for seed in range(4)]
+    made = []
+    for policy_ in (plain, of(folder, tmp_path)):
+        engine = TransformersEngine(policy_.load(), policy_.tokenizer, plain.stops)
+        made.append({request.seed: ids for part in completions(engine, asked) for request, ids in part})
+    assert made[0] == made[1]
+    assert len(set(map(tuple, made[0].values()))) == 4  # four seeds
 
 
 # --- where it is ------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class TransformersEngine(Engine):
         """The completions of one batch."""
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-        from ..speed.generation import shared_prefill
+        from ..speed.generation import as_asked, shared_prefill
 
         device = next(self.model.parameters()).device
         width, longest = max(len(r.prompt) for r in asked), max(r.limit for r in asked)
@@ -84,13 +84,12 @@ class TransformersEngine(Engine):
             pad_token_id=self.pad,
             eos_token_id=self.stops,
             do_sample=False,  # the draw is _Draw's
-            repetition_penalty=1.0,  # a model's own generation_config may say otherwise
             disable_compile=True,
         )
         uniforms = [_uniforms(r.seed, r.limit, longest) for r in asked]
         noise = [_Draw(torch.stack(uniforms).to(device), sampling)] if sampling.temperature else []
         limit = _Limit(torch.tensor([width + r.limit for r in asked], device=device))
-        with shared_prefill(self.model):
+        with as_asked(self.model), shared_prefill(self.model):
             found = self.model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(mask, device=device),

@@ -203,11 +203,17 @@ def refuse(path: str | os.PathLike, faults: Sequence[str]) -> None:
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     faults, arms, regimes, search = [], values["arms"], values["regimes"], values.get("search")
-    for what in ("arms", "regimes", "seeds"):
-        if not values[what]:
-            faults.append(f"{what}: give at least one")
-    seeds = list(values["seeds"])
-    faults += [f"seeds: {seed} stands twice; a run is counted once" for seed in set(seeds) if seeds.count(seed) > 1]
+    seeds, fast = list(values["seeds"]), values.get("fast")
+    chosen = {"arms": arms, "regimes": regimes, "seeds": seeds}
+    if fast:
+        chosen |= {"fast.seeds": list(fast.seeds), "fast.arms": fast.arms, "fast.regimes": fast.regimes}
+    faults += [f"{what}: give at least one" for what, given in chosen.items() if given is not None and not given]
+    faults += [
+        f"{what}: {seed} stands twice; a run is counted once"
+        for what in ("seeds", "fast.seeds")
+        for seed in set(chosen.get(what, ()))
+        if chosen[what].count(seed) > 1
+    ]
 
     def known(where: str, names: Sequence[str], there: Mapping[str, Any], what: str) -> None:
         for name in names:
@@ -218,7 +224,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     for name, arm in arms.items():
         known(f"arms.{name}.tuned_as", [arm.tuned_as] if arm.tuned_as else [], arms, "arm")
         known(f"arms.{name}.regimes", arm.regimes or (), regimes, "regime")
-    if fast := values.get("fast"):
+    if fast:
         known("fast.arms", fast.arms or (), arms, "arm")
         known("fast.regimes", fast.regimes or (), regimes, "regime")
     for name, regime in regimes.items():

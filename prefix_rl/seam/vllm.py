@@ -22,7 +22,7 @@ import torch
 
 from ..engines.base import seed_of
 from ..prefixes import Prefix
-from ..speed.generation import shared_prefill
+from ..speed.generation import as_asked, shared_prefill
 from .ranks import Ranks
 
 IN_FLIGHT = 64  # requests at a time; the connections that TRL's client keeps
@@ -42,9 +42,16 @@ def generating(trainer: Any, ranks: Ranks) -> Callable[[Sequence[Prefix] | None,
     their number: with vLLM each row's own limit and seed, with transformers each prompt encoded once."""
     if trainer.use_vllm:
         return EachRow(trainer, ranks)
-    if trainer.use_transformers_continuous_batching or not trainer.speed.shared_prefill:
+    if trainer.use_transformers_continuous_batching:
         return lambda plan, count: nullcontext()
-    return lambda plan, count: shared_prefill(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+    return lambda plan, count: _by_transformers(trainer)
+
+
+@contextmanager
+def _by_transformers(trainer: Any) -> Iterator[None]:
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    with as_asked(model), shared_prefill(model) if trainer.speed.shared_prefill else nullcontext():
+        yield
 
 
 class EachRow:

@@ -82,6 +82,23 @@ class Unsupported(Exception):
 
 
 @contextmanager
+def as_asked(model: torch.nn.Module) -> Iterator[None]:
+    """Generation within goes by what it is given alone: a model's own generation_config fills nothing in.
+
+    Of that, the ids that end a completion are used, and these are given. Beams, words that are left out, a time limit
+    and the like would change the samples without a word.
+    """
+    own = {part: vars(part)["generation_config"] for part in model.modules() if "generation_config" in vars(part)}
+    for part in own:
+        part.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for part, config in own.items():
+            part.generation_config = config
+
+
+@contextmanager
 def shared_prefill(model: PreTrainedModel) -> Iterator[None]:
     """``model.generate`` encodes each distinct prompt once while this context lasts; the model may be a PEFT model.
 
