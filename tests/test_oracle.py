@@ -73,7 +73,7 @@ class Run:
         self.method, self.folder, self.rate, self.rewards = method, folder, rate, []
 
         def noted(completions, completion_ids, **columns):
-            found = reward(completions=completions, completion_ids=completion_ids, **columns)
+            found = reward(completions, completion_ids, **columns)
             self.rewards.append(list(zip(map(list, completion_ids), found, strict=True)))
             return found
 
@@ -259,7 +259,7 @@ def test_a_supervised_term_keeps_its_weight_where_groups_are_left_out(tmp_path, 
     data = Dataset.from_list([row if i % 2 else {**row, "demonstrations": []} for i, row in enumerate(dataset())])
     even = {row["prompt"] for row in data if not row["demonstrations"]}
 
-    def reward(prompts, completions, completion_ids, **columns):
+    def reward(completions, completion_ids, prompts, **columns):
         found = token_reward(completions, completion_ids)
         return [1.0 if prompt in even else value for prompt, value in zip(prompts, found, strict=True)]
 
