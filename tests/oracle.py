@@ -136,10 +136,7 @@ def credit(method, rollouts, settings):
             found.append([pppo_credit(method, rollouts, i, rows, settings)] * len(rollout.ids))
             continue
         if isinstance(method, SFTLoss | ReLIFT):
-            value = against(rollouts, i, plain)
-            if isinstance(method, SFTLoss) and method.schedule == "chord":
-                value *= 1 - chord(method, settings)
-            found.append([value] * len(rollout.ids))
+            found.append([against(rollouts, i, plain)] * len(rollout.ids))
             continue
         if isinstance(method, PrefixRFT) and method.credit != "pooled":
             value = against(rollouts, i, plain)
@@ -173,7 +170,7 @@ def value_step(rollouts, i, t, rows):
 
 
 def pppo_credit(method, rollouts, i, rows, settings):
-    """``R_i = sum of rewards``, centred, over the deviation, times constant / tokens."""
+    """``R_i = sum of rewards``, centred, over the deviation."""
 
     def accumulated(j):
         rewards = [rollouts[j].reward, *(settings.continued[j] if settings.continued else [])]
@@ -185,8 +182,6 @@ def pppo_credit(method, rollouts, i, rows, settings):
     value = totals[i] - sum(known) / len(known)
     if method.normalize:
         value /= deviation(list(totals.values())) + 1e-6
-    if method.normalizer == "tokens":
-        value *= len(rollouts) * settings.budget / sum(len(r.ids) for r in rollouts)
     return value
 
 
@@ -263,9 +258,13 @@ def loss(policy, method, rollouts, settings, *, old=None, reference=None, entrop
                 kl = divergence(logps[i][t], reference[i][t])
                 kl = kl * (logps[i][t] - old[i][t]).exp() if settings.corrected else kl
                 whole = whole + settings.beta * kl / (len(rollouts) * settings.budget)
+    if isinstance(method, PPPO) and method.normalizer == "tokens":  # of surrogate and KL alike
+        whole = whole * (len(rollouts) * settings.budget) / sum(len(r.ids) for r in rollouts)
     if settings.entropy_coef:
         bonus = [found[i][1][t] for i, tokens in enumerate(moves) for t in tokens if t >= rollouts[i].prefix]
         whole = whole - settings.entropy_coef * sum(bonus) / len(bonus)
+    if isinstance(method, SFTLoss) and method.schedule == "chord":  # all of it: surrogate, KL and bonus
+        whole = whole * (1 - chord(method, settings))
     return whole + extra(method, rollouts, logps, credits, settings)
 
 

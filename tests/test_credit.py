@@ -258,11 +258,12 @@ def test_a_group_has_signal_by_credit_on_a_token_in_the_loss_or_by_a_weight():
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "kept", "scale"),
-    [("dr_grpo", [1, 0, 1], 1.5), ("grpo", [1, 0, 0], 3.0), ("sapo", [1, 0, 1], 1.5), ("luspo", [1, 0, 1], 1.5),
-     ("dapo", [1, 0, 1], 1.0), ("bnpo", [1, 0, 1], 1.0), ("dr_grpo", [1, 1, 1], 1.0), ("dr_grpo", [0, 0, 0], 1.0)],
+    ("loss_type", "kept", "scale", "extra"),
+    [("dr_grpo", [1, 0, 1], 1.5, 1.5), ("grpo", [1, 0, 0], 3.0, 3.0), ("sapo", [1, 0, 1], 1.5, 1.5),
+     ("luspo", [1, 0, 1], 1.5, 1.5), ("dapo", [1, 0, 1], 1.0, 1.5), ("bnpo", [1, 0, 1], 1.0, 1.5),
+     ("dr_grpo", [1, 1, 1], 1.0, 1.0), ("dr_grpo", [0, 0, 0], 1.0, 1.0), (None, [1, 0, 1], 1.0, 1.0)],
 )  # fmt: skip
-def test_skipped_groups_have_no_tokens_and_count_in_no_normalizer(loss_type, kept, scale):
+def test_skipped_groups_have_no_tokens_and_count_in_no_normalizer(loss_type, kept, scale, extra):
     given, kept = rollouts([0.0] * 12, [2] * 12), torch.tensor(kept).bool()
     output = {
         "completion_mask": torch.ones(6, 6, dtype=torch.long)
@@ -273,3 +274,4 @@ def test_skipped_groups_have_no_tokens_and_count_in_no_normalizer(loss_type, kep
     assert found.prefix_mask.sum(dim=1).tolist() == [tokens // 3 for tokens in expected]
     assert output["completion_mask"].sum(dim=1).tolist() == expected[6:]
     assert float(output[signal.SCALE]) == pytest.approx(scale)
+    assert float(output[signal.EXTRA_SCALE]) == pytest.approx(extra)  # its mean is over rows, whatever the loss

@@ -86,7 +86,7 @@ def test_a_method_may_live_in_another_package(tmp_path, monkeypatch):
 
 def test_a_combined_method_hands_every_question_on():
     assert {"needs", "stages", "prefix", "weights", "metrics"} <= set(QUESTIONS) <= vars(Combined).keys()
-    assert len(QUESTIONS) == 13
+    assert len(QUESTIONS) == 14
     asked = []
 
     class Within(Method):
@@ -549,9 +549,11 @@ def test_chord_takes_from_the_rl_term_what_it_gives_to_the_supervised_one():
     for at, mu in ((5, 0.45), (10, 0.9), (300, 0.05)):
         batch = rollouts([1.0, 0, 0, 1.0], [6, 0, 0, 0], index=at)
         constant = SFTLoss(weight=1.0)
-        credit, weights = CHORD.advantages(batch), CHORD.weights(batch)
-        assert credit.flatten().tolist() == pytest.approx((constant.advantages(batch) * (1 - mu)).flatten().tolist())
+        weights = CHORD.weights(batch)
+        assert CHORD.advantages(batch).equal(constant.advantages(batch))
+        assert (CHORD.scale(batch), constant.scale(batch)) == (pytest.approx(1 - mu), 1)
         assert weights.flatten().tolist() == pytest.approx((constant.weights(batch) * mu).flatten().tolist())
+    assert SFTLoss(schedule="chord", weight=0.9, demonstrations=0).scale(batch) == 1
 
 
 @given(

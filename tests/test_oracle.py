@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import oracle
 import pytest
 import torch
+from datasets import Dataset
 from small import arguments, byte_level_bpe, dataset, policy, token_reward
 from transformers import Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOTrainer
@@ -65,7 +66,9 @@ def some_end(monkeypatch, every=3):
 class Run:
     """A finished run: its folder, parameters by step, and the rewards that were asked for in each generation."""
 
-    def __init__(self, folder, method, steps=2, reward=token_reward, options=None, rate=RATE, **changes):
+    def __init__(
+        self, folder, method, steps=2, reward=token_reward, options=None, rate=RATE, data=None, **changes
+    ):  # fmt: skip
         policy(TOKENIZER).save_pretrained(folder / "base")
         self.method, self.folder, self.rate, self.rewards = method, folder, rate, []
 
@@ -84,7 +87,7 @@ class Run:
                 folder, optim="sgd", learning_rate=rate, lr_scheduler_type="constant", max_grad_norm=0.0,
                 max_steps=steps, **changes,
             ),
-            train_dataset=dataset(),
+            train_dataset=data or dataset(),
             processing_class=TOKENIZER,
             method=method,
             callbacks=[self.steps],
@@ -230,7 +233,43 @@ def test_the_kl_falls_where_the_surrogate_is(tmp_path, method):
 
 
 def test_the_kl_of_pppo_falls_on_the_beginning_alone(tmp_path):
+    # both are a mean over all tokens, of which half move
     agrees(Run(tmp_path, PPPO(progressive=False, share=0.5, continuations=0), steps=2, beta=0.5))
+
+
+CHORD = SFTLoss(schedule="chord", weight=0.9, end=0.3)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "options"),
+    [
+        (CHORD, {"beta": 0.5}, {}), (CHORD, {"beta": 0.5, "loss_type": "dapo"}, {}), (CHORD, {"entropy_coef": 0.5}, {}),
+        (CHORD, {"beta": 0.5, "num_iterations": 2}, {"kl_on": "all"}),
+        (PPPO(progressive=False, share=0.5, continuations=0), {"beta": 0.5, "num_iterations": 2}, {"kl_on": "all"}),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_scales_the_surrogate_scales_its_kl_and_its_bonus(tmp_path, method, changes, options):
+    agrees(Run(tmp_path, method, steps=2, options=options, rate=GENTLE, **changes))
+
+
+@pytest.mark.parametrize("loss_type", ["dr_grpo", "dapo"])
+def test_a_supervised_term_keeps_its_weight_where_groups_are_left_out(tmp_path, loss_type):
+    """One of two problems has no demonstration and nothing to learn: the other's term is a mean over its own tokens."""
+    data = Dataset.from_list([row if i % 2 else {**row, "demonstrations": []} for i, row in enumerate(dataset())])
+    even = {row["prompt"] for row in data if not row["demonstrations"]}
+
+    def reward(completions, completion_ids, prompts, **columns):
+        found = token_reward(completions, completion_ids)
+        return [1.0 if prompt in even else value for prompt, value in zip(prompts, found, strict=True)]
+
+    run = Run(
+        tmp_path, SFTLoss(weight=2.0), steps=2, reward=reward, data=data, loss_type=loss_type,
+        per_device_train_batch_size=16, options={"groups_without_signal": "skip"},
+    )  # fmt: skip
+    agrees(run)
+    missing = [entry["signal/missing_share"] for entry in run.made.state.log_history if "loss" in entry]
+    assert any(0 < share < 1 for share in missing)
 
 
 @pytest.mark.parametrize("method", [DrGRPO(), *INJECTING], ids=repr)

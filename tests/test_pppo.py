@@ -122,10 +122,14 @@ def test_credit_accumulates_over_continuations():
     assert found[1].tolist() == [-0.75] * 4 + [0.0] * 2
     found = credit(PPPO(normalizer="constant"))
     assert found[:, 0].tolist() == pytest.approx([1.25 / 1.5, -0.75 / 1.5, -1.75 / 1.5, 1.25 / 1.5], abs=1e-5)
+
+
+def test_the_loss_is_a_mean_over_all_tokens_or_over_the_budget():
+    batch = dataclasses.replace(rollouts(REWARDS, [0] * 4), step=step())
+    batch.completion_mask[1, 4:] = False
     # 4 rows * 10 tokens of budget, 6 + 4 + 6 + 6 = 22 tokens: 1 / 40 becomes 1 / 22
-    assert credit(PPPO(normalize=False))[:, 0].tolist() == pytest.approx(
-        [a * 40 / 22 for a in [1.25, -0.75, -1.75, 1.25]]
-    )
+    assert PPPO().scale(batch) == 40 / 22
+    assert PPPO(normalizer="constant").scale(batch) == 1
 
 
 def test_credit_without_continuations_is_the_groups():
@@ -151,6 +155,8 @@ def test_a_group_of_equal_rewards_and_what_could_not_be_scored_get_no_credit():
         (PPPO(), {"eval_strategy": "no"}, "training.eval_strategy = no: set training.eval_strategy = steps"),
         (PPPO(share=0.5), {}, "method.share = 0.5 is above method.most = 0.35"),
         (PPPO(), {"loss_type": "dapo"}, "loss_type = dapo has a normalizer of its own"),
+        (PPPO(), {"entropy_coef": 0.1}, "an entropy bonus is one already"),
+        (PPPO(), {"use_adaptive_entropy": True}, "an entropy bonus is one already"),
     ],
 )
 def test_contradictions_are_explained(method, training, message):
@@ -160,7 +166,8 @@ def test_contradictions_are_explained(method, training, message):
 
 def test_what_works_is_not_refused():
     assert PPPO(progressive=False, share=0.5).faults({"eval_strategy": "no"}) == []
-    assert PPPO(normalizer="constant").faults({"loss_type": "dapo", "eval_strategy": "epoch"}) == []
+    given = {"loss_type": "dapo", "eval_strategy": "epoch", "entropy_coef": 0.1}
+    assert PPPO(normalizer="constant").faults(given) == []
 
 
 def test_the_recipe_and_the_trainer_refuse_alike(tmp_path):
@@ -181,7 +188,7 @@ def test_the_gradient_is_the_token_mean_written_by_hand(tmp_path):
     made = trainer(tmp_path)
     batch = generation(made)
     written = batch["completion_mask"].bool()
-    credit, total = batch["advantages"] * written.sum() / (8 * 24), 0.0  # taken back: the mean over all tokens
+    credit, total = batch["advantages"], 0.0
     assert credit.abs().max() > 0.1
     logps = reference_logps(made, batch)
     for i in range(8):

@@ -6,6 +6,7 @@ A rollout is ``prompt | prefix | continuation``. A method says
 2. who gets credit (:meth:`Method.advantages`),
 3. which tokens move (:meth:`Method.update_mask`),
 4. by what extra objective (:meth:`Method.weights`, decided on the generation batch, and :meth:`Method.extra_loss`),
+   and by how much TRL's loss counts beside it (:meth:`Method.scale`),
 
 and, where the run itself decides, which rows of failed groups are generated again (:meth:`Method.help`) and what is
 remembered (:meth:`Method.remember`), each with a pure function of its arguments. Beforehand it declares what it needs
@@ -103,6 +104,13 @@ class Method:
         A token with weight counts as trained, whether or not the surrogate moves it.
         """
         return torch.zeros_like(rollouts.completion_mask, dtype=torch.float)
+
+    def scale(self, rollouts: Rollouts) -> float:
+        """Factor on TRL's whole loss (surrogate, KL, entropy bonus), decided on the whole generation batch.
+
+        The extra objective is not in it: :meth:`weights` are its factors.
+        """
+        return 1.0
 
     def extra_loss(
         self, batch: MicroBatch, logps: Float[Tensor, "B T"], entropies: Float[Tensor, "B T"]

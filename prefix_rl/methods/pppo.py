@@ -90,6 +90,11 @@ class PPPO(Method):
                 f"tokens; loss_type = {training['loss_type']} has a normalizer of its own: set method.normalizer = "
                 "constant"
             )
+        if self.normalizer == "tokens" and (training.get("entropy_coef") or training.get("use_adaptive_entropy")):
+            faults.append(
+                "method.normalizer = tokens turns the normalizer of the whole loss into a mean over tokens, and an "
+                "entropy bonus is one already: it would be raised; set method.normalizer = constant, or no bonus"
+            )
         return faults
 
     def share_now(self, memory: Memory) -> float:
@@ -121,11 +126,14 @@ class PPPO(Method):
         if self.normalize:
             # 1e-6: in a group without differences the deviation is 0
             credit = credit / (group_std(rewards, rollouts.group_size) + 1e-6)
-        if self.normalizer == "tokens":
-            # undoes the constant normalizer of dr_grpo, and divides by the tokens of the batch
-            constant = len(rewards) * rollouts.step.max_completion_length
-            credit = credit * (constant / rollouts.completion_mask.sum().clamp(min=1))
         return to_tokens(credit, rollouts.completion_mask)
+
+    def scale(self, rollouts: Rollouts) -> float:
+        if self.normalizer == "constant":
+            return 1.0
+        # undoes the constant normalizer of dr_grpo, and divides by the tokens of the batch
+        constant = len(rollouts.rewards) * rollouts.step.max_completion_length
+        return constant / max(int(rollouts.completion_mask.sum()), 1)
 
 
 def _exact(number: float) -> fractions.Fraction:

@@ -7,7 +7,8 @@
 - *Credit.* The policy's rollouts are measured against their own mean; a demonstration is none of them.
 - *Extra objective.* ``NLL`` is the mean over all demonstration tokens of the generation batch, over ranks and
   micro-batches, so a long demonstration weighs as much a token as a short one. CHORD's ``mu_t`` rises linearly to
-  ``weight`` over ``warmup`` steps and falls along a cosine to ``end`` at step ``warmup + horizon``.
+  ``weight`` over ``warmup`` steps and falls along a cosine to ``end`` at step ``warmup + horizon``. ``L_RL`` is all of
+  TRL's loss, its KL and its entropy bonus included.
 
 This is also the baseline "RL with SFT loss" of LUFFY (arXiv 2504.14945), whose weight is not published.
 """
@@ -78,10 +79,12 @@ class SFTLoss(Method):
         return whole_demonstration(row, step, self.demonstrations)
 
     def advantages(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
-        credit = credit_among_unprefixed(rollouts)
-        # CHORD mixes: (1 - mu) of credit, mu of the supervised term
+        return credit_among_unprefixed(rollouts)
+
+    def scale(self, rollouts: Rollouts) -> float:
+        # CHORD mixes: 1 - mu of the RL loss with its KL and bonus, mu of the supervised term
         mixture = self.schedule == "chord" and self.demonstrations > 0
-        return credit * (1 - self.mixed(rollouts.step)) if mixture else credit
+        return 1 - self.mixed(rollouts.step) if mixture else 1.0
 
     def weights(self, rollouts: Rollouts) -> Float[Tensor, "B T"]:
         return imitation_weights(rollouts, self.mixed(rollouts.step))

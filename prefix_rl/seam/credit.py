@@ -20,18 +20,20 @@ from .ranks import Ranks
 
 @dataclass(frozen=True)
 class Credit:
-    """Decisions of a method on a generation batch, ``(B, T)`` each."""
+    """Decisions of a method on a generation batch, ``(B, T)`` each but for the scale."""
 
     advantages: torch.Tensor
     weights: torch.Tensor
     moving: torch.Tensor  # bool: True on the tokens that get gradient through the surrogate
+    scale: float = 1.0  # factor on TRL's loss
 
     @classmethod
     def by(
         cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None, whole: Rollouts | None = None,
         kept: torch.Tensor | None = None,
     ) -> Credit:  # fmt: skip
-        """The method's answers: advantages from the ``whole`` rollouts, tokens and weights from those in the loss.
+        """The method's answers: advantages and scale from the ``whole`` rollouts, tokens and weights from those in the
+        loss.
 
         Where not all groups are ``kept (P,)``, it answers as if the others were not there, and nothing of those moves.
         """
@@ -40,14 +42,17 @@ class Credit:
             spread = [
                 torch.zeros_like(rollouts.completion_mask, dtype=of) for of in (torch.float, torch.float, torch.bool)
             ]
+            scale = 1.0
             if bool(kept.any()):
                 given = rollouts.of_groups(kept), None if entropies is None else entropies[rows]
                 found = cls.by(method, *given, whole.of_groups(kept))
                 for all_rows, own in zip(spread, (found.advantages, found.weights, found.moving), strict=True):
                     all_rows[rows] = own.to(all_rows.dtype)
-            return cls(*spread)
+                scale = found.scale
+            return cls(*spread, scale)
         moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
-        return cls(method.advantages(whole or rollouts), method.weights(rollouts), moving)
+        whole = whole or rollouts
+        return cls(method.advantages(whole), method.weights(rollouts), moving, method.scale(whole))
 
     def within(self, mask: torch.Tensor) -> Credit:
         """The same decisions, of which those outside of the mask ``(B, T)`` move nothing."""
@@ -56,7 +61,7 @@ class Credit:
     @property
     def trained(self) -> torch.Tensor:
         """True on the tokens that get gradient, from the surrogate or from the extra objective."""
-        return (self.moving & (self.advantages != 0)) | (self.weights != 0)
+        return (self.moving & (self.advantages * self.scale != 0)) | (self.weights != 0)
 
     def keys(self, rows: slice, width: int) -> dict[str, torch.Tensor]:
         """The keys that are added to TRL's batch of these rows."""

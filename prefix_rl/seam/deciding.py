@@ -88,4 +88,5 @@ class Deciding:
         metrics |= vllm.difference(output, prefixes, ranks)
         output |= {**decided.keys(own, prefixes.size(1)), "prefix_mask": prefixes, "rewards": batch.rewards[own]}
         output |= credit.only_moving(output, output["update_mask"], ranks)
+        output[signal.SCALE] = output.get(signal.SCALE, batch.rewards.new_ones(())) * decided.scale
         return Decided(output, memory, cost, metrics, entropies)

@@ -11,8 +11,8 @@ from ..rollouts import Rollouts
 
 COUNTS_ROWS = frozenset({"dr_grpo", "grpo", "sapo", "luspo"})
 """Losses whose normalizer counts rows, by TRL's names. That of the others counts tokens that move."""
-SCALE = "kept_scale"
-"""The key under which a batch says what its loss counts by, where rows are left out that TRL's normalizer counts."""
+SCALE, EXTRA_SCALE = "loss_scale", "extra_scale"
+"""The keys under which a batch says what TRL's loss counts by, and what an extra objective does."""
 
 
 def with_signal(method: Method, rollouts: Rollouts, whole: Rollouts) -> torch.Tensor:
@@ -30,14 +30,13 @@ def skipped(
     TRL's batch of these ``rows``.
 
     Those groups get no tokens, as rollouts that ``mask_truncated_completions`` leaves out, so they are in no term and
-    no count of tokens. :data:`SCALE` takes them out of a normalizer that counts rows; with ``loss_type = None`` they
-    stay in it.
+    no count of tokens. The scales take them out of normalizers that count rows, which an extra objective's always does;
+    with ``loss_type = None`` they stay in them.
     """
     here = kept.repeat_interleave(rollouts.group_size).unsqueeze(1)
     output["completion_mask"] = output["completion_mask"] * here[rows]
-    counted = (
-        kept.float().mean() if loss_type in COUNTS_ROWS and bool(kept.any()) else kept.new_ones((), dtype=torch.float)
-    )
-    output[SCALE] = 1 / counted
+    one = kept.new_ones((), dtype=torch.float)
+    output[EXTRA_SCALE] = 1 / kept.float().mean() if loss_type and bool(kept.any()) else one
+    output[SCALE] = output[EXTRA_SCALE] if loss_type in COUNTS_ROWS else one
     masks = {"completion_mask": rollouts.completion_mask & here, "prefix_mask": rollouts.prefix_mask & here}
     return replace(rollouts, **masks)

@@ -41,7 +41,7 @@ from .batch import COPY, ROW, Forward, GenerationBatch, Sampled, Slot
 from .deciding import Deciding
 from .helping import settled
 from .ranks import Ranks
-from .signal import SCALE
+from .signal import EXTRA_SCALE, SCALE
 from .turn import turn_behind
 
 
@@ -203,10 +203,10 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if forward := self._open.get(Forward):
                 extra = self.method.extra_loss(credit.micro_batch(inputs, self._step_now()), *forward.found)
-                kl = credit.kl_on_context(inputs, forward.found[0], self.args) if self.kl_on == "all" else None
-                for term in (extra, kl):
-                    loss = loss if term is None else loss + term / self.current_gradient_accumulation_steps
-                loss = loss * inputs.get(SHARE, 1.0) * inputs.get(SCALE, 1.0)
+                kl = credit.kl_on_context(inputs, forward.found[0], self.args) if self.kl_on == "all" else 0.0
+                added = kl * inputs[SCALE] + (0.0 if extra is None else extra * inputs.get(EXTRA_SCALE, 1.0))
+                loss = loss * inputs[SCALE] + added / self.current_gradient_accumulation_steps
+                loss = loss * inputs.get(SHARE, 1.0)
                 if self.method.needs.prefixes:
                     told = forward.found[1].detach(), inputs["completion_mask"].bool(), inputs["prefix_mask"]
                     self._log(ledger.entropy_metrics(*told, self._ranks))
