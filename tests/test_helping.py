@@ -276,6 +276,20 @@ def test_a_run_in_which_nothing_is_exchanged_is_the_plain_run(tmp_path):
         assert read_rollouts(run.folder, 1) == read_rollouts(runs[0].folder, 1)
 
 
+@pytest.mark.parametrize(("masked", "exchanged"), [(True, 1.0), (False, 0.0)])
+def test_a_group_whose_credit_lies_on_rollouts_that_the_loss_leaves_out_is_exchanged(tmp_path, masked, exchanged):
+    def unequal(completions, completion_ids, **columns):  # in every group
+        return [float(i % 4 == 0) for i in range(len(completions))]
+
+    options = {"groups_without_signal": "resample", "resample_rounds": 1}
+    changes = {"mask_truncated_completions": masked, "max_completion_length": 3}
+    run = Run(tmp_path, DrGRPO(), steps=1, reward=unequal, options=options, **changes)
+    assert {len(r["completion_ids"]) for r in read_rollouts(tmp_path, 0)} == {3}
+    assert not any(TOKENIZER.eos_token_id in r["completion_ids"] for r in read_rollouts(tmp_path, 0))  # all are cut off
+    (line,) = [line for line in metrics(run) if "signal/missing_before" in line]
+    assert (line["signal/missing_before"], line["signal/exchanged_share"]) == (exchanged, exchanged)
+
+
 @pytest.mark.parametrize("without_signal", ["keep", "resample"])
 def test_a_resumed_run_helps_and_exchanges_as_the_whole_one(tmp_path, without_signal):
     options = {"rollouts_every": 1, "groups_without_signal": without_signal}

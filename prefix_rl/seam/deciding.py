@@ -38,6 +38,7 @@ class Deciding:
     sample: Sample
     total: Callable[[torch.Tensor], torch.Tensor]  # from rewards (B, F) of each function to their sum (B,)
     encode: Callable[..., tuple]  # see credit.prefix_entropies
+    stops: set[int] | None  # ids at whose end the loss takes a rollout; None: it takes all
 
     @property
     def exchanges(self) -> int:

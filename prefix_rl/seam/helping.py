@@ -66,6 +66,7 @@ class Rounds:
     def __init__(self, batch: GenerationBatch, deciding: Deciding):
         self._batch, self._planner, self._exchanges = batch, deciding.planner, deciding.exchanges
         self._sample, self._total, self._parameters = deciding.sample, deciding.total, deciding.parameters
+        self._stops = deciding.stops
         self._method, self._ranks, self._size = self._planner.method, self._planner.ranks, self._planner.group_size
         self._own = self._ranks.own(len(batch.inputs))
         self._tokens: list[tuple[int, int, int]] = []  # of all that was generated
@@ -149,7 +150,12 @@ class Rounds:
         )
 
     def _signal(self, state: State) -> torch.Tensor:
-        return signal.with_signal(self._method, state.rollouts, state.rollouts)
+        judged = state.rollouts
+        if self._stops is not None:  # TRL will leave the others out of the loss
+            own = torch.tensor([bool(self._stops.intersection(made.ids[-1:])) for made in state.made])
+            mask = judged.completion_mask & self._ranks.all(own.to(judged.completion_mask.device)).unsqueeze(1)
+            judged = replace(judged, completion_mask=mask, prefix_mask=judged.prefix_mask & mask)
+        return signal.with_signal(self._method, judged, state.rollouts)
 
     # --- help ---------------------------------------------------------------------------------------------------------
     def _helped(self, state: State, new: torch.Tensor) -> State:

@@ -92,12 +92,12 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
         self.train_dataset = self.train_dataset.select(rows).add_column(ROW, rows).add_column(COPY, copies)
         self._ranks = Ranks(self.accelerator)
         self._scores = scores.Scores(self.demonstrations, method.needs.cut, self._ranks, args.output_dir)
-        self._planner = planning.Planner(
-            method, self._scores, self.train_dataset, self.num_generations, self._ranks, self._tokenizer
-        )
+        self._planner = planning.Planner(method, self._scores, self.train_dataset, self.num_generations, self._ranks,
+                                         self._tokenizer)  # fmt: skip
         self._deciding = Deciding(
             self._planner, args, groups_without_signal, resample_rounds, parameters_of(self.model), self._sampled,
             self._total, lambda *of: self._get_per_token_logps_and_entropies(self.model, *of, compute_entropy=True),
+            {*self.eos_token_ids, self._tokenizer.pad_token_id} if args.mask_truncated_completions else None,
         )  # fmt: skip
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
         self._generating = vllm.generating(self, self._ranks)
