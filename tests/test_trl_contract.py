@@ -112,3 +112,12 @@ def test_nothing_turns_vllms_prefix_caching_off():
     source = Path(inspect.getsourcefile(trl), "..", "generation", "vllm_generation.py").resolve().read_text()
     assert "LLM(" in source
     assert "prefix_caching" not in source  # on by default in vLLM
+
+
+def test_transformers_tells_of_missing_weights_where_it_is_wrapped():
+    """`policy.loads` refuses a folder that lacks weights there (private to transformers)."""
+    from transformers import modeling_utils
+
+    parameters = inspect.signature(modeling_utils.log_state_dict_report).parameters
+    assert "loading_info" in parameters
+    assert "log_state_dict_report(" in inspect.getsource(modeling_utils.PreTrainedModel)

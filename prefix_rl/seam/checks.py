@@ -54,8 +54,8 @@ def check_settings(method: Method, arguments, kl_on: str, without_signal: str, o
         )
     if method.needs.further is not None and without_signal == "resample":
         faults.append(
-            "groups_without_signal = resample: groups are exchanged before the further continuations are sampled, which "
-            "may be what tells their rollouts apart; set groups_without_signal = skip, or no continuations"
+            "groups_without_signal = resample: groups are exchanged before the further continuations are sampled, "
+            "which may be what tells rollouts apart; set groups_without_signal = skip, or no continuations"
         )
     if (method.needs.help_rounds or without_signal == "resample") and options.get("tools"):
         faults.append("tools: rollouts that are generated again within a step are of one turn; leave the tools out")
