@@ -154,7 +154,7 @@ def batch_of(rows):
         "completion_ids": completion_ids, "completion_mask": mask, "prefix_mask": prefix & mask.bool(),
         "update_mask": mask.bool() & ~prefix, "advantages": advantages,
         "weights": torch.ones(mask.shape), "rewards": advantages[:, 0].clone(),
-        "num_items_in_batch": mask.sum(),
+        "num_items_in_batch": mask.sum(), "loss_scale": torch.ones(()),
     }  # fmt: skip
 
 

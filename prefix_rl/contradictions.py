@@ -13,6 +13,7 @@ from .data import contamination
 from .data.problems import Problem
 from .data.turns import plain_fault
 from .grpo_fields import idle
+from .methods.idle import idle as idle_settings
 from .methods.stage import ROLLOUTS
 from .rewards import functions
 
@@ -47,7 +48,7 @@ def between_blocks(recipe: Recipe) -> list[str]:
             f"training.save_steps = {save_steps} is not a multiple of the {batch.steps:g} steps that one generation "
             "batch serves; a checkpoint inside that window could not be resumed exactly"
         )
-    faults += recipe.method.faults(recipe.whole_training)
+    faults += recipe.method.faults(recipe.whole_training) + idle_settings(recipe.method)
     faults += recipe.world.faults() + recipe.engine.faults() + _vllm(recipe)
     faults += adapters.faults(recipe.model.peft)
     if recipe.evaluation.data is None and value("eval_strategy") not in ("no", None):
@@ -103,6 +104,11 @@ def _of_training(recipe: Recipe) -> list[str]:
             f"{value('entropy_coef_max')}"
         )
     faults += [f"training.{name} = {value(name)} {why}" for name, why in idle(recipe.training).items()]
+    if "resample_rounds" in recipe.training and value("groups_without_signal") != "resample":
+        faults.append(
+            f"training.resample_rounds = {value('resample_rounds')} does nothing without "
+            "training.groups_without_signal = resample; set that too, or leave it out"
+        )
     faults += _best(recipe)
     if value("ddp_backend") and value("use_cpu") and world_size() == 1:
         faults.append(

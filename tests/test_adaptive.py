@@ -172,7 +172,7 @@ def short_ones_win(completions, completion_ids, **kwargs):
 
 @pytest.mark.parametrize("rule", ["interval", "setpoint", "search"])
 def test_a_resumed_run_has_the_same_controllers_lengths_and_parameters(tmp_path, rule):
-    method = TEMPO(Adaptive(rule=rule, start=0.3, anneal=0.2))
+    method = TEMPO(Adaptive(rule=rule, **({"start": 0.3, "anneal": 0.2} if rule == "setpoint" else {})))
     options = {"data": dataset(4), "max_steps": 6, "reward": short_ones_win, "options": {"rollouts_every": 1}}
     whole = trainer(tmp_path / "run", method, **options, save_strategy="steps", save_steps=4)
     whole.train()

@@ -73,7 +73,7 @@ class Run:
         self.method, self.folder, self.rate, self.rewards = method, folder, rate, []
 
         def noted(completions, completion_ids, **columns):
-            found = reward(completions, completion_ids, **columns)
+            found = reward(completions=completions, completion_ids=completion_ids, **columns)
             self.rewards.append(list(zip(map(list, completion_ids), found, strict=True)))
             return found
 
@@ -259,7 +259,7 @@ def test_a_supervised_term_keeps_its_weight_where_groups_are_left_out(tmp_path, 
     data = Dataset.from_list([row if i % 2 else {**row, "demonstrations": []} for i, row in enumerate(dataset())])
     even = {row["prompt"] for row in data if not row["demonstrations"]}
 
-    def reward(completions, completion_ids, prompts, **columns):
+    def reward(prompts, completions, completion_ids, **columns):
         found = token_reward(completions, completion_ids)
         return [1.0 if prompt in even else value for prompt, value in zip(prompts, found, strict=True)]
 
@@ -381,7 +381,7 @@ def test_credit_on_the_context_alone_moves_nothing_at_all(tmp_path, loss_type, l
 def test_the_share_that_a_controller_is_told_is_exact(tmp_path):
     # In single precision the share of some lengths is just below k / n, and floor(share * n) a token less
     failing = lambda completions, completion_ids, **k: [0.0] * len(completions)  # noqa: E731
-    run = Run(tmp_path, Adaptive(anneal=0), steps=1, reward=failing)
+    run = Run(tmp_path, Adaptive(), steps=1, reward=failing)
     _, own = run.method._state(run.made._saved.memory)
     seen = {r["row"]: r["prefix_tokens"] / r["demonstration_tokens"] for r in read_rollouts(tmp_path, 0)}
     assert {int(problem): low for problem, (low, _) in own.items()} == seen

@@ -133,6 +133,8 @@ def test_generation_of_transformers_is_left_as_it_is_where_that_is_asked_for(cha
         use_vllm=False,
         use_transformers_continuous_batching=made["continuous"],
         speed=SimpleNamespace(shared_prefill=made["shared_prefill"]),
+        accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped),
+        model_wrapped=torch.nn.Linear(1, 1),
     )
     with generating(asked, Alone())(None, 2) as found:
         assert found is None

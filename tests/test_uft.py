@@ -143,7 +143,6 @@ def test_without_pieces_it_answers_as_dr_grpo():
     ("settings", "message"),
     [
         ({"pieces": "uniform"}, "method.weight = 0.001: method.pieces = uniform is R3, which has no supervised term"),
-        ({"pieces": "uniform", "weight": 0, "horizon": 300}, "method.horizon = 300: method.pieces = uniform never"),
     ],
 )
 def test_contradictions_are_explained(settings, message):

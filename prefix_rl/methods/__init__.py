@@ -8,7 +8,7 @@ import pkgutil
 
 from .base import Method
 
-_SHARED = {"base", "combined", "cutting", "imitation", "needs", "stage"}  # what methods are made of
+_SHARED = {"base", "combined", "cutting", "idle", "imitation", "needs", "stage"}  # what methods are made of
 
 
 def names() -> list[str]:

@@ -82,6 +82,14 @@ class Adaptive(Combined):
     most: Fraction = 0.75
     """search: success above this is more than needed."""
 
+    _read_with: ClassVar = {
+        "target": ("rule", ("interval", "setpoint")),
+        **dict.fromkeys(("average", "unaided", "longest"), ("rule", ("interval",))),
+        **dict.fromkeys(("gain", "smoothing", "start", "anneal", "horizon"), ("rule", ("setpoint",))),
+        **dict.fromkeys(("episodes", "least", "most"), ("rule", ("search",))),
+    }
+    """Settings that say nothing beside other values (:mod:`.idle`)."""
+
     takes: ClassVar = ("prefix_rl", "prefix_rft")
     refuses: ClassVar[Mapping[str, str]] = {
         "tempo": "write it the other way round, tempo with of: adaptive",

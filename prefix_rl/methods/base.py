@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Interval
@@ -38,6 +38,9 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 @dataclass(frozen=True)
 class Method:
     """The plainest answers. Subclasses are frozen dataclasses; each has a neutral setting at which it equals this."""
+
+    _read_with: ClassVar[Mapping[str, tuple[str, Sequence]]] = {}
+    """By name of a setting: another one, and the values of that beside which it is read (:mod:`.idle`)."""
 
     @property
     def needs(self) -> Needs:

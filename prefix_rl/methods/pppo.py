@@ -28,7 +28,7 @@ import fractions
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Interval
@@ -69,6 +69,9 @@ class PPPO(Method):
     normalizer: Literal["tokens", "constant"] = "tokens"
     """tokens: the loss is a mean over all tokens of the batch (the paper). constant: Dr.GRPO's rollouts x
     max_completion_length."""
+
+    _read_with: ClassVar = dict.fromkeys(("step", "most", "compare", "patience"), ("progressive", (True,)))
+    """Settings that say nothing beside other values (:mod:`.idle`)."""
 
     @property
     def needs(self) -> Needs:

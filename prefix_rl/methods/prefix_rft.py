@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -66,6 +66,13 @@ class PrefixRFT(Cutting, Method):
     """pooled: against the mean of all rollouts of the group. unprefixed: against the mean of the plain ones. released:
     the variant ``grpo_prefix`` of the released code: as unprefixed, but continuations of a prefix get their reward
     itself, which is never negative."""
+
+    _read_with: ClassVar = {
+        **dict.fromkeys(("start", "horizon"), ("schedule", ("cosine_low", "cosine_length"))),
+        "high": ("schedule", ("cosine_low", "uniform")),
+        **dict.fromkeys(("share", "scope"), ("tokens", ("top_entropy", "low_entropy", "random"))),
+    }
+    """Settings that say nothing beside other values (:mod:`.idle`)."""
 
     @property
     def needs(self) -> Needs:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from jaxtyping import Float
@@ -48,6 +48,9 @@ class SFTLoss(Method):
     """chord: optimizer steps from peak to end; null: the rest of the run (the paper: 200)."""
     tokens: Literal["all", "uncertain"] = "all"
     """uncertain: each token is weighed by p(1 - p) (CHORD-phi)."""
+
+    _read_with: ClassVar = dict.fromkeys(("end", "warmup", "horizon"), ("schedule", ("chord",)))
+    """Settings that say nothing beside other values (:mod:`.idle`)."""
 
     @property
     def needs(self) -> Needs:

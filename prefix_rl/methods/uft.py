@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from jaxtyping import Float
@@ -55,25 +55,20 @@ class UFT(Cutting, Method):
     weight: Annotated[float, Ge(0)] = 0.001
     """Weight of the supervised term on the hints."""
 
+    _read_with: ClassVar = dict.fromkeys(("start", "end", "horizon"), ("pieces", ("binomial",)))
+    """Settings that say nothing beside other values (:mod:`.idle`)."""
+
     @property
     def needs(self) -> Needs:
         return Needs(prefixes=self.count > 0, cut=self.cut)
 
     def faults(self, training: Mapping[str, object]) -> list[str]:
-        if self.pieces == "binomial":
+        if self.pieces == "binomial" or not self.weight:
             return []
-        faults = []
-        if self.weight:
-            faults.append(
-                f"method.weight = {self.weight}: method.pieces = uniform is R3, which has no supervised term; set "
-                "method.weight = 0, or method.pieces = binomial"
-            )
-        if self.horizon is not None:
-            faults.append(
-                f"method.horizon = {self.horizon}: method.pieces = uniform never anneals its hints; leave the horizon "
-                "out, or set method.pieces = binomial"
-            )
-        return faults
+        return [
+            f"method.weight = {self.weight}: method.pieces = uniform is R3, which has no supervised term; set "
+            "method.weight = 0, or method.pieces = binomial"
+        ]
 
     def probability(self, step: Step) -> float:
         """``p_t``: the share of the pieces that is shown on average at this step."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import RecipeError
 from ..methods.base import Method
+from ..methods.idle import idle
 from ..speed.order import CONSTANT_NORMALIZER
 from .signal import COUNTS_ROWS
 
@@ -21,7 +22,7 @@ def check_settings(method: Method, arguments, kl_on: str, without_signal: str, o
     Raises:
         RecipeError: naming all that do not.
     """
-    faults = method.faults(vars(arguments))
+    faults = method.faults(vars(arguments)) + idle(method)
     if arguments.scale_rewards != "none":
         faults.append(f"scale_rewards = {arguments.scale_rewards}: the method gives the advantages, set it to none")
     if arguments.multi_objective_aggregation != "sum_then_normalize":
