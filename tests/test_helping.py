@@ -87,8 +87,8 @@ def test_a_whole_step_with_help_is_the_oracles(tmp_path, method, changes):
 
 def test_without_help_the_same_groups_stay_failed(tmp_path):
     """The control: what the test above sees comes from the help."""
-    failing = lambda completions, ids, **columns: unaided_fail(  # noqa: E731
-        completions, ids, continuation_start=[0] * len(ids), **columns
+    failing = lambda completions, completion_ids, **columns: unaided_fail(  # noqa: E731
+        completions, completion_ids, continuation_start=[0] * len(completion_ids), **columns
     )
     Run(tmp_path, BREAD(episodes=0), steps=4, reward=failing)
     rollouts = [r for step in range(4) for r in oracle.read(read_rollouts(tmp_path, step), TOKENIZER)]
