@@ -23,6 +23,8 @@ from .progress import say
 
 MARK = "prefix_rl.json"
 _STATE = "trainer_state.json"
+REFERENCE = "reference.safetensors"
+"""The reference model of a run that moves it, in a checkpoint."""
 FINAL = "final"
 """The folder of a finished policy, inside a run's."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from . import contradictions, documents, parts, preflight, stand_ins
 from .adapters import to_train
 from .batches import batches, world_size
-from .checkpoints import FINAL, MARK, best_before, check_continues, facts_of, last_whole, tidy
+from .checkpoints import FINAL, MARK, REFERENCE, best_before, check_continues, facts_of, last_whole, tidy
 from .costs import Cost
 from .data.mixing import REPEATS, SOURCE
 from .data.prepare import is_verified
@@ -126,7 +126,7 @@ def _spent_before(recipe: Recipe, trainer: PrefixTrainer) -> bool:
 def _final_from(checkpoint: Path, run: Path, reached: Mapping[str, Any]) -> None:
     """The policy of a run that got as far as its last checkpoint: the checkpoint without what only a resume needs."""
     resume_only = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "global_step*", "latest", MARK,
-                   "reference.safetensors", "entropy_ctrl_state.json")  # fmt: skip
+                   REFERENCE, "entropy_ctrl_state.json")  # fmt: skip
     shutil.rmtree(run / _PARTIAL, ignore_errors=True)
     shutil.copytree(checkpoint, run / _PARTIAL, ignore=shutil.ignore_patterns(*resume_only))
     _record_cost(run, Cost(**(reached.get("cost") or {})))

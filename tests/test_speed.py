@@ -96,9 +96,9 @@ def test_the_waves_hold_every_pair_of_tokens_that_meet_once(rows):
         queries, keys = everywhere[wave.queries], everywhere[wave.keys]
         assert len(queries) == len(set(queries.tolist()))  # so that what a wave gives can be put in place
         assert len(keys) == len(set(keys.tolist()))
-        assert wave.wave.causal == (depth == 0)
+        assert wave.causal == (depth == 0)
         bounds = [list(pairwise(ends.tolist())) for ends in (wave.query_ends, wave.key_ends)]
-        assert wave.wave.longest == tuple(max(b - a for a, b in side) for side in bounds)
+        assert wave.longest == tuple(max(b - a for a, b in side) for side in bounds)
         for (a, b), (c, d) in zip(*bounds, strict=True):
             for i in range(a, b):
                 seen[queries[i], keys[c : c + 1 + i - a if depth == 0 else d]] += 1
@@ -111,11 +111,11 @@ def test_waves_by_hand():
     layout = lay_out([[1, 1, 2, 3], [1, 1, 2, 4], [1, 1, 6], [5, 5, 7], [5, 5, 8]], minimum_saving=1)
     assert layout.ids.tolist() == [1, 1, 2, 3, 4, 6, 5, 5, 7, 8]
     own, first, second = layout.waves
-    assert own.wave.pairs == tuple((b, b) for b in ((0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 8), (8, 9), (9, 10)))
-    assert first.wave.pairs == (((2, 6), (0, 2)), ((8, 10), (6, 8)))
+    assert own.pairs == tuple((b, b) for b in ((0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 8), (8, 9), (9, 10)))
+    assert first.pairs == (((2, 6), (0, 2)), ((8, 10), (6, 8)))
     assert first.queries.tolist() == [2, 3, 4, 5, 8, 9]  # two slices with a gap
-    assert (first.query_ends.tolist(), first.key_ends.tolist(), first.wave.longest) == ([0, 4, 6], [0, 2, 4], (4, 2))
-    assert second.wave.pairs == (((3, 5), (2, 3)),)
+    assert (first.query_ends.tolist(), first.key_ends.tolist(), first.longest) == ([0, 4, 6], [0, 2, 4], (4, 2))
+    assert second.pairs == (((3, 5), (2, 3)),)
     assert (second.queries, second.keys) == (slice(3, 5), slice(2, 3))  # nothing is copied
 
 

@@ -18,7 +18,6 @@ from prefix_rl import checkpoints
 from prefix_rl.errors import CheckpointError, DataError, RecipeError, StackError
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
-from prefix_rl.seam import resume
 from prefix_rl.train import main, train
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +67,9 @@ MOVING = {
 }
 
 
-@pytest.mark.parametrize(("kind", "file"), [("reference", resume.REFERENCE), ("entropy", "entropy_ctrl_state.json")])
+@pytest.mark.parametrize(
+    ("kind", "file"), [("reference", checkpoints.REFERENCE), ("entropy", "entropy_ctrl_state.json")]
+)
 def test_what_training_moves_beside_the_policy_is_resumed(tmp_path, kind, file):
     settings = [
         *(f"training.{setting}" for setting in MOVING[kind]),
@@ -93,7 +94,7 @@ def test_a_reference_that_is_not_there_is_not_begun_anew(tmp_path):
     ]
     cut = run(tmp_path / "cut", *settings, "training.max_steps=2")
     facts = checkpoints.facts_of(cut / "checkpoint-2")
-    (cut / "checkpoint-2" / resume.REFERENCE).unlink()
+    (cut / "checkpoint-2" / checkpoints.REFERENCE).unlink()
     checkpoints.mark_whole(cut / "checkpoint-2", facts)  # as an older version did
     with pytest.raises(CheckpointError, match=r"reference.safetensors is not there: without the reference"):
         run(cut, *settings, "training.max_steps=4")

@@ -100,11 +100,10 @@ class ServerEngine(Engine):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server engine", daemon=True)
         self._thread.start()
-        try:
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(self.close)
             self._wait(self._open(tokenizer, max_length))
-        except BaseException:
-            self.close()
-            raise
+            otherwise.pop_all()
 
     # --- what the caller sees -----------------------------------------------------------------------------------------
 

@@ -67,13 +67,12 @@ class Process:
         logs = {name: given.pop(name) for name in LOGS if given.get(name)}
         if state := given.pop("trainer_state", None):
             given["trainer_state"] = {name: getattr(state, name) for name in ("global_step", "max_steps", "epoch")}
-        try:
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(self.close)  # a late answer must not be taken for the answer to the next call
             if self._process is None or self._process.poll() is not None:
                 self._start()
             rewards, logged = self._ask((seconds, list(logs), given), seconds)
-        except BaseException:
-            self.close()  # a late answer must not be taken for the answer to the next call
-            raise
+            otherwise.pop_all()
         for name, call in logged:
             logs[name](*call)
         return rewards

@@ -120,11 +120,11 @@ class Grader:
         with self._lock:
             if self._owner != os.getpid():  # a forked child must not talk over its parent's pipes
                 self._pool, self._owner = [], os.getpid()
-            try:
+            with contextlib.ExitStack() as otherwise:
+                # a worker that still holds samples would answer the next call with the verdicts of this one
+                otherwise.callback(self._stop)
                 yield
-            except BaseException:
-                self._stop()  # a worker that still holds samples would answer the next call with the verdicts of this
-                raise
+                otherwise.pop_all()
 
     def _decide(self, todo: deque[Sample]) -> Iterator[tuple[Sample, Timed]]:
         """Pairs of a sample of ``todo`` and its timed verdict, in the order in which they arrive."""

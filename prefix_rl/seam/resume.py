@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..checkpoints import mark_whole
+from ..checkpoints import REFERENCE, mark_whole
 from ..costs import Cost
 from ..documents import metrics_line
 from ..errors import CheckpointError
@@ -27,9 +27,6 @@ from ..methods.base import Method
 from ..parts import write_text
 from ..progress import say
 from ..rollouts import Memory
-
-REFERENCE = "reference.safetensors"
-"""File of a checkpoint: the reference model of a run that moves it."""
 
 
 class OrderOfEpoch(Sampler):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .tree import Layout, Placed
+from .tree import Layout, Wave
 
 NAME = "prefix_rl_shared_prefix"
 """Name of this attention in transformers' registry. It builds no mask."""
@@ -142,7 +142,7 @@ def _cpu_forward(q, k, v, wave, scale):
     out, lse = torch.empty_like(q), q.new_empty(q.shape[1::-1], dtype=torch.promote_types(q.dtype, torch.float32))
     for queries, keys in _slices(wave):
         part, part_lse = _aten._scaled_dot_product_flash_attention_for_cpu(
-            *_by_key_head(k.shape[1], q[queries], k[keys], v[keys]), 0.0, wave.wave.causal, scale=scale
+            *_by_key_head(k.shape[1], q[queries], k[keys], v[keys]), 0.0, wave.causal, scale=scale
         )
         out[queries] = _by_token(part)
         lse[:, queries] = part_lse.transpose(0, 1).reshape(len(lse), -1)
@@ -156,7 +156,7 @@ def _cpu_backward(grad, q, k, v, out, lse, wave, scale):
         given = _by_key_head(k.shape[1], *given)
         sums = sums.reshape(k.shape[1], -1, sums.shape[1]).transpose(0, 1)
         dq, dk, dv = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *given, sums, 0.0, wave.wave.causal, scale=scale
+            *given, sums, 0.0, wave.causal, scale=scale
         )
         grads[0][queries] = _by_token(dq)
         for total, part in zip(grads[1:], (dk, dv), strict=True):
@@ -164,7 +164,7 @@ def _cpu_backward(grad, q, k, v, out, lse, wave, scale):
     return grads
 
 
-def _slices(wave: Placed):
+def _slices(wave: Wave):
     """The slices of each pair among the packed queries and keys."""
     ends = [x.tolist() for x in (wave.query_ends, wave.key_ends)]
     return zip(*([slice(a, b) for a, b in pairwise(side)] for side in ends), strict=True)
@@ -187,15 +187,15 @@ def _by_token(x: Tensor) -> Tensor:
 
 def _cuda_forward(q, k, v, wave, scale):
     out, lse, *state, _ = _aten._flash_attention_forward(
-        q, k, v, wave.query_ends, wave.key_ends, *wave.wave.longest, 0.0, wave.wave.causal, False, scale=scale
+        q, k, v, wave.query_ends, wave.key_ends, *wave.longest, 0.0, wave.causal, False, scale=scale
     )
     return out, lse, *state
 
 
 def _cuda_backward(grad, q, k, v, out, lse, wave, scale, *state):
-    ends = wave.query_ends, wave.key_ends, *wave.wave.longest
+    ends = wave.query_ends, wave.key_ends, *wave.longest
     return _aten._flash_attention_backward(
-        grad, q, k, v, out, lse.contiguous(), *ends, 0.0, wave.wave.causal, *state, scale=scale
+        grad, q, k, v, out, lse.contiguous(), *ends, 0.0, wave.causal, *state, scale=scale
     )
 
 

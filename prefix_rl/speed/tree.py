@@ -14,7 +14,7 @@ sequences of several lengths can compute in one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby, pairwise
@@ -42,35 +42,31 @@ Bounds = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Wave:
-    """Pairs of slices, queries and the keys that they see; no query is in two of them."""
+    """Pairs of slices, queries and the keys that they see; no query is in two of them. ``Q`` queries and ``S`` keys are
+    packed in the order of the ``P`` pairs."""
 
     pairs: tuple[tuple[Bounds, Bounds], ...]
     causal: bool
     """Whether a query sees the keys up to its own place, or all of them."""
-
-    @cached_property
-    def longest(self) -> Bounds:
-        """Numbers of queries and of keys of the longest slices."""
-        return tuple(max(b - a for a, b in side) for side in zip(*self.pairs, strict=True))
-
-    def on(self, device: torch.device) -> Placed:
-        """The same on a device."""
-        queries, keys = zip(*self.pairs, strict=True)
-        return Placed(self, *(_place(side, device) for side in (queries, keys)),
-                      *(_ends(side, device) for side in (queries, keys)))  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Placed:
-    """A wave on a device: ``Q`` queries and ``S`` keys, each side packed in the order of the pairs."""
-
-    wave: Wave
     queries: slice | Tensor
     """Where they stand among all tokens: one slice where that is enough, or ``(Q,)``."""
     keys: slice | Tensor
     query_ends: Tensor
     """``(P + 1,)``, int32: where the slice of each pair begins and ends among the packed queries."""
     key_ends: Tensor
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Bounds, Bounds]], causal: bool, device: torch.device) -> Wave:
+        """The wave of these pairs, with its tensors on a device."""
+        pairs = tuple(pairs)
+        queries, keys = zip(*pairs, strict=True)
+        places, ends = ([of(side, device) for side in (queries, keys)] for of in (_place, _ends))
+        return cls(pairs, causal, *places, *ends)
+
+    @cached_property
+    def longest(self) -> Bounds:
+        """Numbers of queries and of keys of the longest slices."""
+        return tuple(max(b - a for a, b in side) for side in zip(*self.pairs, strict=True))
 
 
 def _place(side: Sequence[Bounds], device: torch.device) -> slice | Tensor:
@@ -105,21 +101,22 @@ class Layout:
         return replace(self, **moved)
 
     @cached_property
-    def waves(self) -> tuple[Placed, ...]:
+    def waves(self) -> tuple[Wave, ...]:
         """All pairs, on the device of the ids: first every node with itself, then, by depth, its descendants with it.
 
         >>> layout = lay_out([[5, 6, 7, 8], [5, 6, 9]], minimum_saving=1)
-        >>> for placed in layout.waves:
-        ...     print(placed.wave.pairs, placed.wave.causal)
+        >>> for wave in layout.waves:
+        ...     print(wave.pairs, wave.causal)
         (((0, 2), (0, 2)), ((2, 4), (2, 4)), ((4, 5), (4, 5))) True
         (((2, 5), (0, 2)),) False
         """
-        waves = [Wave(tuple(((n.start, n.end),) * 2 for n in self.nodes), causal=True)]
+        device = self.ids.device
+        waves = [Wave.of((((n.start, n.end),) * 2 for n in self.nodes), True, device)]
         inner = [node for node in self.nodes if node.until > node.end]
         for depth in sorted({len(node.path) for node in inner}):
-            pairs = [((n.end, n.until), (n.start, n.end)) for n in inner if len(n.path) == depth]
-            waves.append(Wave(tuple(pairs), causal=False))
-        return tuple(wave.on(self.ids.device) for wave in waves)
+            pairs = (((n.end, n.until), (n.start, n.end)) for n in inner if len(n.path) == depth)
+            waves.append(Wave.of(pairs, False, device))
+        return tuple(waves)
 
 
 def lay_out(rows: Sequence[Sequence[int]], minimum_saving: int = MINIMUM_SAVING) -> Layout:
