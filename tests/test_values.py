@@ -37,6 +37,11 @@ def test_what_the_grammar_does_not_hold_is_left_to_others(text):
         (r"2\frac{1}{3}", r"\frac73", True), (r"x\frac12", r"\frac x2", True), (r"\sin 2x \cos x", r"\sin(2x)\cos(x)", True), (r"\sin(x)^2", r"\sin^2 x", True),
         (r"\sqrt[3]{-8}", "-2", True), (r"\sqrt{-4}", "2i", True), (r"e^{i\pi}", "-1", True), ("(-1)^{2n}", "1", True), (r"\cos(n\pi)", "(-1)^n", True),
         (r"\sqrt{x^2}", "x", False), (r"\sqrt{x^2}", "|x|", True), (r"\log_2 x^2", r"2\log_2 x", True), (r"\sqrt{x-10}^2", "x-10", True), ("9^{9^{9^9}}", "1", False),
+        # 1 + 10^-80 needs 266 bits: with 200 the logarithm is 0, and nothing can be divided by it
+        (r"\ln(1+10^{-80})", r"\ln(1+2\cdot 10^{-80})", False), (r"\ln(1+10^{-80})^2", r"\ln(1+2\cdot 10^{-80})^2", False),
+        (r"\frac{1}{\ln(1+10^{-80})}", r"\frac{2}{\ln((1+10^{-80})^2)}", True), (r"\log_{1+10^{-80}} 2", r"\frac{\ln 2}{\ln(1+10^{-80})}", True),
+        (r"\frac{1}{\ln(1+10^{-80})}", r"\frac{1}{\ln(1+2\cdot 10^{-80})}", False), (r"\frac{\ln(1+10^{-900})}{\ln(10^{-900}+1)}", "1", True),
+        (r"\ln 1", "0", True), (r"\frac{1}{\ln 1}", "1", None), (r"\log_1 5", "1", None), (r"\ln(1+0.1^{80})", "0", True),
         ("0.3333333", r"\frac13", True), ("0.333", r"\frac13", False), (r"\binom{n}{k}", r"\frac{n!}{k!(n-k)!}", True), (r"\lfloor 3.7 \rfloor", "3", True),
         (r"\tan^{-1} x", r"\arctan x", True), ("2|x|", "|2x|", True), ("|x||y|", "|xy|", True), ("||x|-1|-1", "|1-|x||-1", True),
         ("3.0", r"\frac{300001}{100000}", False), ("1^{10^{13}}", "1", True), ("(-1)^{10^{13}+1}", "-1", True), (r"\binom00", "1", True), (r"\binom{5000}{2500}", r"\binom{5000}{2500}-1", False),

@@ -4,6 +4,7 @@ Sympy's ``simplify(a - b)`` may take minutes and may fail. Two expressions that 
 are almost certainly equal (Schwartz 1980), and most unequal ones differ at the first point. A rational value is an
 exact fraction of up to :data:`MAX_BITS` bits. Any other value is computed twice, the second time with four times the
 digits: the difference of two equal values is rounding noise and shrinks with the precision; a true difference stays.
+What is rounded to nothing, as ln(1 + 10^-80) is with 60 digits, is computed with more.
 
 A point at which one of the two expressions is not real is skipped, unless ``i`` occurs. All work is bounded: an
 expression with too large a value is equal only to an identical one.
@@ -22,7 +23,7 @@ from .reading import Tree
 MAX_BITS = 2**16
 """Bits of the numerator or denominator of a fraction; for other values, size of the binary exponent."""
 _WORK = 2**23  # bits of all fractions that one evaluation may compute, intermediate values included
-_PRECISIONS = (200, 800)  # bits; at the second, noise is smaller by a factor of 2^600
+_PRECISIONS = (200, 800, 3_200, 12_800)  # bits; two are compared, the first two at which there is anything left
 
 
 class _TooLarge(Exception):
@@ -31,6 +32,15 @@ class _TooLarge(Exception):
 
 class _NoValue(Exception):
     """Expression without a value at this point: not real, or divided by zero."""
+
+
+class _RoundedAway(_NoValue):
+    """Divided by what was rounded to zero, and is zero only if it is so at every precision."""
+
+
+def _nothing(value: Fraction | mpmath.mpf | mpmath.mpc) -> _NoValue:
+    """The reason why there is no value behind a zero."""
+    return _NoValue() if isinstance(value, Fraction) else _RoundedAway()
 
 
 def _real(value: Fraction | mpmath.mpf | mpmath.mpc):
@@ -100,18 +110,18 @@ class _Values:
             return self.logarithm(a, b)
         if kind == "binom":
             return self.binomial(a, b)
+        if kind == "/" and not b:
+            raise _nothing(b)
         if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
             a, b = _real(a), _real(b)
-        if kind == "/" and not b:
-            raise _NoValue
         return a + b if kind == "+" else a - b if kind == "-" else a * b if kind == "*" else a / b
 
     def power(self, a, b):
         exact = isinstance(b, Fraction)
         if not a:
             if isinstance(b, mpmath.mpc) or b <= 0:
-                raise _NoValue  # 0^0 and 1/0
-            return Fraction(0)
+                raise _nothing(a)  # 0^0 and 1/0
+            return a
         bits = abs(mpmath.mag(_real(a))) if not isinstance(a, Fraction) or abs(a) != 1 else 0
         if isinstance(b, Fraction) and isinstance(a, Fraction) and bits:
             bits = max(a.numerator.bit_length(), a.denominator.bit_length()) - 1
@@ -134,7 +144,7 @@ class _Values:
                 return power
         below = self.function("ln", base)
         if not below:
-            raise _NoValue
+            raise _nothing(base if base == 1 else below)
         return self.function("ln", a) / below
 
     def binomial(self, a, b):
@@ -147,10 +157,12 @@ class _Values:
         return Fraction(math.comb(int(a), int(b))) if b >= 0 else Fraction(0)
 
     def function(self, name: str, a):
+        if name == "ln" and not a:
+            raise _nothing(a)
         a = _real(a)
         size = mpmath.mag(a) if a else 0
         if name == "ln":
-            if not a or (not self.imaginary and a <= 0):
+            if not self.imaginary and a <= 0:
                 raise _NoValue
             return mpmath.log(a)
         if name in ("arcsin", "arccos") and not self.imaginary and abs(a) > 1:
@@ -263,28 +275,40 @@ def _survey(tree: Tree, names: set, constants: set) -> bool:
 
 def _agree(a: Tree, b: Tree, at: dict, imaginary: bool, tolerance: Fraction | None) -> bool | None:
     """True if two trees have the same value at a point; None if one of them has no value there."""
-    apart, sizes = [], []
+    seen: list[tuple[int, mpmath.mpf, mpmath.mpf]] = []  # precision, distance, size: where there is anything left
+    nothing = 0
     try:
         for precision in _PRECISIONS:
             with mpmath.workprec(precision):
-                x, y = (_Values(at, imaginary).of(tree) for tree in (a, b))
+                try:
+                    x, y = (_Values(at, imaginary).of(tree) for tree in (a, b))
+                except _RoundedAway:
+                    continue
                 exact = isinstance(x, Fraction) and isinstance(y, Fraction)
                 if not exact:
                     x, y = _real(x), _real(y)
-                apart.append(abs(x - y))
-                sizes.append(max(abs(x), abs(y)))
+                apart, size = abs(x - y), max(abs(x), abs(y))
                 if tolerance is not None:
                     part = tolerance if exact else _real(tolerance)
-                    return bool(apart[0] <= part * min(1, sizes[0]))
-                if exact or not sizes[0]:
-                    return not apart[0]
+                    return bool(apart <= part * min(1, size))
+                if exact:
+                    return not apart
+                if not size:
+                    nothing += 1
+                    continue
+                seen.append((precision, apart, size))
+                if len(seen) == 2:
+                    break
     except (_NoValue, ZeroDivisionError, ValueError, OverflowError, NotImplementedError):
         return None
     except _TooLarge:
         return False
-    # Noise shrinks by 2^-600 from the first precision to the second, a true difference far less: 2^-300 is in between
-    before = apart[0] or mpmath.ldexp(sizes[0], -_PRECISIONS[0])
-    return not apart[1] or bool(apart[1] < mpmath.ldexp(before, -300))
+    if len(seen) < 2:
+        return True if nothing and not seen else None
+    (low, before, size), (high, after, _) = seen
+    # Noise shrinks by 2^-(high - low) from the first precision to the second, a true difference far less
+    before = before or mpmath.ldexp(size, -low)
+    return not after or bool(after < mpmath.ldexp(before, -(high - low) // 2))
 
 
 def within(tree: Tree, value: Fraction, distance: Fraction) -> bool:
