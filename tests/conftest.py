@@ -11,10 +11,10 @@ from pathlib import Path
 
 import browser
 import costs
+import examples
 import preloaded
 import pytest
 import real
-from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 collect_ignore = ["hostile_exit.py", "hostile_rewards.py"]  # modules that nobody should import for their doctests
@@ -33,9 +33,7 @@ CHECKED = [
 ]
 install_import_hook([f"prefix_rl.{name}" for name in CHECKED], "shapes.check")
 
-# Hypothesis would fail an example that takes 200 ms, and one that is slow to draw: on a busy machine any is
-settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
-settings.load_profile("suite")
+examples.load()
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from examples import examples
 from filelock import FileLock
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small import byte_level_bpe, characters, word_piece
 
@@ -490,7 +491,7 @@ def test_a_round_that_was_begun_is_completed_before_it_is_looked_at():
 
 
 @given(seed=st.integers(0, 10**6), at_once=st.integers(1, 12), kills=st.lists(st.integers(1, 60), max_size=3))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_attempts_do_not_depend_on_order_or_kills(seed, at_once, kills):
     plan, count = Plan(k=8, wanted=2, cap=30), 5
 

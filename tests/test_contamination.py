@@ -3,7 +3,8 @@
 import hashlib
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small import write
 
@@ -43,7 +44,7 @@ def test_a_problem_within_a_longer_text_is_there_as_a_whole():
 
 
 @given(st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=4), st.lists(WORD, max_size=14), st.integers(2, 4))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_the_index_finds_what_comparing_every_run_of_words_finds(problems, text, n):
     index = EvaluationIndex({"s": [(str(i), " ".join(p)) for i, p in enumerate(problems)]}, n)
     best = 0  # the longest common run of any problem, by comparing all of them

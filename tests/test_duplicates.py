@@ -5,7 +5,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefix_rl.data import duplicates
@@ -92,7 +93,7 @@ def test_likeness_does_not_chain():
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 1.0]))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_banding_finds_what_comparing_all_pairs_finds(seed, threshold):
     draw = random.Random(seed)
     vocabulary = [f"{c}{d}" for c in "abcdefgh" for d in "klmnop"]

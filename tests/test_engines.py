@@ -5,8 +5,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from examples import examples
 from fake_server import STOP, FakeServer, made
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small import byte_level_bpe, characters
 
@@ -61,7 +62,7 @@ class Reversed(Engine):
 
 
 @given(count=st.integers(0, 30), at_once=st.integers(1, 9), some=st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_every_request_comes_back_once_whatever_the_order(count, at_once, some):
     one = Reversed(at_once, some)
     prompts, limits, seeds = asked(count)

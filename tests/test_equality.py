@@ -4,7 +4,8 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefix_rl.rewards.equality import Rules, same
@@ -243,7 +244,7 @@ def _expression(draw: random.Random, depth: int) -> str:
                         f"({a})^{{{draw.randint(2, 3)}}}", rf"\sqrt{{{draw.randint(2, 9)}+({b})^2}}"])  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.randoms(use_true_random=False))
 def test_an_expression_written_anew_is_equal_and_a_changed_one_is_not(draw):
     e = _expression(draw, draw.randint(1, 3))
@@ -258,7 +259,7 @@ def test_an_expression_written_anew_is_equal_and_a_changed_one_is_not(draw):
     assert not same(e, changed)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(_fractions, st.sampled_from([2, 3, 5, 6, 7]), _fractions, st.booleans())
 def test_surds_are_compared_by_value(a, n, b, swap):
     assume(b)
@@ -581,7 +582,7 @@ _CHANGED = (
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.randoms(use_true_random=False))
 def test_equality_is_symmetric_and_stable_under_rewriting_and_within_a_list(draw):
     e = _positive(draw, draw.randint(1, 3))
@@ -596,7 +597,7 @@ def test_equality_is_symmetric_and_stable_under_rewriting_and_within_a_list(draw
     assert not same(f"({changed}, 1)", f"({e}, 1)")
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.integers(2, 10**40), st.integers(2, 10**40), st.integers(0, 60))
 def test_large_numbers_are_compared_exactly(a, b, n):
     assert same(rf"{a} \cdot {b}", str(a * b))

@@ -13,7 +13,8 @@ import command
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from small import byte_level_bpe, characters, dataset, policy
 from transformers import GenerationConfig, TopPLogitsWarper
@@ -145,7 +146,7 @@ def test_the_share_of_uniform_numbers_that_draw_a_token_is_its_probability():
 
 
 @given(logits=st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=12), top_p=st.floats(0.05, 0.99))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_top_p_keeps_the_tokens_that_transformers_keeps(logits, top_p):
     logits = torch.tensor([logits])
     assume(logits.sort().values.diff().min() > 1e-3)  # of two alike either may be kept

@@ -7,7 +7,8 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
@@ -104,7 +105,6 @@ def test_an_accuracy_of_nothing_is_refused(nothing):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.data())
-@settings(deadline=None)
 def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_right_one(right, data):
     k = data.draw(st.integers(1, len(right)))
     subsets = list(itertools.combinations(right, k))
@@ -144,7 +144,7 @@ def by_force(right, others, silent, k):
 
 
 @given(st.integers(0, 4), st.lists(st.integers(1, 3), max_size=3), st.integers(0, 2), st.data())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_the_majority_is_that_of_all_subsets(right, others, silent, data):
     n = right + sum(others) + silent
     if n:
@@ -216,7 +216,6 @@ def test_an_accuracy_over_two_seeds_by_hand():
 
 
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]), min_size=1, max_size=9))
-@settings(deadline=None)
 def test_the_sign_flip_test_is_the_share_of_signs_with_a_mean_as_far_from_zero(differences):
     moved = [d for d in differences if d]
     means = [abs(sum(s * d for s, d in zip(signs, moved, strict=True))) for signs in

@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small import byte_level_bpe, policy
 from test_trainer import FakeEngine, trainer
@@ -196,7 +197,7 @@ def test_rows_that_end_at_once(model):
     order=st.randoms(use_true_random=False),
     patience=st.sampled_from([0.0, 0.3, 1.0, 3.0]),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_groups_in_any_order(qwen2, lengths, steps, order, patience):
     prompts = [prompt(length, i) for i, (length, group) in enumerate(lengths) for _ in range(group)]
     order.shuffle(prompts)

@@ -4,7 +4,8 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl.data.problems import Problem, guarded
@@ -79,7 +80,7 @@ def test_a_cut_inside_a_longer_number_shows_no_answer():
     assert safe_cuts(text, "4", ends) == (len("first 42 and ") - 6 + 1, frozenset({2}))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.integers(2, 5000), st.integers(2, 60), st.sampled_from(["{}", "{:,}", "${}$", r"\({}\)", "{}.0", r"\text{{{}}}"])
 )
@@ -90,7 +91,7 @@ def test_no_prefix_of_a_generated_solution_shows_its_answer(a, b, form):
     assert kept.startswith(f"There are {b} rows of {a} seats. Together that makes")
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.text(alphabet="0123456789,. =/abx^+-()$\\{}frac sqrtpi", max_size=80),
     st.sampled_from(["42", r"\frac{1}{2}", "2, 5", "x+1", r"\pi/2", "(1,2)", "even"]),

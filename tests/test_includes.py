@@ -2,7 +2,8 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl import includes
@@ -184,7 +185,7 @@ def merged(first, later):
             for key in {**first, **later}}  # fmt: skip
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(BLOCK, BLOCK, BLOCK)
 def test_merging_is_that_of_the_slow_one(tmp_path_factory, first, second, own):
     folder = tmp_path_factory.mktemp("includes")

@@ -3,7 +3,8 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl.cuts import sentence_ends
@@ -28,7 +29,7 @@ def solve(text):
     return totals
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(1, 20), st.integers(0, 50))
 def test_demonstrations_solve_their_problems_step_by_step(operations, seed):
     world = World(operations=operations, seed=seed, problems=5)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from flow import generated, plan, trained_on
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl import methods
@@ -168,7 +168,6 @@ def test_the_horizon_is_the_run_unless_given():
 
 
 @given(at=st.integers(0, 600), seed=st.integers(0, 5))
-@settings(deadline=None)  # shapes and types are checked at each of 16 calls
 def test_drawn_fractions_stay_within_their_bounds(at, seed):
     method = PrefixRFT(prefixed=8)
     low, high = method.bounds(step(at))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl.data.tokenizer import DemonstrationTable
@@ -33,7 +34,7 @@ def text(bits):
     return " ".join(map(str, bits))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.data())
 def test_a_solution_holds_and_any_other_bit_breaks_it(x, data):
     x = list(map(int, x))

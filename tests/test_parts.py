@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl import parts as module
@@ -259,7 +260,7 @@ def test_a_lock_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=5))
 def test_what_was_appended_is_read_in_that_order(tmp_path_factory, groups):
     parts = store(tmp_path_factory.mktemp("s"))

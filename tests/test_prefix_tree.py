@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl.advantages import group_std, prefix_tree
@@ -50,7 +51,7 @@ def batches(draw):
     return completions, draw(st.lists(reward, min_size=size * groups, max_size=size * groups)), size, len(shared)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(batches())
 def test_the_tree_equals_a_slow_loop(batch):
     completions, rewards, size, shared = batch

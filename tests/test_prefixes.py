@@ -3,7 +3,8 @@ import re
 import statistics
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small import CORPUS, TOKENIZERS
 
@@ -147,7 +148,7 @@ def shown(text, answer):
     return answer in numbers or "\\boxed" in text or "answer is" in text
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     a=st.integers(1, 300), b=st.integers(1, 300), noise=st.lists(st.integers(0, 9999), max_size=4),
     name=st.sampled_from(sorted(TOKENIZERS)), fraction=st.floats(0, 1),

@@ -7,7 +7,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_workers_hostile import HOSTILE
 
@@ -95,7 +95,6 @@ def arithmetic(draw, depth=3):
     return kind.format(left, right), value
 
 
-@settings(deadline=None)
 @given(arithmetic(), numbers)
 def test_arithmetic_is_that_of_fractions(expression, other):
     text, value = expression
@@ -108,7 +107,6 @@ def test_arithmetic_is_that_of_fractions(expression, other):
         assert same(text, str(other)) is False
 
 
-@settings(deadline=None)
 @given(st.text(max_size=MAX_CHARACTERS), st.text(max_size=40))
 def test_any_text_gets_an_answer_at_once(answer, gold):
     began = time.thread_time()  # CPU time: whatever else the machine does
@@ -117,7 +115,6 @@ def test_any_text_gets_an_answer_at_once(answer, gold):
     assert time.thread_time() - began < 0.5
 
 
-@settings(deadline=None)
 @given(st.text("0123456789+-*/^!(){}[]|,. \\xe", max_size=120), st.text("0123456789+-*/^!()x", max_size=20))
 def test_any_formula_gets_an_answer_at_once_and_it_is_symmetric(answer, gold):
     began = time.thread_time()  # CPU time: whatever else the machine does

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefix_rl.errors import RecipeError
@@ -68,7 +69,6 @@ def test_equal_rows_and_rows_that_end_inside_others(minimum_saving):
 
 
 @given(ROWS, st.integers(1, 20))
-@settings(deadline=None)
 def test_every_row_is_found_again_and_every_node_is_worth_it(rows, minimum_saving):
     layout = lay_out(rows, minimum_saving)
     assert [layout.ids[place].tolist() for place in layout.places] == rows
@@ -83,7 +83,6 @@ def test_every_row_is_found_again_and_every_node_is_worth_it(rows, minimum_savin
 
 
 @given(ROWS)
-@settings(deadline=None)
 def test_the_waves_hold_every_pair_of_tokens_that_meet_once(rows):
     layout = lay_out(rows, minimum_saving=1)
     length = len(layout.ids)
@@ -170,7 +169,7 @@ def test_soft_caps_equal_each_row_alone():
 
 
 @given(ROWS)
-@settings(deadline=None, max_examples=30)
+@examples(30)
 def test_the_gradient_by_parts_is_autograds(rows):
     layout = lay_out(rows, minimum_saving=1)
     given = inputs(len(layout.ids), 4, 2, torch.float64)
@@ -262,7 +261,7 @@ def test_a_long_row_stands_alone_and_short_ones_together():
 
 
 @given(st.data(), st.integers(1, 3), st.integers(1, 8), st.integers(1, 8))
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_no_other_cut_has_a_smaller_largest_micro_batch_or_encodes_less(data, ranks, count, parts):
     parts = min(parts, count)
     row = st.lists(st.integers(0, 1), min_size=1, max_size=12)

@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from trl.trainer.utils import add_fused_lm_head
 
@@ -156,7 +157,7 @@ def test_as_many_passes_as_the_plain_path():
     ),
     st.integers(1, 20),
 )  # fmt: skip
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_random_tries_of_random_rows(drawn, saving):
     made = model(num_hidden_layers=1)
     batch = padded([([5, 6, 7 + which] * (which + 1), completion) for which, completion in drawn])
