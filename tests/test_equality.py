@@ -282,6 +282,7 @@ def test_an_endless_answer_is_wrong_unless_it_is_the_gold_answer_to_the_letter()
 # --- kinds of answers that graders get wrong: each has a mechanism, and each case stands for others --------------------
 
 EQUAL = [
+        (r"((x^3y^3)^{1/3}; x)", "((y)(x); x)"), ("((x)(y), x)", r"(\frac{2xy}{2}, x)"), ("((m)(n), n)", "(mn+0, n)"),
         (r"2024 \cdot 2023!", "2024!"), (r"2^{100} \cdot 2^{100}", "2^{200}"), ("4^{100}", "2^{200}"),
         (r"\sqrt{2}+\sqrt{3}-\sqrt{5+2\sqrt{6}}", "0"), ("1267650600228229401496703205376", "2^{100}"),
         (r"\binom{100}{50}", "100891344545564193334812497256"), ("100!", r"100 \cdot 99!"),

@@ -70,9 +70,12 @@ def parse(text: str) -> Group:
 
 
 def _choices(text: str) -> bool:
-    """True if a text of words is a list of answers (``A, B``), not a sentence with a comma: one word in each part."""
-    parts = re.split("[,;]", text)
-    return len(parts) > 1 and all(len((words(part) or "").split()) == 1 for part in parts)
+    """True if a text of words is a list of answers (``A, B``), not a sentence with a comma.
+
+    Each part is one word, or a product of letters, as ``(x)(y)``.
+    """
+    parts = [(words(part) or "").split() for part in re.split("[,;]", text)]
+    return len(parts) > 1 and all(len(part) == 1 or (part and max(map(len, part)) == 1) for part in parts)
 
 
 def _parse(text: str, depth: int) -> Group:
