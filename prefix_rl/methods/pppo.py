@@ -67,8 +67,8 @@ class PPPO(Method):
     normalize: bool = True
     """Divide credit by the standard deviation of the group."""
     normalizer: Literal["tokens", "constant"] = "tokens"
-    """tokens: the loss is a mean over all tokens of the batch (the paper), but for rollouts that it leaves out. constant:
-    Dr.GRPO's rollouts x max_completion_length."""
+    """tokens: the loss is a mean over all tokens of the batch (the paper), but for rollouts that it leaves out.
+    constant: Dr.GRPO's rollouts x max_completion_length."""
 
     _read_with: ClassVar = dict.fromkeys(("step", "most", "compare", "patience"), ("progressive", (True,)))
     """Settings that say nothing beside other values (:mod:`.idle`)."""
