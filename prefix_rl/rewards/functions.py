@@ -163,7 +163,7 @@ class Function:
     all_lost = False
     """True if the last call lost every completion to the deadline or a crash. Other ranks may have lost none."""
 
-    def __init__(self, name: str, function: Callable[..., Any], deadline: float = 5.0, memory_mb: int = 2048):
+    def __init__(self, name: str, function: Callable[..., Any], deadline: float, memory_mb: int):
         self.name, self.function, self.deadline, self.memory_mb = name, function, deadline, memory_mb
         self.__name__ = logged_as(name)
         self._process = None if getattr(function, "in_process", False) else Process(name, memory_mb)
