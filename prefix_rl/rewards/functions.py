@@ -183,17 +183,6 @@ class Function:
             self.fault = self.lost_all(values)
         return [0.0 if isinstance(value, Outcome) else value for value in values]
 
-    def rewards(self, **given: Any) -> list[float | None]:
-        """Rewards, one for each completion; 0 for a completion that was lost to the deadline or a crash.
-
-        Raises:
-            RewardError: if the function raises, returns something other than rewards, or loses all completions.
-        """
-        values = self.outcomes(**given)
-        if self.all_lost:
-            raise self.lost_all(values)
-        return [0.0 if isinstance(value, Outcome) else value for value in values]
-
     def outcomes(self, **given: Any) -> list[float | Outcome | None]:
         """Rewards, one for each completion; ``timeout`` or ``crash`` in the place of a reward that was lost.
 
