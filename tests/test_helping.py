@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import dataset, lora, trains_adapters_alone
 from test_oracle import TOKENIZER, Run, agrees, off, some_end
-from test_seam_vllm import Colocated
+from test_seam_vllm import Colocated, Llm
 from test_tempo import batch
 from test_trainer import generation, parameters, trainer
 from trl.trainer import grpo_trainer
@@ -155,6 +155,17 @@ def prompts(records):
 
 def test_vllm_is_asked_for_the_new_rows_alone_and_what_it_told_of_the_others_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Colocated)
+    write = Llm.generate
+
+    def generate(self, prompts, *args, **kwargs):  # row 3 ends early
+        found = write(self, prompts, *args, **kwargs)
+        if len(found) == 8:
+            end = TOKENIZER.eos_token_id
+            found[3].outputs[0].token_ids[3:] = [end]
+            found[3].outputs[0].logprobs[3:] = [{end: SimpleNamespace(rank=1, logprob=-1.5)}]
+        return found
+
+    monkeypatch.setattr(Llm, "generate", generate)
     made = trainer(tmp_path, Alone(), use_vllm=True, vllm_mode="colocate")
     batch = generation(made)
     calls = made.vllm_generation.llm.asked
@@ -164,7 +175,19 @@ def test_vllm_is_asked_for_the_new_rows_alone_and_what_it_told_of_the_others_sta
     assert told.shape == (8, 24)
     assert told.isnan().sum(dim=1).tolist() == [0] * 6 + [5, 0]  # nobody sampled the prefix of row 6
     assert told[6, :5].isnan().all()
-    assert (told[~told.isnan()] == -1.5).all()
+    assert (told[3, :4] == -1.5).all()
+    assert (told[3, 4:] == 0).all()  # padding
+    assert (told[[0, 1, 2, 4, 5, 7]] == -1.5).all()
+    assert (told[6, 5:] == -1.5).all()
+
+
+def test_a_rank_answers_for_its_own_rows():
+    rows = [Made({}, None, Prefix([])) for _ in range(4)]
+    history = [SimpleNamespace(made=rows, rewards=torch.zeros(12))]
+    rounds = SimpleNamespace(_own=slice(4, 8), _state=lambda *of: of, _generated=lambda starts, state: starts)
+    answers = {row: Prefix([row]) for row in (3, 4, 6, 7, 8)}
+    starts = Rounds._answered(rounds, answers, history)
+    assert {here: made.prefix.ids for here, made in starts.items()} == {0: [4], 2: [6], 3: [7]}
 
 
 def test_the_tables_of_trl_hold_what_stands_at_last(tmp_path):
