@@ -664,6 +664,7 @@ def test_the_last_settings_that_work():
         LUFFY(demonstrations=7),
         SFTLoss(demonstrations=6),
         SFTLoss(weight=1.5),
+        SFTLoss(schedule="chord", weight=1),
         PrefixRL(low=0.5, high=0.5),
     ):
         assert method.faults(TRAINING) == []
