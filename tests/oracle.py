@@ -259,7 +259,8 @@ def loss(policy, method, rollouts, settings, *, old=None, reference=None, entrop
                 kl = kl * (logps[i][t] - old[i][t]).exp() if settings.corrected else kl
                 whole = whole + settings.beta * kl / (len(rollouts) * settings.budget)
     if isinstance(method, PPPO) and method.normalizer == "tokens":  # of surrogate and KL alike
-        whole = whole * (len(rollouts) * settings.budget) / sum(len(r.ids) for r in rollouts)
+        taken = [r for r in rollouts if r.ended or not settings.mask_truncated]  # as TRL's dapo counts
+        whole = whole * (len(rollouts) * settings.budget) / max(sum(len(r.ids) for r in taken), 1)
     if settings.entropy_coef:
         bonus = [found[i][1][t] for i, tokens in enumerate(moves) for t in tokens if t >= rollouts[i].prefix]
         whole = whole - settings.entropy_coef * sum(bonus) / len(bonus)

@@ -80,6 +80,7 @@ def test_a_setpoint_is_annealed_over_the_last_fifth_and_the_others_are_not():
     assert not asks(method, groups((0, 0))[0], step(100, total=100))
     assert replace(method, horizon=100).annealed(step(90, total=2000)) == 0.5
     assert replace(method, horizon=100).annealed(step(500, total=2000)) == 0
+    assert [method.annealed(step(at, total=5)) for at in (3, 4, 5)] == [1, 1, 0]  # a fifth of 5 is one step
     assert Adaptive(rule="setpoint", anneal=0).annealed(step(99, total=100)) == 1
     assert Adaptive(rule="interval").annealed(step(99, total=100)) == 1
 

@@ -135,6 +135,7 @@ def test_success_rates_are_moving_averages_over_problems():
     assert ARG().metrics({"arg": found}) == dict(
         zip(("arg/rate_0.25", "arg/rate_0.5", "arg/rate_1"), found, strict=True)
     )
+    assert ARG().rates({}) == [1, 1, 1]  # as if what was never tried had always succeeded
     assert ARG().remember({}, world(lambda group, length: True, unaided=1.0)[0]) == {}
 
 

@@ -46,6 +46,8 @@ def test_a_search_within_the_step_by_hand():
     method = BREAD(cut="tokens")
     # anchors are 2, 4, ..., 18 and 19 tokens: the last token is left to generate
     assert anchors(GIVEN, 10, longest=100) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 19]
+    short = replace(tried((0, FAILED)), step=step(0, budget=15))
+    assert asked(BREAD(cut="tokens", episodes=1), short) == 14
     assert asked(method, tried((0, SOME))) is None
     assert asked(method, tried((0, ALL))) is None
     assert asked(method, tried((0, FAILED))) == 10  # (0 + 11) // 2 = 5 episodes

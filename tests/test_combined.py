@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefix_rl.errors import RecipeError
+from prefix_rl.methods import names
 from prefix_rl.methods.adaptive import Adaptive
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rft import PrefixRFT
@@ -32,6 +33,13 @@ def test_a_block_within_the_block():
     assert method("method={name: tempo, of: {name: prefix_rl}}", "method.of.cuts=2") == TEMPO(PrefixRL(cuts=2))
     deep = "method={name: tempo, weight: 2, of: {name: adaptive, rule: search, of: {name: prefix_rft}}}"
     assert method(deep, "method.of.of.prefixed=2") == TEMPO(Adaptive(PrefixRFT(prefixed=2), "search"), weight=2)
+
+
+@pytest.mark.parametrize("combined", [TEMPO, Adaptive])
+def test_of_every_method_it_is_said_whether_it_can_stand_there_and_why_not(combined):
+    assert not set(combined.takes) & set(combined.refuses)
+    silent = set(names()) - set(combined.takes) - set(combined.refuses)
+    assert silent == {"arg", "bread", "questa"}  # "not tried together"
 
 
 def test_without_one_the_default_stands_there():

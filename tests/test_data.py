@@ -6,12 +6,14 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
-from small import byte_level_bpe, policy, write
+from small import byte_level_bpe, policy, word_piece, write
+from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig
 
 from prefix_rl.data import sources
 from prefix_rl.data.mixing import Source, mixed
 from prefix_rl.data.problems import Problem, further, load, row_faults, verify, with_demonstrations_for
-from prefix_rl.data.tokenizer import load_tokenizer
+from prefix_rl.data.tokenizer import encode, load_tokenizer, stop_ids
 from prefix_rl.errors import DataError
 from prefix_rl.rewards.grading import Outcome
 from prefix_rl.rewards.workers import Grader
@@ -194,6 +196,33 @@ def test_a_custom_tokenizer_beside_a_qwen2_model_keeps_its_ids(tmp_path):
     text = "Natalia sold 48/2 = 24 clips, naïve 数学 🙂"
     wanted = tokenizer(text)["input_ids"]
     assert load_tokenizer(str(tmp_path))(text)["input_ids"] == wanted
+
+
+def test_a_tokenizer_that_puts_an_id_in_front_of_a_text_is_loaded_as_it_is(tmp_path):
+    tokenizer = byte_level_bpe()
+    front = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = front
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    alone = loaded("twice 1000", add_special_tokens=False)["input_ids"]
+    assert loaded("twice 1000")["input_ids"] == [tokenizer.eos_token_id, *alone]
+
+
+def test_ids_that_a_model_declares_to_end_with_are_ids(tmp_path):
+    tokenizer = byte_level_bpe()
+    own = tokenizer.eos_token_id
+    assert stop_ids(GenerationConfig(eos_token_id=[0, 151645, own]), tokenizer, 3) == [0, 151645, own, 3]
+    assert stop_ids(GenerationConfig(eos_token_id=151645), tokenizer) == [151645, own]
+    for wrong in ([-1], 2**31, [5, "6"], [5.5]):
+        config = GenerationConfig()
+        config.eos_token_id = wrong  # as a file says it
+        with pytest.raises(DataError, match="give ids, whole numbers"):
+            stop_ids(config, tokenizer)
+
+
+def test_a_continuation_has_the_offsets_of_its_own_text_where_the_decoder_drops_blanks():
+    ids, ends = encode(" We have", word_piece(), "x")
+    assert (len(ids), ends) == (2, [3, 8])
 
 
 def test_a_folder_without_a_tokenizer_is_explained(tmp_path):

@@ -321,6 +321,17 @@ def test_each_distinct_prompt_is_encoded_once_without_padding(qwen2):
     assert shapes == [(2, 12), (1, 40), (9, 1), (9, 1)]
 
 
+def test_logits_are_computed_for_the_last_token_of_a_row_alone(qwen2):
+    widths = []
+    handle = qwen2.lm_head.register_forward_hook(lambda _, given, found: widths.append(found.size(1)))
+    with shared_prefill(qwen2):
+        qwen2.generate(
+            **padded([prompt(9)] * 2), max_new_tokens=3, do_sample=False, pad_token_id=PAD, eos_token_id=VOCABULARY
+        )
+    handle.remove()
+    assert widths == [1, 1, 1]
+
+
 def test_no_more_tokens_are_encoded_at_once_than_the_budget_allows(qwen2, monkeypatch):
     monkeypatch.setattr(generation, "PREFILL_TOKENS", 25)
     with passes(qwen2) as shapes, shared_prefill(qwen2):

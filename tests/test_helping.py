@@ -1,13 +1,15 @@
 """Rounds within a step: help for failed groups, other problems for groups without signal. Whole steps by the oracle."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import oracle
 import pytest
 import torch
 from small import dataset, lora, trains_adapters_alone
 from test_oracle import TOKENIZER, Run, agrees, off, some_end
-from test_seam_vllm import Colocated
+from test_seam_vllm import Colocated, Llm
+from test_tempo import batch
 from test_trainer import generation, parameters, trainer
 from trl.trainer import grpo_trainer
 
@@ -17,9 +19,11 @@ from prefix_rl.methods.bread import BREAD
 from prefix_rl.methods.dr_grpo import DrGRPO
 from prefix_rl.methods.prefix_rl import PrefixRL
 from prefix_rl.methods.tempo import TEMPO
+from prefix_rl.methods.uft import UFT
 from prefix_rl.prefixes import Prefix
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
+from prefix_rl.seam.helping import Made, Rounds
 from prefix_rl.speed.settings import OFF
 
 TOKENS = {"cut": "tokens"}  # the demonstrations of small.dataset are one sentence each
@@ -98,7 +102,7 @@ def test_without_help_the_same_groups_stay_failed(tmp_path):
 
 @dataclass(frozen=True)
 class Alone(Method):
-    """Row 1 of the batch is generated once more; in the next round it gets back what it was, and row 6 a prefix."""
+    """Row 0 of the batch is generated once more; in the next round it gets back what it was, and row 6 a prefix."""
 
     @property
     def needs(self):
@@ -106,12 +110,13 @@ class Alone(Method):
 
     def help(self, rollouts, step):
         given = rollouts.rows[6].demonstrations[0]
-        first = {1: Prefix(list(given.ids[:3]), 3, len(given.ids))}
-        second = {1: Earlier(0), 6: Prefix(list(given.ids[:5]), 5, len(given.ids))}
+        first = {0: Prefix(list(given.ids[:3]), 3, len(given.ids))}
+        second = {0: Earlier(0), 6: Prefix(list(given.ids[:5]), 5, len(given.ids))}
         return [first, second][len(rollouts.earlier)]
 
 
-def test_rows_are_replaced_put_back_and_counted(tmp_path):
+def test_rows_are_replaced_put_back_and_counted(tmp_path, monkeypatch):
+    some_end(monkeypatch)  # those that stay are complete, and nothing is added to them
     run = Run(tmp_path, Alone(), steps=1)
     (graded, again, last) = run.rewards  # one call a round: eight rows, then the new one alone
     assert [len(call) for call in (graded, again, last)] == [8, 1, 1]
@@ -123,16 +128,23 @@ def test_rows_are_replaced_put_back_and_counted(tmp_path):
     assert [r["prefix_tokens"] for r in records] == [0] * 6 + [5, 0]
     assert records[6]["demonstration_tokens"] > 5
     # everything was generated and read once, in whichever round; the discarded rollouts are the first of row 6 and the
-    # second of row 1, whose three tokens of a prefix nobody generated
+    # second of row 0, whose three tokens of a prefix nobody generated
     discarded = len(graded[6][0]) + len(again[0][0]) - 3
     (line,) = metrics(run)
     assert line["discarded_tokens"] == discarded
+    assert (line["help/rounds"], line["help/groups_share"]) == (2, 1)
     kept = sum(len(r["completion_ids"]) for r in records)
     assert run.made.cost.generated_tokens == kept - 5 + discarded
     assert run.made.cost.injected_tokens == 5 + 3
     assert line["completions/mean_length"] == kept / 8
     assert line["num_tokens"] == kept + sum(len(TOKENIZER(p)["input_ids"]) * 4 for p in prompts(records))
     agrees(run)
+
+
+def test_a_rollout_that_stands_as_it_is_was_neither_generated_nor_read():
+    rollout = Made({}, None, Prefix([7, 8], 2, 5), prompt=10, ids=[7, 8, 9, 4, 5])
+    assert rollout.tokens == (3, 2, 15)
+    assert replace(rollout, prefix=Prefix([7, 8, 9, 4, 5], complete=True)).tokens == (0, 5, 0)
 
 
 def prompts(records):
@@ -143,6 +155,17 @@ def prompts(records):
 
 def test_vllm_is_asked_for_the_new_rows_alone_and_what_it_told_of_the_others_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Colocated)
+    write = Llm.generate
+
+    def generate(self, prompts, *args, **kwargs):  # row 3 ends early
+        found = write(self, prompts, *args, **kwargs)
+        if len(found) == 8:
+            end = TOKENIZER.eos_token_id
+            found[3].outputs[0].token_ids[3:] = [end]
+            found[3].outputs[0].logprobs[3:] = [{end: SimpleNamespace(rank=1, logprob=-1.5)}]
+        return found
+
+    monkeypatch.setattr(Llm, "generate", generate)
     made = trainer(tmp_path, Alone(), use_vllm=True, vllm_mode="colocate")
     batch = generation(made)
     calls = made.vllm_generation.llm.asked
@@ -152,7 +175,19 @@ def test_vllm_is_asked_for_the_new_rows_alone_and_what_it_told_of_the_others_sta
     assert told.shape == (8, 24)
     assert told.isnan().sum(dim=1).tolist() == [0] * 6 + [5, 0]  # nobody sampled the prefix of row 6
     assert told[6, :5].isnan().all()
-    assert (told[~told.isnan()] == -1.5).all()
+    assert (told[3, :4] == -1.5).all()
+    assert (told[3, 4:] == 0).all()  # padding
+    assert (told[[0, 1, 2, 4, 5, 7]] == -1.5).all()
+    assert (told[6, 5:] == -1.5).all()
+
+
+def test_a_rank_answers_for_its_own_rows():
+    rows = [Made({}, None, Prefix([])) for _ in range(4)]
+    history = [SimpleNamespace(made=rows, rewards=torch.zeros(12))]
+    rounds = SimpleNamespace(_own=slice(4, 8), _state=lambda *of: of, _generated=lambda starts, state: starts)
+    answers = {row: Prefix([row]) for row in (3, 4, 6, 7, 8)}
+    starts = Rounds._answered(rounds, answers, history)
+    assert {here: made.prefix.ids for here, made in starts.items()} == {0: [4], 2: [6], 3: [7]}
 
 
 def test_the_tables_of_trl_hold_what_stands_at_last(tmp_path):
@@ -288,6 +323,17 @@ def test_a_group_whose_credit_lies_on_rollouts_that_the_loss_leaves_out_is_excha
     assert not any(TOKENIZER.eos_token_id in r["completion_ids"] for r in read_rollouts(tmp_path, 0))  # all are cut off
     (line,) = [line for line in metrics(run) if "signal/missing_before" in line]
     assert (line["signal/missing_before"], line["signal/exchanged_share"]) == (exchanged, exchanged)
+    assert line["signal/rounds"] == exchanged
+
+
+def test_what_is_imitated_teaches_nothing_where_the_loss_leaves_it_out():
+    rollouts = batch((2,) * 8, rewards=(1.0,) * 8)  # no credit: a weight on the tokens of the prefixes alone
+    ends = [5, 6, 5, 5, 1, 2, 3, 4]  # the last ids
+    rounds = SimpleNamespace(_method=UFT(weight=0.5), _ranks=SimpleNamespace(all=lambda own: own))
+    state = SimpleNamespace(rollouts=rollouts, made=[SimpleNamespace(ids=[7, id]) for id in ends])
+    for stops, taught in ((None, [True, True]), ({6}, [True, False]), ({9}, [False, False])):
+        rounds._stops = stops
+        assert Rounds._signal(rounds, state).tolist() == taught
 
 
 @pytest.mark.parametrize("without_signal", ["keep", "resample"])

@@ -192,7 +192,7 @@ def test_reward_functions_that_return_raise_and_log_what_they_must_not(name, sai
     given = {"log_metric": lambda *_: None, "log_extra": lambda *_: None}
     try:
         with pytest.raises(RewardError) as raised:
-            function.rewards(prompts=["p"] * 3, completions=["a", "b", "c"], **given)
+            function.outcomes(prompts=["p"] * 3, completions=["a", "b", "c"], **given)
     finally:
         function.close()
     assert said in str(raised.value)

@@ -18,6 +18,7 @@ from prefix_rl.prefixes import NO_PREFIX, Prefix
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.seam import credit, ledger
 from prefix_rl.seam.batch import ROW, Planned
+from prefix_rl.seam.means import TokenMeans
 
 NONE = PrefixRFT(horizon=1, end=0.5, high=0.5, tokens="none")
 
@@ -74,13 +75,53 @@ def test_prefixes_in_numbers(ranks):
         assert metrics == {"prefix/rollouts": 0, "prefix/token_share": 0}
 
 
+def micro_batch(prefixes, moving):
+    """Completions of two tokens, of each of which the first so many are prefix; ``moving``: whether the others move."""
+    prefix = torch.arange(2) < torch.tensor(prefixes).unsqueeze(1)
+    return {"completion_mask": torch.ones_like(prefix).long(), "prefix_mask": prefix, "tool_mask": ~prefix & moving}
+
+
 def test_entropies_are_those_of_all_ranks():
     def on(own):
-        entropies, prefix = torch.tensor([[1.0, 3.0], [5.0, 7.0]]) + 8 * own.index, torch.tensor([[True, False]] * 2)
-        return ledger.entropy_metrics(entropies, torch.ones(2, 2, dtype=torch.bool), prefix, own)
+        entropies, metrics = torch.tensor([[1.0, 3.0], [5.0, 7.0]]) + 8 * own.index, {}
+        TokenMeans(metrics, prefixes=True).take(entropies, micro_batch([1, 1], True), own)
+        return metrics
 
-    assert together(1, on) == [{"entropy_prefix": 3.0, "entropy_continuation": 5.0}]
-    assert together(2, on) == [{"entropy_prefix": 7.0, "entropy_continuation": 9.0}] * 2
+    assert together(1, on) == [{"entropy_prefix": [3.0], "entropy_continuation": [5.0]}]
+    assert together(2, on) == [{"entropy_prefix": [7.0], "entropy_continuation": [9.0]}] * 2
+
+
+def test_entropies_are_means_over_tokens_however_a_step_is_cut():
+    def on(own):
+        metrics = {}
+        means = TokenMeans(metrics, prefixes=True)
+        means.take(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), micro_batch([2, 1], True), own)
+        means.take(torch.tensor([[9.0, 7.0]]), micro_batch([1], True), own)
+        first = dict(metrics)
+        metrics.clear()  # as TRL does when it has logged
+        means.take(torch.tensor([[5.0, 6.0]]), micro_batch([1], True), own)
+        return first, metrics
+
+    ((first, then),) = together(1, on)
+    assert first == {"entropy_prefix": [(1 + 2 + 3 + 9) / 4], "entropy_continuation": [(4 + 7) / 2]}
+    assert then == {"entropy_prefix": [5.0], "entropy_continuation": [6.0]}
+
+
+@pytest.mark.parametrize(("moving", "left"), [(True, [0.5, 0.0]), (False, [0.5])])
+def test_a_micro_batch_of_which_nothing_moves_is_not_an_entropy_of_0(moving, left):
+    def on(own):
+        metrics = {"entropy": [0.5, 0.0], "clip_ratio/low_min": [0.0], "entropy_coef": [0.1], "reward": [1.0]}
+        TokenMeans(metrics, prefixes=False).take(torch.zeros(1, 2), micro_batch([0], moving), own)
+        return metrics
+
+    kept = {"clip_ratio/low_min": [0.0]} if moving else {}  # of none there is no least one
+    assert together(1, on) == [{"entropy": left, **kept, "entropy_coef": [0.1], "reward": [1.0]}]
+
+
+def test_prefix_tokens_that_an_extra_objective_moves_are_kept():
+    for name, weight in (("all", 0.5), ("none of them", 0.0)):
+        ((_, metrics),) = together(1, lambda own, w=weight: booked(own, SFTLoss(demonstrations=1, weight=w)))
+        assert metrics["prefix/kept_share"] == (weight > 0), name
 
 
 def test_nothing_stays_of_what_is_off_the_record():

@@ -1,6 +1,6 @@
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -200,6 +200,13 @@ def test_the_budget_leaves_a_token_to_generate():
     assert {len(p.ids) for p in plan(limited, rows(1, 8), step(0, budget=50))} == {20}
 
 
+@pytest.mark.parametrize("method", [PrefixRFT(), PrefixRL(plain=0)], ids=repr)
+def test_a_fraction_that_was_decided_takes_the_place_of_the_draw_and_0_of_it_is_nothing(method):
+    (row,) = groups((0, 0), size=1)
+    found = [method.prefix(replace(row, fraction=share), step()) for share in (0, 0.0001, 0.25)]
+    assert [len(prefix.ids) for prefix in found] == [0, 1, 250]  # of 1,000 tokens; what is not 0 is a token at least
+
+
 # --- Prefix-RFT: credit -----------------------------------------------------------------------------------------------
 
 REWARDS = [1.0, 0.0, 0.0, 1.0]  # the first is prefixed: mu4 = 1/2, mu3 = 1/3
@@ -299,6 +306,11 @@ def test_without_prefixes_prefix_rft_answers_as_dr_grpo():
 def test_contradictions_are_explained(settings, message):
     (fault,) = PrefixRFT(**settings).faults(TRAINING)
     assert message in fault
+
+
+def test_either_part_of_a_contradiction_is_none():
+    for works in ({"prefixed": 8}, {"prefixed": 7, "credit": "unprefixed"}, {"max_prefix_tokens": 99}):
+        assert PrefixRFT(**works).faults(TRAINING) == []
 
 
 # --- PrefixRL: what is injected ---------------------------------------------------------------------------------------
@@ -651,6 +663,7 @@ def test_the_last_settings_that_work():
         LUFFY(demonstrations=7),
         SFTLoss(demonstrations=6),
         SFTLoss(weight=1.5),
+        SFTLoss(schedule="chord", weight=1),
         PrefixRL(low=0.5, high=0.5),
     ):
         assert method.faults(TRAINING) == []

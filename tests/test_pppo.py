@@ -380,6 +380,15 @@ def test_what_continuations_cost(tmp_path, monkeypatch):
     assert made.cost == Cost(8 * 9 + 16 * 5, 0, 8 * 3, (8 * 128 + 2 * 240) * parameters)
 
 
+def test_what_is_whole_is_not_continued_and_costs_nothing_more(tmp_path, monkeypatch):
+    method = dataclasses.replace(CONSTANT, share=1.0)
+    made = trainer(tmp_path, method, reward=lambda completions, **k: [float(i % 2) for i in range(len(completions))])
+    Engine(monkeypatch)
+    generation(made)
+    parameters = sum(p.numel() for p in made.model.parameters())
+    assert made.cost == Cost(8 * 9, 0, 8 * 9, 8 * 128 * parameters)
+
+
 def test_vllm_is_asked_for_one_continuation_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(grpo_trainer, "VLLMGeneration", FakeEngine)
     for share, kept in ((0.4, 1), (1.0, 0)):  # answers of 3 tokens; a whole one is asked for all the same

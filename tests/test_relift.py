@@ -194,10 +194,13 @@ def test_supervised_batches_take_turns_with_rollouts_and_keep_the_policys_metric
     assert not any(prefixed for step in (0, 2, 4) for _, prefixed in shown[step])
     logs = [log for log in made.state.log_history if "loss" in log]
     misleading = ("reward", "reward_std", "frac_reward_zero_std", "rewards/failing/mean", "reward_with_prefix",
-                  "reward_without_prefix", "completions/mean_length", "completions/clipped_ratio")  # fmt: skip
+                  "reward_without_prefix", "completions/mean_length", "completions/clipped_ratio", "entropy",
+                  "entropy_continuation", "clip_ratio/low_mean", "clip_ratio/low_min")  # fmt: skip
     for step, log in enumerate(logs):
         assert [key in log for key in misleading] == [step % 2 == 0] * len(misleading)
         assert log["prefix/rollouts"] == 8 * (step % 2)
+        assert ("entropy_prefix" in log) == (step % 2 == 1)
+        assert log.get("prefix/kept_share") == (1.0 if step % 2 else None)
     assert [log["method/buffer"] for log in logs] == [2, 0, 2, 0, 2]
     assert [log["method/demonstrations_used"] for log in logs] == [0, 1, 0.5, 1, 4 / 6]
 

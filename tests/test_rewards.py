@@ -32,7 +32,7 @@ from prefix_rl.train import train
 TOKENIZER = byte_level_bpe()
 LAB = Path(__file__).parents[1] / "recipes" / "lab" / "prefix_rft.yaml"
 MODULE = """
-import asyncio, os, time
+import asyncio, os, signal, time
 
 def length(completions, **columns):
     return [float(len(c)) for c in completions]
@@ -55,7 +55,8 @@ def none(completions, **columns):
 
 def tells(completions, log_extra, log_metric, trainer_state, **columns):
     log_extra("length", [len(c) for c in completions])
-    log_metric("step", trainer_state.global_step)
+    for name in ("global_step", "max_steps", "epoch"):
+        log_metric(name, getattr(trainer_state, name))
     return [0] * len(completions)
 
 async def later(completions, **columns):
@@ -81,7 +82,7 @@ def some(completions, log_extra=None, log_metric=None, **columns):
         os._exit(3)
     if log_extra:
         log_extra("length", [len(c) for c in completions])
-        log_metric("count", len(completions))
+        log_metric("letters", len("".join(completions)))
     if "raise" in completions:
         raise ValueError("no such thing")
     return [float(len(c)) for c in completions]
@@ -101,7 +102,13 @@ def text(completions, **columns):
 def infinite(completions, **columns):
     return [float("inf")] * len(completions)
 
+def seconds_left(completions, **columns):
+    return [signal.getitimer(signal.ITIMER_REAL)[0]] * len(completions)
+
 def takes_nothing(answer):
+    return []
+
+def by_place(completions, /, **columns):
     return []
 
 NUMBER = 3
@@ -147,7 +154,7 @@ def own():
 
     def make(name, **limits):
         path = f"my_rewards.own.{name}"
-        made.append(Function(path, find(path), **limits))
+        made.append(Function(path, find(path), **{"deadline": 5.0, "memory_mb": 2048, **limits}))
         return made[-1]
 
     yield make
@@ -183,7 +190,7 @@ def test_what_it_logs_in_its_process_is_logged_here(own):
     state = SimpleNamespace(global_step=7, max_steps=9, epoch=0.5)
     made = call(own("tells"), "a", "bc", log_extra=found.__setitem__, log_metric=found.__setitem__, trainer_state=state)
     assert made == [0.0, 0.0]
-    assert found == {"length": [1, 2], "step": 7}
+    assert found == {"length": [1, 2], "global_step": 7, "max_steps": 9, "epoch": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -197,11 +204,9 @@ def test_what_it_logs_in_its_process_is_logged_here(own):
     ],
 )  # fmt: skip
 def test_what_goes_wrong_in_it_is_kept_and_told(own, name, message):
-    function = own(name, memory_mb=256)
+    function = own(name, memory_mb=600)
     assert call(function, "a", "b") == [0.0, 0.0]
     assert message in function.fault.what
-    with pytest.raises(RewardError):
-        function.rewards(prompts=["?", "?"], completions=["a", "b"])
 
 
 def test_a_function_that_hangs_is_ended_at_its_deadline(own):
@@ -221,9 +226,9 @@ def test_the_completions_that_a_function_is_late_or_dies_on_are_found_and_get_no
     assert function.fault is None
     assert extra == {"length": [3, None, 1, None]}
     name = "rewards/my_rewards.own.some"
-    assert metrics == {"count": 1.0, f"{name}/timeout": 0.25, f"{name}/crash": 0.25}
+    assert metrics == {"letters": 2.0, f"{name}/timeout": 0.25, f"{name}/crash": 0.25}
     assert call(function, "abc", "a", **given) == [3.0, 1.0]  # and the next call is whole again
-    assert metrics["count"] == 2
+    assert metrics["letters"] == 4
 
 
 def test_one_that_raises_when_called_alone_stops_all_the_same(own):
@@ -237,7 +242,11 @@ def test_a_function_that_loses_every_completion_is_explained(own, late):
     call(function, "die", "hang")
     assert "gave no reward: its process did not answer within 120 s" in function.fault.what
     assert "called for each of the 2 completions alone, it was late on 1 and died on 1" in function.fault.what
-    assert any("reward.deadline = 60 s is for one completion" in line for line in function.fault.faults)
+    first, second, _ = function.fault.faults
+    assert "reward.deadline = 60 s is for one completion" in first
+    assert second == "reward.memory_mb = 2048 MiB is what its process may take"
+    call(function, "die")
+    assert "its process ended (status 3): it was late on 0 and died on 1." in function.fault.what
 
 
 def test_a_lost_completion_is_a_verdict_of_its_own(late):
@@ -246,7 +255,14 @@ def test_a_lost_completion_is_a_verdict_of_its_own(late):
     assert [verdict.outcome for verdict in by.judge(samples)] == ["right", "timeout", "crash", "wrong"]
     with pytest.raises(RewardError, match="gave no reward"):
         by.judge(samples[1:3])
+    assert by.grade(samples[2:3]) == ["crash"]  # of one alone nobody can say that the function loses all
     by.close()
+
+
+def test_its_process_ends_by_itself_after_twice_the_deadline_and_a_second(own):
+    first, second = call(own("seconds_left", deadline=100), "a", "b")
+    assert first == second
+    assert 300 < first <= 401  # a call for two has twice the time; it runs out late, so that the trainer is first
 
 
 def test_memory_that_is_allowed_is_there(own):
@@ -321,6 +337,7 @@ def faults_of(*overrides):
         ("my_rewards.broken.length", "'my_rewards.broken' cannot be imported (ZeroDivisionError: division by zero)"),
         ("my_rewards.own.NUMBER", "'NUMBER' is a int, not a function"), ("my_rewards.own.Reward", "is a type, not a"),
         ("my_rewards.own.takes_nothing", "takes answer, and not completions"),
+        ("my_rewards.own.by_place", "takes arguments by position"),
     ],
 )  # fmt: skip
 def test_a_function_that_cannot_be_used_is_a_fault_of_the_recipe(name, message):

@@ -1,5 +1,8 @@
 """The reward ``code``: what a program earns, and what it cannot do."""
 
+import shutil
+import subprocess
+
 import pytest
 
 from prefix_rl.rewards import code
@@ -46,10 +49,32 @@ def test_limits_of_time_memory_and_files(monkeypatch):
     monkeypatch.setattr(code, "SECONDS", 1.0)
     assert run("while True: pass", "") is None
     assert run("import time; time.sleep(60)", "") is None
-    assert run("x = bytearray(2**30)", "") is None
+    assert run("x = bytearray(2**29)", "") is None
     assert run("x = bytearray(2**20); print(len(x))", "") == "1048576\n"  # control
     assert run("open('x', 'wb').write(bytes(2**22))", "") is None
     assert run("print(open('x', 'wb').write(bytes(2**10)))", "") == "1024\n"  # control
+
+
+def test_what_a_program_is_given():
+    said = """
+import os, resource
+for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE):
+    print(*resource.getrlimit(limit))
+print(os.path.expanduser("~") == os.getcwd() == os.environ["TMPDIR"], len(os.environ) <= 5)  # Python adds LC_CTYPE
+try:
+    import yaml  # stands beside this package
+except ImportError:
+    print("the standard library alone")
+"""
+    assert run(said, "").splitlines() == [
+        "536870912 536870912", "2 2", "1048576 1048576", "64 64", "0 0", "True True", "the standard library alone"
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="the command unshare is not there")
+def test_whether_a_network_can_be_taken_is_what_the_system_says():
+    can = subprocess.run(["unshare", "--user", "--net", "true"], capture_output=True).returncode == 0
+    assert networks_can_be_taken() is can
 
 
 def test_no_network_where_the_kernel_lets_a_process_say_so():

@@ -192,6 +192,13 @@ def by_hand(start, recipe, optimizer, rates, norm=math.inf, step_of=None):
     return torch.cat([found[name].flatten() for name in sorted(found)])
 
 
+def test_shares_of_the_stage_lie_between_0_and_1(start):
+    for setting in ({"warmup": 1.5}, {"min_lr": -0.1}):
+        with pytest.raises(RecipeError, match=r"must be a number in \[0, 1\]"):
+            recipe_for(start, **setting)
+    assert recipe_for(start, warmup=1, min_lr=0).method.supervised.warmup == 1
+
+
 def token_mean(losses):
     return sum(sum(row) for row in losses) / sum(len(row) for row in losses)
 

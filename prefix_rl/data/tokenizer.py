@@ -71,8 +71,8 @@ def has_tokenizer(folder: Path) -> bool:
 def looks_like_a_path(name: str) -> bool:
     """True if a name can only be a folder's: names on the hub are ``name`` or ``owner/name``.
 
-    >>> looks_like_a_path("runs/mine/final"), looks_like_a_path("./mine"), looks_like_a_path("Qwen/Qwen3-8B")
-    (True, True, False)
+    >>> [looks_like_a_path(name) for name in ("runs/mine/final", "./mine", "~/mine", "Qwen/Qwen3-8B")]
+    [True, True, True, False]
     """
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith("/")
 

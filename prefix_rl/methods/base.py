@@ -93,8 +93,8 @@ class Method:
 
         Context is in no term of TRL's loss (surrogate, KL, entropy bonus) and in no ratio of a sequence. The normalizer
         of ``loss_type = dr_grpo`` is a constant; one of another loss type that counts tokens counts those that move.
-        Rollouts that ``mask_truncated_completions`` leaves out have no tokens here and in :meth:`weights`; elsewhere
-        they are whole.
+        Rollouts that ``mask_truncated_completions`` leaves out have no tokens here, in :meth:`weights` and in
+        :meth:`scale`, so that no mean over tokens counts them, as none of TRL's does; elsewhere they are whole.
 
         ``entropies`` are those of the policy that generated, in nats, on prefix tokens; NaN elsewhere. They are there
         if the method needs them.

@@ -67,8 +67,8 @@ class PPPO(Method):
     normalize: bool = True
     """Divide credit by the standard deviation of the group."""
     normalizer: Literal["tokens", "constant"] = "tokens"
-    """tokens: the loss is a mean over all tokens of the batch (the paper). constant: Dr.GRPO's rollouts x
-    max_completion_length."""
+    """tokens: the loss is a mean over all tokens of the batch (the paper), but for rollouts that it leaves out.
+    constant: Dr.GRPO's rollouts x max_completion_length."""
 
     _read_with: ClassVar = dict.fromkeys(("step", "most", "compare", "patience"), ("progressive", (True,)))
     """Settings that say nothing beside other values (:mod:`.idle`)."""
@@ -134,7 +134,7 @@ class PPPO(Method):
     def scale(self, rollouts: Rollouts) -> float:
         if self.normalizer == "constant":
             return 1.0
-        # undoes the constant normalizer of dr_grpo, and divides by the tokens of the batch
+        # undoes the constant normalizer of dr_grpo, and divides by the tokens of the rollouts that the loss takes
         constant = len(rollouts.rewards) * rollouts.step.max_completion_length
         return constant / max(int(rollouts.completion_mask.sum()), 1)
 

@@ -163,7 +163,7 @@ class Function:
     all_lost = False
     """True if the last call lost every completion to the deadline or a crash. Other ranks may have lost none."""
 
-    def __init__(self, name: str, function: Callable[..., Any], deadline: float = 5.0, memory_mb: int = 2048):
+    def __init__(self, name: str, function: Callable[..., Any], deadline: float, memory_mb: int):
         self.name, self.function, self.deadline, self.memory_mb = name, function, deadline, memory_mb
         self.__name__ = logged_as(name)
         self._process = None if getattr(function, "in_process", False) else Process(name, memory_mb)
@@ -181,17 +181,6 @@ class Function:
                 log(f"rewards/{self.__name__}/{outcome}", count / len(values))
         if self.all_lost:
             self.fault = self.lost_all(values)
-        return [0.0 if isinstance(value, Outcome) else value for value in values]
-
-    def rewards(self, **given: Any) -> list[float | None]:
-        """Rewards, one for each completion; 0 for a completion that was lost to the deadline or a crash.
-
-        Raises:
-            RewardError: if the function raises, returns something other than rewards, or loses all completions.
-        """
-        values = self.outcomes(**given)
-        if self.all_lost:
-            raise self.lost_all(values)
         return [0.0 if isinstance(value, Outcome) else value for value in values]
 
     def outcomes(self, **given: Any) -> list[float | Outcome | None]:

@@ -165,14 +165,13 @@ def called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float
     Raises:
         TypeError: if it returns something else.
     """
-    count = len(given["completions"]) if "completions" in given else None  # before it can empty the list
+    count = len(given["completions"])  # before it can empty the list
     made = function(
         **{**given, **{name: partial(_LOGGED[name], given[name], count) for name in LOGS if given.get(name)}}
     )
     if inspect.iscoroutine(made):
         made = asyncio.run(made)
     made = made.tolist() if hasattr(made, "tolist") else made
-    count = len(made) if count is None else count
     if not isinstance(made, list | tuple) or len(made) != count:
         what = f"{len(made)} values" if isinstance(made, list | tuple) else f"a {type(made).__name__}"
         raise TypeError(
@@ -187,15 +186,15 @@ def called(function: Callable[..., Any], given: Mapping[str, Any]) -> list[float
     return found
 
 
-def _log_metric(log: Callable[..., Any], count: int | None, name: str, value: float) -> None:
+def _log_metric(log: Callable[..., Any], count: int, name: str, value: float) -> None:
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(name, str) or not isinstance(value, Real):
         raise TypeError(f"log_metric({name!r}, {value!r}): it takes a name and a number")
     log(name, value)
 
 
-def _log_extra(log: Callable[..., Any], count: int | None, name: str, values: Sequence[Any]) -> None:
-    if not isinstance(name, str) or not isinstance(values, list | tuple) or len(values) != (count or len(values)):
+def _log_extra(log: Callable[..., Any], count: int, name: str, values: Sequence[Any]) -> None:
+    if not isinstance(name, str) or not isinstance(values, list | tuple) or len(values) != count:
         what = f"{len(values)} values" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
         raise TypeError(f"log_extra({name!r}, {what}): it takes a name and a list of one value for each of {count}")
     log(name, list(values))

@@ -32,7 +32,7 @@ class Credit:
         cls, method: Method, rollouts: Rollouts, entropies: torch.Tensor | None, whole: Rollouts | None = None,
         kept: torch.Tensor | None = None,
     ) -> Credit:  # fmt: skip
-        """The method's answers: advantages and scale from the ``whole`` rollouts, tokens and weights from those in the
+        """The method's answers: advantages from the ``whole`` rollouts; tokens, weights and scale from those in the
         loss.
 
         Where not all groups are ``kept (P,)``, it answers as if the others were not there, and nothing of those moves.
@@ -51,8 +51,7 @@ class Credit:
                 scale = found.scale
             return cls(*spread, scale)
         moving = method.update_mask(rollouts, entropies) & rollouts.completion_mask
-        whole = whole or rollouts
-        return cls(method.advantages(whole), method.weights(rollouts), moving, method.scale(whole))
+        return cls(method.advantages(whole or rollouts), method.weights(rollouts), moving, method.scale(rollouts))
 
     def within(self, mask: torch.Tensor) -> Credit:
         """The same decisions, of which those outside of the mask ``(B, T)`` move nothing."""

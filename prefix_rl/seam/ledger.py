@@ -112,7 +112,8 @@ def prefix_metrics(rollouts: Rollouts, planned: Planned, credit: Credit) -> dict
     if here.any():
         found["prefix/length"] = planned.lengths[here].float().mean()
         found["prefix/fraction"] = rollouts.fractions[here].mean()
-        found["prefix/kept_share"] = (credit.moving & rollouts.prefix_mask).sum() / tokens.clamp(min=1)
+        moved = credit.moving | (credit.weights != 0)  # by the surrogate, or by an extra objective
+        found["prefix/kept_share"] = (moved & rollouts.prefix_mask).sum() / tokens.clamp(min=1)
         continuation = rollouts.continuation_mask & here.unsqueeze(1)
         if continuation.any():
             found["prefix/continuation_advantage"] = credit.advantages[continuation].mean()
@@ -126,21 +127,6 @@ def hint_metrics(hints: Planned) -> dict[str, float]:
     if here.any():
         found |= {"hint/length": float(hints.lengths[here].float().mean()),
                   "hint/fraction": float(hints.fractions[here].mean())}  # fmt: skip
-    return found
-
-
-def entropy_metrics(
-    entropies: torch.Tensor, mask: torch.Tensor, prefix_mask: torch.Tensor, ranks: Ranks
-) -> dict[str, float]:
-    """The mean entropy of the prefix and of the continuation tokens of a micro-batch, over all ranks."""
-    parts = (mask & prefix_mask, mask & ~prefix_mask)
-    sums = torch.stack([part_sum for part in parts for part_sum in ((entropies * part).sum(), part.sum())])
-    prefix_sum, prefix_count, continuation_sum, continuation_count = ranks.sums(sums)
-    found = {}
-    if prefix_count:
-        found["entropy_prefix"] = prefix_sum / prefix_count
-    if continuation_count:
-        found["entropy_continuation"] = continuation_sum / continuation_count
     return found
 
 

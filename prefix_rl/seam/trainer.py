@@ -36,7 +36,7 @@ from ..safety.updates import FiniteUpdates
 from ..speed.forward import Encoder, transformers_model
 from ..speed.order import SHARE, may_reorder, regrouped
 from ..speed.settings import Speed
-from . import checks, credit, ledger, planning, resume, scores, vllm
+from . import checks, credit, ledger, means, planning, resume, scores, vllm
 from .batch import COPY, ROW, Forward, GenerationBatch, Sampled, Slot
 from .deciding import Deciding
 from .helping import settled
@@ -101,6 +101,7 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
         )  # fmt: skip
         self._inner_of = partial(transformers_model, unwrap=self.accelerator.unwrap_model)
         self._generating = vllm.generating(self, self._ranks)
+        self._means = means.TokenMeans(self._metrics["train"], method.needs.prefixes)
         self._saved.attach(self, budget)
 
     @property
@@ -207,9 +208,7 @@ class PrefixTrainer(FiniteUpdates, GRPOTrainer):
                 added = kl * inputs[SCALE] + (0.0 if extra is None else extra * inputs.get(EXTRA_SCALE, 1.0))
                 loss = loss * inputs[SCALE] + added / self.current_gradient_accumulation_steps
                 loss = loss * inputs.get(SHARE, 1.0)
-                if self.method.needs.prefixes:
-                    told = forward.found[1].detach(), inputs["completion_mask"].bool(), inputs["prefix_mask"]
-                    self._log(ledger.entropy_metrics(*told, self._ranks))
+                self._means.take(forward.found[1].detach(), inputs, self._ranks)
         return loss
 
     # --- around these: the fast path, metrics, checkpoints ------------------------------------------------------------
