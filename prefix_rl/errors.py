@@ -127,7 +127,7 @@ _IN_WORDS = re.compile(
 
 
 def disk_error(error: BaseException) -> str | None:
-    """What to say of an error that the system gave for a file or a folder, whichever library met it; None if it did not.
+    """What to say of an error that the system gave for a file or a folder, whichever library met it; None for another.
 
     >>> disk_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "runs/a/metrics.jsonl"))[:60]
     'runs/a/metrics.jsonl: No such file or directory. It, or the '

@@ -1,8 +1,8 @@
 """What may never end, or end the process in which it runs, is first tried in a process of its own.
 
-A pattern, a chat template and the module of somebody else are programs. Here one of them runs where it can be ended, with
-a limit of time and of memory; what is said of it afterwards is only whether it came to an end by itself. What it makes,
-and what is wrong with it otherwise, is seen by who uses it next.
+A pattern, a chat template and the module of somebody else are programs. Here one of them runs where it can be ended,
+with a limit of time and of memory; what is said of it afterwards is only whether it came to an end by itself. What it
+makes, and what is wrong with it otherwise, is seen by who uses it next.
 """
 
 from __future__ import annotations
