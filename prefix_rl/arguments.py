@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .data.tokenizer import load_tokenizer
 from .errors import DataError, RecipeError, at_most
+from .rewards.grading import gold_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +51,7 @@ def demonstrations_and_answers(dataset: Dataset) -> tuple[Sequence[Sequence[str 
             at_most(wrong, 5),
         )
     answers = dataset["answer"][:] if "answer" in columns else [None] * count
-    return [row or [] for row in given], ["" if answer is None else str(answer) for answer in answers]
+    return [row or [] for row in given], [gold_text(answer) for answer in answers]
 
 
 def _text_of(demonstration: object) -> str | None:

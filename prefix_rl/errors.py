@@ -116,6 +116,45 @@ def full_disk(error: BaseException) -> str | None:
     return None
 
 
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ELOOP, errno.ENOTCONN}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY}
+_OTHERS = {errno.EIO, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EINVAL, errno.ETIMEDOUT, errno.EREMOTEIO}
+_IN_WORDS = re.compile(
+    r"No such file or directory|Not a directory|Permission denied|Read-only file system|Input/output error|"
+    r"(?:Parent directory|File|file) (\S+) (?:does not exist|cannot be opened)|Stale file handle|Is a directory"
+)
+"""As libraries that are not written in Python say it, which raise errors of their own (torch, safetensors, Arrow)."""
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What to say of an error that the system gave for a file or a folder, whichever library met it; None for another.
+
+    >>> disk_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "runs/a/metrics.jsonl"))[:60]
+    'runs/a/metrics.jsonl: No such file or directory. It, or the '
+    """
+    if told := full_disk(error):
+        return told
+    for met in chain_of(error):
+        code, where = getattr(met, "errno", None), getattr(met, "filename", None)
+        words = _IN_WORDS.search(str(met)) if not isinstance(met, OSError) or code is None else None
+        if isinstance(met, OSError) and code in _GONE | _REFUSED | _OTHERS and where is not None:
+            what = f"{where}: {met.strerror}"
+        elif words:
+            code, what = errno.ENOENT if "exist" in words[0] or "No such" in words[0] else None, str(met).strip()[:300]
+        else:
+            continue
+        if code in _GONE:
+            return (
+                f"{what}. It, or the folder that it stands in, is not there, or was taken away while the command used "
+                "it. See that it is there and stays there, and give the same command again: what is whole is kept"
+            )
+        return (
+            f"{what}. Give the right to read and write there, or name another place, and give the same command again: "
+            "what is whole is kept"
+        )
+    return None
+
+
 def unavailable(what: str, error: Exception) -> DataError:
     """The error of something that could not be loaded: :class:`UnreachableError` if the hub could not be asked for it.
 

@@ -22,7 +22,7 @@ from .parts import whole
 from .progress import bar
 from .rewards import second
 from .rewards.equality import Rules
-from .rewards.grading import VERSION, Outcome, Verdict
+from .rewards.grading import VERSION, Outcome, Verdict, gold_text
 from .rewards.workers import Grader
 
 KNOWN = {
@@ -224,7 +224,7 @@ def _row(place: str, raw: dict, names: dict[str, str]) -> tuple[Row | None, list
             )
     if faults:
         return None, [f"{place}: {fault}" for fault in faults]
-    return Row(place, text, str(gold), start or 0, raw.get("id", raw.get("problem_id")), raw.get("outcome")), []
+    return Row(place, text, gold_text(gold), start or 0, raw.get("id", raw.get("problem_id")), raw.get("outcome")), []
 
 
 def _content(completion: object) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partialmethod
 
 from . import status
-from .errors import UserError, full_disk, printable
+from .errors import UserError, disk_error, printable
 
 LINE_SECONDS = 30.0
 """Between two lines about the same thing, where nobody looks."""
@@ -138,7 +138,7 @@ def run_or_explain(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if (told := full_disk(error)) is None:
+        if (told := disk_error(error)) is None:
             raise
         say(f"error: {told}")
         return 2

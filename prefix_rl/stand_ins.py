@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import StackError, nearest
+from .trials import tried
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, TrainingArguments
@@ -274,15 +272,15 @@ def _adapters(recipe: Recipe, model) -> None:
         )
 
 
-_MATCHING = "import json, re, sys; pattern, names = json.load(sys.stdin); [re.fullmatch(pattern, n) for n in names]"
+_MATCHING = """
+import re
+pattern, names = given
+for name in names:
+    re.fullmatch(pattern, name)
+"""
 
 
 def _refuse_endless(pattern: str, names: list[str], seconds: float = 10) -> None:
-    """Refuses a regular expression that takes very long on a module's name: tried where it can be killed."""
-    given = json.dumps([pattern, names])
-    try:
-        subprocess.run(
-            [sys.executable, "-I", "-c", _MATCHING], input=given.encode(), capture_output=True, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"the pattern {pattern} did not come to an end on the names of the modules") from None
+    """Refuses a regular expression that takes very long on a module's name: tried where it can be ended."""
+    if how := tried(_MATCHING, [pattern, names], seconds, mib=1024):
+        raise ValueError(f"the pattern {pattern} {how} on the names of the modules")

@@ -10,14 +10,17 @@ import shutil
 
 import hostile_files as files
 import pytest
-from hostile import CASES, SEED, Outcomes, cpu_budget
+import vanishing
+from hostile import CASES, COMPLETED_ROWS, GOOD_ROWS, SEED, Outcomes, cpu_budget
 
 from prefix_rl import checkpoints
+from prefix_rl.cli import app
 from prefix_rl.collecting.collect import collect, import_file
 from prefix_rl.data.traces import TraceStore
 from prefix_rl.errors import CheckpointError, DataError
 from prefix_rl.evaluation.compare import compare_folders, rows_of
 from prefix_rl.evaluation.evaluate import evaluate, grade_again
+from prefix_rl.progress import run_or_explain
 from prefix_rl.recipe import load_run
 from prefix_rl.reports.report import report
 from prefix_rl.reports.watch import Watched
@@ -253,6 +256,75 @@ def test_samples_of_which_nothing_says_how_they_were_drawn_are_set_aside(made, t
     evaluate(str(folder), overrides=["evaluation.samples=2"])
     assert f"no settings.json says how they were drawn; they go to {folder / 'earlier-1'}" in capsys.readouterr().err
     assert (folder / "earlier-1" / "samples" / "lab" / "00000.parquet").is_file()
+
+
+# --- folders that go away ---------------------------------------------------------------------------------------------
+
+
+def _commands(made, work, out):
+    """Commands that write into a folder, by name."""
+    for name, rows in (("rows", GOOD_ROWS), ("completed", COMPLETED_ROWS)):
+        (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, small = str(made / "run"), files.SMALL
+    return {
+        "prepare": ["prepare", str(work / "rows.jsonl"), "--output", str(out / "x.jsonl"), "--workers", "1"],
+        "grade": ["grade", str(work / "completed.jsonl"), "--output", str(out / "g.jsonl"), "--workers", "1"],
+        "train": ["train", str(LAB / "prefix_rft.yaml"), *small, f"output.dir={out}", "training.max_steps=2"],
+        "evaluate": ["evaluate", run, "evaluation.samples=2", "--output", str(out)],
+        "collect": ["collect", str(LAB / "prefix_rl.yaml"), *small, "--output", str(out), "--k", "2", "--cap", "4"],
+        "report": ["report", run, "--output", str(out)],
+        "compare": ["compare", run, run, "--output", str(out / "c.json")],
+        "schedule": ["schedule", str(LAB / "prefix_rft.yaml"), *small, "--plot", str(out / "s.png")],
+        "tiny": ["tiny", str(out)],
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["prepare", "grade", "train", "evaluate", "collect", "report", "compare", "schedule", "tiny"]
+)
+def test_a_folder_that_goes_away_while_a_command_writes_into_it_is_told(made, tmp_path, capsys, name):
+    rng, ways = random.Random(f"{SEED} {name}"), (vanishing.removed, vanishing.replaced, vanishing.parent_replaced)
+    for how, at in [*zip(ways, (rng.randrange(40), 0, 1), strict=True)] + [
+        (rng.choice(ways), rng.randrange(80)) for _ in range(MANY // 30)
+    ]:
+        work = tmp_path / f"{how.__name__}{at}"
+        out = work / "inside" / "out"
+        out.mkdir(parents=True)
+        arguments = _commands(made, work, out)[name]
+        with vanishing.vanishing(out, at, how) as folder, cpu_budget():
+            status = run_or_explain(lambda arguments=arguments: app(arguments, standalone_mode=False))
+        said = capsys.readouterr().err
+        if folder.happened and how is not vanishing.removed:  # one that is only removed may be made again
+            assert status == 2
+        assert status == 0 or (status == 2 and str(out.parent) in said.partition("error: ")[2]), said
+        assert "Traceback" not in said
+
+
+def test_an_error_of_no_file_stays_one_with_its_traceback():
+    for error in (ValueError("No"), OSError("of no kind"), ConnectionResetError(104, "reset"), KeyError("x")):
+        with pytest.raises(type(error)):
+            run_or_explain(lambda error=error: _raise(error))
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "runs/a"), PermissionError(13, "Permission denied", "runs/a"),
+        RuntimeError("Parent directory runs/a does not exist."), OSError(5, "Input/output error", "runs/a"),
+        ValueError("Error while serializing: I/O error: No such file or directory (os error 2) runs/a"),
+        OSError(30, "Read-only file system", "runs/a"), OSError("Unable to open runs/a: Stale file handle"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_errors_of_the_system_are_told_whichever_library_met_them(error, capsys):
+    assert run_or_explain(lambda: _raise(error)) == 2
+    said = capsys.readouterr().err
+    assert "runs/a" in said
+    assert "give the same command again: what is whole is kept" in said
 
 
 # --- trace stores -----------------------------------------------------------------------------------------------------

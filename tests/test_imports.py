@@ -14,7 +14,7 @@ LAYERS = [
     CORE,
     {"rollouts", "controllers"},
     {"errors", "progress", "status", "documents", "fields", "grpo_fields", "yaml12", "includes", "parts",
-     "options", "safety.settings", "safety.finite"},
+     "options", "safety.settings", "safety.finite", "trials"},
     {"methods.stage", "methods.needs", "methods.cutting"},
     {"methods.base", "methods.imitation"},
     {"methods.combined"},

@@ -11,7 +11,7 @@ from prefix_rl.lab.tiny import CHAT_TEMPLATE
     ("template", "said"),
     [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than 5 seconds"),
-        ("{{ 'a' * 10**11 }}", "takes more than 1024 MiB"),
+        ("{{ 'a' * 10**11 }}", "takes more than 1,024 MiB"),
         ("{{ 'a' * 10000001 }}", "makes more than 10,000,000 characters"),
     ],
 )

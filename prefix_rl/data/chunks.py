@@ -7,6 +7,7 @@ as finished once they exist. Each file appears as a whole (:mod:`~prefix_rl.part
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -113,18 +114,23 @@ def working(output: Path, plan: dict) -> Iterator[Chunks]:
         try:
             yield Chunks(folder)
         except DataError:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # it may have been taken away, or be another's now
             raise
         except parts.Damaged as error:
             told = f"{error.path} is damaged: {error}. Remove {folder}, and the command begins anew"
             raise DataError(told) from error
         except OSError as error:
             raise DataError(
-                f"{error.filename or folder}: {error.strerror or error}. What is done so far stands in {folder}; make "
-                "room, or give back the right to read and write, and the same command goes on"
+                f"{error.filename or folder}: {error.strerror or error}. "
+                + (
+                    f"What is done so far stands in {folder}; make room, or give back the right to read and write, and "
+                    "the same command goes on"
+                    if folder.is_dir() and error.errno not in (errno.ENOENT, errno.ENOTDIR)
+                    else f"{folder} was taken away while the command worked in it; the same command begins anew"
+                )
             ) from error
         else:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _belong_to(folder: Path, plan: dict) -> None:

@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..errors import DataError, nearest
-from ..rewards.grading import final_answer
+from ..rewards.grading import final_answer, gold_text
 from .texts import clean, squeezed
 from .turns import Chat, chat, is_chat
 
@@ -93,10 +93,10 @@ def normalize(row: dict, columns: dict[str, str]) -> dict:
         worked, answer = _text(answer), final_answer(answer)
     elif answer is None and isinstance(published, str):
         answer = final_answer(published)
-    solutions, pair = _solutions(row, str(answer))
+    solutions, pair = _solutions(row, gold_text(answer))
     made |= _asked(row, pair, bool(solutions))
     if not solutions and worked is not None:
-        solutions = [d for d in [worked] if not _is_bare(d, str(answer))]
+        solutions = [d for d in [worked] if not _is_bare(d, gold_text(answer))]
     if answer is not None:
         made["answer"] = _answer(answer) if isinstance(answer, str) else answer
     made["demonstrations"] = solutions or made.pop("last", [])

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError, at_most
 from ..prefixes import AnswerGuard, uniform
 from ..rewards.functions import gold_of
-from ..rewards.grading import Outcome
+from ..rewards.grading import Outcome, gold_text
 from ..rewards.workers import Grader
 from .columns import with_chat
 from .sources import ENOUGH_FAULTS, read
@@ -213,7 +213,7 @@ def problem_of(row: dict, number: int, place: str, columns: bool = False) -> Pro
     return Problem(
         id=str(number if row.get("id") is None else row["id"]),
         text=asked.text if asked else str(row["problem"]),
-        answer="" if row.get("answer") is None else str(row["answer"]).strip(),
+        answer=gold_text(row.get("answer")).strip(),
         demonstrations=tuple(d for d in _demonstrations(row) if d["text"].strip()),
         place=place,
         turns=() if asked is None or asked.plain else asked.asked,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..rewards.functions import needed
+from ..rewards.grading import gold_text
 from . import duplicates
 from .chunks import Chunks, as_line
 from .columns import check_columns, further_columns, normalize, unread_columns
@@ -122,7 +123,7 @@ def _checked(
         faults = [what.partition("; there are")[0] for what in wrong]
         funnel.drop("check", faults[0], named, count, faults=faults, columns=list(raw))
         return None
-    answer = "" if row.get("answer") is None else str(row["answer"])
+    answer = gold_text(row.get("answer"))
     row = {"place": place, **row, "id": str(row["id"]), "answer": answer, "problem": str(row["problem"])}
     if columns:
         row["columns"] = columns

@@ -10,11 +10,18 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import DataError, at_most, nearest, unavailable
 from ..parts import pyarrow_damage
+
+if TYPE_CHECKING:
+    from pyarrow import DataType, Field, Schema
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 LONGEST_LINE = 64 * 2**20
@@ -131,7 +138,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
     while True:
         try:
             batch = next(batches, None)
-            rows = None if batch is None else batch.to_pylist()
+            rows = None if batch is None else list(as_written(batch.to_pylist(), batch.schema))
         except damage as error:
             raise DataError(f"{path} is damaged after row {number}: {error}; get it anew") from error
         if rows is None:
@@ -139,6 +146,42 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict]]:
         for row in rows:
             number += 1
             yield f"{path}, row {number}", row
+
+
+def as_written(rows: Iterable[dict], schema: Schema | Sequence[Field]) -> Iterator[dict]:
+    """Rows of Arrow, with each number as it was written: 0.1 of a column of 32 bits is 0.1, not 0.10000000149011612,
+    and a decimal number is an integer or a float, or its text where a float has too few digits for it.
+    """
+    rounded = {field.name: field.type for field in schema if _is_rounded(field.type)}
+    for row in rows:
+        yield row | {name: _number(row[name], kind) for name, kind in rounded.items()} if rounded else row
+
+
+def _inner(kind: DataType) -> dict[str, DataType]:
+    """The types inside of a type, by their names: those of an object, of a list's items, of repeated values."""
+    if hasattr(kind, "value_type"):
+        return {"": kind.value_type}
+    return {field.name: field.type for field in map(kind.field, range(kind.num_fields))}
+
+
+def _is_rounded(kind: DataType) -> bool:
+    return str(kind).startswith(("float", "halffloat", "decimal")) or any(map(_is_rounded, _inner(kind).values()))
+
+
+def _number(value: Any, kind: DataType) -> Any:
+    inner = _inner(kind)
+    if isinstance(value, dict):
+        return {name: _number(one, inner[name]) for name, one in value.items()}
+    if isinstance(value, list):
+        return [one if isinstance(one, tuple) else _number(one, inner[""]) for one in value]  # tuples are a map's
+    if "" in inner:
+        return _number(value, inner[""])
+    if isinstance(value, float) and str(kind) != "double":
+        return float(str((np.float16 if str(kind) == "halffloat" else np.float32)(value)))
+    if isinstance(value, Decimal):
+        whole, near = value == value.to_integral_value(), float(value)
+        return int(value) if whole else near if Decimal(repr(near)) == value else format(value, "f").rstrip("0")
+    return value
 
 
 def _read_hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
@@ -151,5 +194,6 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
             f"{name} is no local file, and the hub did not give split {split!r} of a data set of that name (without a "
             "network, give the path of a local file; with one, look at the name and at HF_HUB_OFFLINE)", error
         ) from error  # fmt: skip
-    for number, row in enumerate(rows, start=1):
-        yield f"{name} ({split}), row {number}", dict(row)
+    schema = rows.features.arrow_schema if getattr(rows, "features", None) else ()
+    for number, row in enumerate(as_written(map(dict, rows), schema), start=1):
+        yield f"{name} ({split}), row {number}", row

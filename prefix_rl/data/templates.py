@@ -7,37 +7,28 @@ the time and memory that there is.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from ..errors import RecipeError
+from ..trials import tried
 
 _SECONDS, _MIB, _CHARACTERS = 5, 1024, 10_000_000
-_TOO_LONG, _TOO_LARGE = 77, 78  # exit statuses
 _TRIAL = f"""
-import json, re, resource, sys
+import re
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-template, variables = json.load(sys.stdin)
-resource.setrlimit(resource.RLIMIT_AS, ({_MIB} << 20,) * 2)
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS},) * 2)
 def raise_exception(what):
     raise ValueError(what)
-try:
-    loops = ["jinja2.ext.loopcontrols"]
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
-    sandbox.globals |= {{"raise_exception": raise_exception, "strftime_now": lambda form: form}}
-    sandbox.filters["tojson"] = lambda value, **how: json.dumps(value)
-    made = sandbox.from_string(re.sub(r"{{%-?\\s*(end)?generation\\s*-?%}}", "", template)).render(**variables)
-except MemoryError:
-    sys.exit({_TOO_LARGE})
-except Exception:  # what is wrong with it is told where it is rendered
-    sys.exit()
-sys.exit({_TOO_LONG} if len(made) > {_CHARACTERS} else 0)
+
+template, variables = given
+loops = ["jinja2.ext.loopcontrols"]
+sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
+sandbox.globals |= {{"raise_exception": raise_exception, "strftime_now": lambda form: form}}
+sandbox.filters["tojson"] = lambda value, **how: json.dumps(value)
+made = sandbox.from_string(re.sub(r"{{%-?\\s*(end)?generation\\s*-?%}}", "", template)).render(**variables)
+status = TOO_LONG if len(made) > {_CHARACTERS} else ENDED
 """
 
 
@@ -68,11 +59,5 @@ def _tried(template: str, variables: str) -> str | None:
         "eos_token": "</s>",
         **json.loads(variables),
     }
-    asked = json.dumps([template, given]).encode()
-    ended = subprocess.run([sys.executable, "-I", "-c", _TRIAL], input=asked, capture_output=True).returncode
-    if ended < 0:  # the system ended it
-        return f"takes more than {_SECONDS} seconds"
-    return {
-        _TOO_LARGE: f"takes more than {_MIB} MiB",
-        _TOO_LONG: f"makes more than {_CHARACTERS:,} characters",
-    }.get(ended)
+    limits = {"cpu_seconds": _SECONDS, "mib": _MIB, "characters": _CHARACTERS}
+    return tried(_TRIAL, [template, given], 12 * _SECONDS, **limits)

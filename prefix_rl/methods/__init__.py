@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import pkgutil
 
+from ..trials import import_module
 from .base import Method
 
 _SHARED = {"base", "combined", "cutting", "idle", "imitation", "needs", "stage"}  # what methods are made of
@@ -41,7 +41,7 @@ def find(name: str) -> type[Method]:
             f"no method {name[:60]!r}; there are {', '.join(names())}, or give your own module's dotted path"
         )
     try:
-        module = importlib.import_module(path)
+        module = import_module(path)
     except ModuleNotFoundError as error:
         raise LookupError(f"no module {name!r} to take a method from ({error})") from error
     except (Exception, SystemExit) as error:  # whatever the module of somebody else does when it is imported

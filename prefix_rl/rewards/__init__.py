@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from .equality import TRAINING_RULES
-from .grading import Outcome
+from .grading import Outcome, gold_text
 from .workers import Grader
 
 
@@ -43,7 +43,7 @@ class MathReward:
             log_extra: is called with the outcomes and with the final answers of the completions.
         """
         texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]  # no content: a tool call
-        golds = ["" if gold is None else str(gold) for gold in answer]
+        golds = list(map(gold_text, answer))
         starts = [0] * len(texts) if continuation_start is None else continuation_start
         verdicts = self.grader.judge(list(zip(texts, golds, starts, strict=True)))
         outcomes = [verdict.outcome for verdict in verdicts]

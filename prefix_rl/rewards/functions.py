@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
+from ..trials import import_module
 from .grading import Outcome, Verdict
 from .process import Lost, Process, RewardError, called, raised, told, worded
 from .workers import Grader
@@ -50,7 +50,7 @@ def find(name: str) -> Callable[..., Any]:
         )
     module, _, attribute = NAMED.get(name, name).rpartition(".")
     try:
-        home = importlib.import_module(module)
+        home = import_module(module)
     except (Exception, SystemExit) as error:  # whatever the module of somebody else does when it is imported
         raise LookupError(
             f"module {module!r} cannot be imported ({worded(error)}); one in this folder is found with "

@@ -7,8 +7,10 @@ A hostile completion may take forever, so :mod:`prefix_rl.rewards.workers` runs 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 
@@ -19,6 +21,9 @@ from .wording import untexted
 
 VERSION = "3"
 """Version of the grading rules of this package. It must change whenever a change of the code may change a verdict."""
+
+
+_FEW_DIGITS = 30
 
 
 class Outcome(StrEnum):
@@ -147,6 +152,25 @@ def gold_items(gold: str) -> list[str]:
         return [gold]
     items = [(double or single).replace("\\\\", "\\").strip() for double, single in _ITEM.findall(text)]
     return [item for item in items if item] or [""]
+
+
+def gold_text(value: object) -> str:
+    r"""The text of a gold answer that a file holds as a number, or as a text: a number as people write it, without an
+    exponent where it has few digits, and without the point of a whole one. Empty for None.
+
+    >>> gold_text(7.0), gold_text(0.1), gold_text(1e21), gold_text(-1.5e300), gold_text(" 7.0"), gold_text(None)
+    ('7', '0.1', '1000000000000000000000', '-1.5 \\times 10^{300}', ' 7.0', '')
+    """
+    if not isinstance(value, float) or not math.isfinite(value):
+        return "" if value is None else str(value)
+    if value == 0:
+        return "0"
+    shortest = Decimal(repr(value))
+    power = shortest.adjusted()
+    if abs(power) > _FEW_DIGITS:
+        return rf"{gold_text(float(shortest.scaleb(-power)))} \times 10^{{{power}}}"
+    plain = format(shortest, "f")
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
 @lru_cache(maxsize=65536)
