@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -114,11 +117,13 @@ _PATIENCE = 5.0
 def import_module(name: str) -> ModuleType:
     """The module of a person's own by its dotted path, imported here once it is known that its import ends.
 
+    So it is imported twice. What is installed, or comes with Python, is imported at once: torch takes seconds.
+
     Raises:
         ImportError: if its import takes too long or too much memory, or ends the process.
         BaseException: whatever else it raises.
     """
-    if name not in sys.modules and not name.startswith(f"{__package__}."):
+    if name not in sys.modules and not _is_installed(name):
         seconds = _import_seconds()
         how = tried(
             "import importlib\nimportlib.import_module(given)",
@@ -132,6 +137,21 @@ def import_module(name: str) -> ModuleType:
             more = f"; {IMPORT_SECONDS}=300 in the environment gives it 300" if "seconds" in how else ""
             raise ImportError(f"its import {how}: a module should define functions, and do nothing else{more}")
     return importlib.import_module(name)
+
+
+def _is_installed(name: str) -> bool:
+    """True if a module belongs to this package, to Python, or to a package that is installed."""
+    package = name.partition(".")[0]
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if found is None or package == __package__:
+        return found is not None
+    if found.origin is None:  # a folder without __init__.py
+        return False
+    installed = (sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib"))
+    return found.origin in ("built-in", "frozen") or any(Path(found.origin).is_relative_to(at) for at in installed)
 
 
 def _import_seconds() -> float:

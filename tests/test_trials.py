@@ -10,7 +10,7 @@ from hostile import ROOT, cpu_budget
 
 from prefix_rl.errors import RecipeError
 from prefix_rl.recipe import load_recipe
-from prefix_rl.trials import IMPORT_SECONDS, tried
+from prefix_rl.trials import IMPORT_SECONDS, import_module, tried
 
 LAB = ROOT / "recipes" / "lab" / "dr_grpo.yaml"
 LATE = "its import takes more than 1 seconds"
@@ -20,8 +20,7 @@ BIG = "x = []\nwhile True: x.append(bytearray(10**7))"
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Makes a module of somebody's own, ``strange.module``, which has one second to be imported."""
-    monkeypatch.setenv(IMPORT_SECONDS, "1")
+    """Makes a module of somebody's own, ``strange.module``."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "strange").mkdir()
 
@@ -47,6 +46,7 @@ def own(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_module_whose_import_has_no_end_is_a_fault_of_the_recipe(own, monkeypatch, text, said, override):
     monkeypatch.setattr("prefix_rl.trials._half_of_memory", lambda: 300)
+    monkeypatch.setenv(IMPORT_SECONDS, "1" if said == LATE else "300")
     own(text)
     with cpu_budget(), pytest.raises(RecipeError) as raised:
         load_recipe(LAB, [override])
@@ -84,3 +84,13 @@ def test_what_raises_has_come_to_an_end():
     assert tried("assert given == [1]", [1], 20) is None
     assert tried("status = TOO_LONG", None, 20, characters=7) == "makes more than 7 characters"
     assert tried("while True: pass", None, 60, cpu_seconds=1) == "takes more than 1 seconds"
+
+
+@pytest.mark.parametrize(("name", "is_tried"), [("json.tool", False), ("jinja2.ext", False), ("strange.module", True)])
+def test_what_is_installed_is_not_tried(own, monkeypatch, name, is_tried):
+    own("")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    asked = []
+    monkeypatch.setattr("prefix_rl.trials.tried", lambda *arguments, **more: asked.append(arguments[1]))
+    assert import_module(name).__name__ == name
+    assert asked == [name] * is_tried
