@@ -19,7 +19,7 @@ from .equality import DEFAULT_RULES, Rules, same
 from .structure import split
 from .wording import untexted
 
-VERSION = "3"
+VERSION = "4"
 """Version of the grading rules of this package. It must change whenever a change of the code may change a verdict."""
 
 
