@@ -15,12 +15,15 @@ from pathlib import Path
 
 import preloaded
 import pytest
+import torch
 from safetensors.torch import load_file
 from several import said_by_each
 from test_train import PREFIX_RFT, SMALL
 
 from prefix_rl import checkpoints
 from prefix_rl.data.tokenizer import load_tokenizer
+from prefix_rl.lab.base import base_folder
+from prefix_rl.lab.world import World
 from prefix_rl.reports.rollouts import read_rollouts
 
 pytestmark = [pytest.mark.multirank, pytest.mark.timeout(1800)]  # a start holds a dozen trainings
@@ -57,11 +60,21 @@ FURTHER = {  # methods that change what comes next: how their two processes are 
     "help": ("zero3", ["method={name: tests.skewed_help}", "training.groups_without_signal=resample",
                        "training.resample_rounds=1"]),
 }  # fmt: skip
+# Rollouts that serve two optimizer steps of three micro-batches each, twice over. The four gradients have the one of a
+# single step on all rows as their mean, if each is divided by what its rows are a share of. Plain gradient descent in small
+# steps adds them up; the larger the steps, the more the later gradients are those of other parameters.
+AT_ONCE = ["training.optim=sgd", "training.max_grad_norm=1000", "training.max_steps=1", "training.learning_rate=2e-4"]
+BY_PARTS = [*AT_ONCE, "training.max_steps=4", "training.learning_rate=5e-5", "training.per_device_train_batch_size=2",
+            "training.gradient_accumulation_steps=3", "training.steps_per_generation=6", "training.num_iterations=2"]  # fmt: skip
+REUSED = {
+    "reused_pppo": "method={name: tests.skewed_beginnings, progressive: false, share: 0.4, continuations: 0}",
+    "reused_sft_loss": OTHERS["sft_loss"],
+}
 
 
 def settings(name, rows, at_once):
     """Overrides of one of the methods; ``at_once`` is the number of demonstrations of a supervised micro-batch."""
-    own = FURTHER[name][1] if name in FURTHER else [OTHERS[name], "training.max_steps=3"]
+    own = FURTHER[name][1] if name in FURTHER else [(OTHERS | REUSED)[name], "training.max_steps=3"]
     own = [value % at_once if "%d" in value else value for value in own]
     return [*GREEDY, f"data.train={rows}", "data.demonstration_share=1", "data.answer_guard=none", *own,
             "training.warmup_steps=0"]  # fmt: skip
@@ -70,7 +83,8 @@ def settings(name, rows, at_once):
 def on_one(rows):
     """What is trained on one process, in one micro-batch."""
     methods = {name: settings(name, rows, at_once=4) for name in (*OTHERS, *FURTHER)}
-    return {"greedy": GREEDY, "padded": [*GREEDY, OFF], **methods}
+    reused = {name: [*settings(name, rows, at_once=4), *AT_ONCE] for name in REUSED}
+    return {"greedy": GREEDY, "padded": [*GREEDY, OFF], **methods, **reused}
 
 
 def on_two(parallel, rows):
@@ -79,7 +93,8 @@ def on_two(parallel, rows):
     further = [name for name, (kind, _) in FURTHER.items() if kind == parallel]
     methods = {name: [*settings(name, rows, at_once=1), *CUT] for name in (*OTHERS, *further)}
     if parallel == "cpu":
-        return {"greedy": greedy, "skewed": methods["skewed"]}
+        reused = {name: [*settings(name, rows, at_once=1), *BY_PARTS] for name in REUSED}
+        return {"greedy": greedy, "skewed": methods["skewed"], **reused}
     fast = [*GREEDY, *CUT, "speed.verify=always", "training.gradient_checkpointing=true"]
     return {"greedy": greedy, "fast": fast, **methods, **({"whole": RESUMED} if parallel == "zero2" else {})}
 
@@ -152,6 +167,13 @@ def metrics(folder):
     return [line for line in lines if "reward" in line]
 
 
+def same_entropies(left, right):
+    """Of rows that were cut into other micro-batches on other processes."""
+    for key in ("entropy_prefix", "entropy_continuation"):
+        assert (key in left) == (key in right)
+        assert left.get(key, 0.0) == pytest.approx(right.get(key, 0.0), rel=1e-3)
+
+
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_two_processes_train_as_one(one, two, parallel):
     alone, folder = one.folder("greedy"), two(parallel).folder("greedy")
@@ -170,6 +192,7 @@ def test_two_processes_train_as_one(one, two, parallel):
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
         for key in ("reward", "reward_with_prefix", "prefix/length", "prefix/kept_share", "prefix/rollouts"):
             assert left.get(key) == pytest.approx(right.get(key), abs=1e-6)
+        same_entropies(left, right)
     assert any(m["grad_norm"] > 1e-4 for m in metrics(alone))
     lengths = {r["prefix_tokens"] for step in range(4) for r in read_rollouts(alone, step)}
     assert len(lengths) >= 5  # prefixes of several lengths, and none
@@ -248,6 +271,7 @@ def test_two_processes_train_the_other_methods_as_one(one, two, name, parallel):
     for left, right in zip(metrics(one), metrics(two), strict=True):
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
         assert left["grad_norm"] > 1e-3
+        same_entropies(left, right)
     same_parameters(one / "final", two / "final", 5e-4)
     assert json.loads((one / "cost.json").read_text()) == json.loads((two / "cost.json").read_text())
     if name == "skewed":
@@ -264,6 +288,16 @@ def test_two_processes_train_the_other_methods_as_one(one, two, name, parallel):
         assert len(lengths) > 2
         assert all(step[i] == 0 for step in found for i in range(24) if i % 8)
         assert any(any(step[:12]) != any(step[12:]) for step in found)  # a process that holds none beside one that does
+
+
+@pytest.mark.parametrize("name", REUSED)
+def test_steps_on_parts_of_the_rollouts_add_up_to_a_step_on_all(one, two, name):
+    begun = load_file(base_folder(World(base_steps=800)) / "model.safetensors")
+    moved = []
+    for folder in (one.folder(name), two("cpu").folder(name)):
+        final = load_file(folder / "final" / "model.safetensors")
+        moved.append(torch.cat([(final[key] - begun[key]).flatten() for key in begun]))
+    assert (moved[0] - moved[1]).norm() < 0.1 * moved[0].norm()
 
 
 # --- methods that change what comes next ------------------------------------------------------------------------------
