@@ -455,6 +455,7 @@ WHOLE = Prefix([5, 6, 7, 2], drawn=4, of=4, complete=True)  # the answer guard h
 def test_so_many_rollouts_of_each_group_are_whole_demonstrations(method, count):
     found = plan(method(demonstrations=count), [Row(i, 4, i // 4, THREE) for i in range(8)], step())
     assert found == ([WHOLE] * count + [NO_PREFIX] * (4 - count)) * 2
+    assert method(demonstrations=count).needs.prefixes is (count > 0)
 
 
 def test_a_demonstration_that_does_not_fit_is_left_out():
