@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -259,6 +260,14 @@ def test_a_problem_of_several_files_is_the_first_ones(capsys):
     assert "nearly the same problem" in told
     with pytest.raises(DataError, match=r"every problem of b\.jsonl stands in an earlier file"):
         mixed([Source("a.jsonl"), Source("b.jsonl")], [first, other[:3]], 0)
+
+
+def test_a_source_has_the_nearest_number_of_rows_to_its_weight():
+    a, b = ([Problem(f"{name}{i}", f"{name * 30} {i}", "") for i in range(n)] for name, n in (("a", 5), ("b", 2)))
+    rows = Counter()
+    for problem in mixed([Source("a.jsonl", 2), Source("b.jsonl", 1)], [a, b], seed=0):
+        rows[problem.source] += problem.repeats
+    assert rows == {"a": 5, "b": 3}  # 2.5 is 3
 
 
 def test_a_mixture_has_its_weights_and_every_problem():
