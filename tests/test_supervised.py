@@ -194,7 +194,7 @@ def by_hand(start, recipe, optimizer, rates, norm=math.inf, step_of=None):
 
 def test_what_training_sets_for_both_stages_is_passed_on(start, tmp_path):
     both = {
-        "seed": 5, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "seed": 5, "gradient_checkpointing": False, "gradient_checkpointing_kwargs": {"use_reentrant": True},
         "max_grad_norm": 0.25, "weight_decay": 0.3, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6,
         "optim": "sgd", "run_name": "mine", "logging_steps": 3, "save_steps": 7, "save_strategy": "steps",
         "save_total_limit": 4, "disable_tqdm": True, "project": "ours", "dataloader_num_workers": 1, "bf16": True,
