@@ -258,7 +258,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert facts["versions"]["trl"].startswith("1.16.")
     assert facts["world_size"] == 1
     commit = facts["git_commit"]
-    assert len(commit) >= 40 if (Path(__file__).parents[1] / ".git").exists() else commit is None
+    assert len(commit) >= 40 if (ROOT / ".git").exists() else commit is None
     arguments = json.loads((folder / "training_arguments.json").read_text())
     assert arguments["scale_rewards"] == "none"
     assert arguments["max_completion_length"] == 30
