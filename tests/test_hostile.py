@@ -188,7 +188,7 @@ def test_files_of_a_launch_are_read_as_recipes_are(tmp_path):
 )  # fmt: skip
 def test_reward_functions_that_return_raise_and_log_what_they_must_not(name, said):
     path = f"hostile_rewards.{name}"
-    function = Function(path, find(path), deadline=60)
+    function = Function(path, find(path), deadline=60, memory_mb=2048)
     given = {"log_metric": lambda *_: None, "log_extra": lambda *_: None}
     try:
         with pytest.raises(RewardError) as raised:
