@@ -96,6 +96,8 @@ def _of_training(recipe: Recipe) -> list[str]:
             f"output.dir = {recipe.output.dir!r}: is taken as it stands, and behind a '=' no shell puts the home "
             "folder there; write the whole path, as $HOME/runs/mine in a shell"
         )
+    elif os.path.lexists(recipe.output.dir) and not os.path.isdir(recipe.output.dir):
+        faults.append(f"output.dir = {recipe.output.dir}: something stands there already, and it is no folder")
     if value("fp16") and value("use_cpu"):
         faults.append("training.fp16 = true needs a GPU, and training.use_cpu = true takes none; leave fp16 out")
     if value("entropy_coef_min") > value("entropy_coef_max"):

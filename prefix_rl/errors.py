@@ -137,8 +137,8 @@ def disk_error(error: BaseException) -> str | None:
     for met in chain_of(error):
         code, where = getattr(met, "errno", None), getattr(met, "filename", None)
         words = _IN_WORDS.search(str(met)) if not isinstance(met, OSError) or code is None else None
-        if isinstance(met, OSError) and code in _GONE | _REFUSED | _OTHERS and where is not None:
-            what = f"{where}: {met.strerror}"
+        if isinstance(met, OSError) and code in _GONE | _REFUSED | _OTHERS:
+            what = f"{'a file' if where is None else where}: {met.strerror}"
         elif words:
             code, what = errno.ENOENT if "exist" in words[0] or "No such" in words[0] else None, str(met).strip()[:300]
         else:

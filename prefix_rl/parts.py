@@ -15,6 +15,7 @@ A process that is killed while it writes leaves at most ``NAME.partial`` behind;
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -49,9 +50,11 @@ def whole(path: Path | str) -> Iterator[BinaryIO]:
     other, and the file of the last one stays. The folder is created if it is absent.
 
     Raises:
-        OSError: if it cannot be written (a full disk, no right to write); what stood there before stands there still.
+        OSError: if it cannot be written (a full disk, no right to write, a device or a folder of that name); what stood
+            there before stands there still.
     """
     path = Path(path)
+    _refuse_to_replace(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     file = _opened_alone(partial)
@@ -70,6 +73,16 @@ def whole(path: Path | str) -> Iterator[BinaryIO]:
         raise
     file.close()
     _sync(path.parent)
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """Sees that a file may take this name: who may write everywhere would lose a device, as /dev/null, to it."""
+    where = os.path.abspath(path)
+    outside = where.startswith(("/dev/", "/proc/", "/sys/")) and not where.startswith("/dev/shm/")
+    if not path.name or os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not the name of a file", str(path))
+    if outside or (os.path.exists(path) and not os.path.isfile(path)):
+        raise FileExistsError(errno.EEXIST, "it is a device, a pipe or a socket, not the name of a file", str(path))
 
 
 def _opened_alone(partial: Path) -> BinaryIO:

@@ -59,9 +59,13 @@ def find(name: str | Path, world: World | None = None, revision: str | None = No
             )
         return Place(str(name), str(name), revision)
     inside = _policy_in(folder)
-    if (inside / adapters.CONFIG).is_file() and not (inside / _CONFIG).is_file():
+    if _is_adapters(inside):
         return _adapted(inside)
     return Place(str(inside), str(inside), revision if inside == folder else None)
+
+
+def _is_adapters(folder: Path) -> bool:
+    return (folder / adapters.CONFIG).is_file() and not (folder / _CONFIG).is_file()
 
 
 def base_policy(world: World) -> str:
@@ -120,8 +124,8 @@ def _adapted(folder: Path) -> Place:
             f"back, or set base_model_name_or_path in {file} to where it is now"
         )
     if os.path.isdir(base):
-        revision = None
-        if (inner := find(base)).adapters:
+        revision, inner = None, _policy_in(Path(base))
+        if _is_adapters(inner):  # its own folder, it may be: whose adapters those are is not asked
             raise DataError(f"{folder} holds adapters of {base}, which are adapters themselves; merge those first")
-        base = inner.base
+        base = str(inner)
     return Place(str(folder), base, revision)

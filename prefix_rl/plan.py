@@ -246,7 +246,7 @@ def config_of(recipe: Recipe) -> PretrainedConfig:
     place = find(recipe.model.name_or_path, revision=recipe.model.revision)
     try:
         return AutoConfig.from_pretrained(place.base, revision=place.revision)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever transformers raises at what stands in the file
         found = unavailable(f"the configuration of {place.base} could not be read", error)
         if isinstance(found, UnreachableError):
             found = UnreachableError(
@@ -272,8 +272,13 @@ def shape_of(recipe: Recipe, config: PretrainedConfig) -> Shape:
         why = f"its configuration has no {', '.join(lacking)}" if lacking else "it has an encoder"
         raise RecipeError(f"{recipe.model.name_or_path} ({config.model_type}) cannot be estimated: {why}; a plan "
                           "knows decoders with a gated feed-forward block (Llama, Qwen, Mistral, SmolLM)")  # fmt: skip
-    with torch.device("meta"):
-        adapted = _with_adapters(recipe, on_meta(config))
+    try:
+        with torch.device("meta"):
+            adapted = _with_adapters(recipe, on_meta(config))
+    except UserError:
+        raise
+    except Exception as error:  # of values that no model can have, the libraries raise whatever their parts do
+        raise unavailable(f"no model can be built as {recipe.model.name_or_path} describes it", error) from error
     parameters = list(adapted.parameters())
     modules = [name for name, module in adapted.named_modules() if hasattr(module, "lora_A")]
     peft = getattr(adapted, "peft_config", {}).get("default")

@@ -123,13 +123,40 @@ def how_far(done: float, total: float | None) -> str:
 
 def is_main() -> bool:
     """True if this process is the one that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return os.environ.get("RANK", "0") in ("0", "")
+
+
+def refuse_half_a_launch() -> None:
+    """Sees that what the environment says of several processes is what a launcher says: one that sits alone and takes
+    itself for one of two would train with half of each batch, or wait for the other for ever.
+
+    Raises:
+        UserError: with every fault.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    faults = [f"{name} = {value!r}: must be a whole number of at least 0" for name, value in given.items()
+              if not (value.isascii() and value.isdigit())]  # fmt: skip
+    if not faults:
+        rank, count = int(given.get("RANK", "0")), int(given.get("WORLD_SIZE", "1"))
+        if rank >= count:
+            faults.append(f"RANK = {rank} and WORLD_SIZE = {given.get('WORLD_SIZE', 'not set')}: ranks count from 0")
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if count > 1 and missing:
+            faults.append(f"WORLD_SIZE = {count}, but {', '.join(missing)} is not set: only one process seems to run")
+    if faults:
+        raise UserError(
+            "the environment variables of a launch of several processes do not fit together. `accelerate launch` sets "
+            "them; where one process is to run alone, unset them:",
+            faults,
+        )
 
 
 def run_or_explain(command: Callable[[], object]) -> int:
     """Runs a command; prints what a person can mend instead of a traceback. Returns the exit status."""
     calm()
     try:
+        refuse_half_a_launch()
         command()
     except UserError as error:
         rank = os.environ.get("RANK", "0")

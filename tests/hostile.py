@@ -382,7 +382,10 @@ def _odd_parquet(rng, path):
         pyarrow.array([float("nan")] * count), pyarrow.array([Decimal("1.50")] * count), pyarrow.array([{"a": 1}] * count),
         pyarrow.array([[("text", "a"), ("text", "b")]] * count, pyarrow.map_(pyarrow.string(), pyarrow.string())),
         pyarrow.array(["a", "b"] * (count // 2)).dictionary_encode(), pyarrow.array(["a"] * count, pyarrow.large_string()),
-        pyarrow.array([[[["a"]]]] * count), pyarrow.StringArray.from_buffers(count, *bytes_of.cast(pyarrow.binary()).buffers()[1:]),
+        pyarrow.array([[[["a"]]]] * count), pyarrow.array([0.1] * count).cast(pyarrow.float16()),
+        pyarrow.array([[0.1, None]] * count, pyarrow.list_(pyarrow.float32())), pyarrow.array([None] * count, pyarrow.decimal256(60, 9)),
+        pyarrow.array([0.1] * count, pyarrow.float32()).dictionary_encode(), pyarrow.array(["a"] * count, pyarrow.string_view()),
+        pyarrow.array([{"ground_truth": float("nan")}] * count, pyarrow.struct({"ground_truth": pyarrow.float32()})), pyarrow.StringArray.from_buffers(count, *bytes_of.cast(pyarrow.binary()).buffers()[1:]),
     ])  # fmt: skip
     kind = rng.randrange(6)
     if kind == 0:

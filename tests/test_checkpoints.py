@@ -10,6 +10,7 @@ from prefix_rl.checkpoints import (
     last_whole,
     mark_whole,
     set_aside_incomplete,
+    tidy,
 )
 from prefix_rl.errors import CheckpointError
 
@@ -96,6 +97,31 @@ def test_logging_and_saving_may_change_between_two_parts_of_a_run(tmp_path):
         "evaluation": {"data": "x"},
     }
     check_continues(folder, FACTS | {"recipe": recipe})
+    free = (
+        "save_steps", "save_total_limit", "save_strategy", "logging_steps", "logging_strategy", "logging_first_step",
+        "report_to", "run_name", "disable_tqdm", "eval_steps", "eval_strategy", "eval_on_start", "project", "log_level",
+        "per_device_eval_batch_size", "num_generations_eval", "dataloader_num_workers", "dataloader_pin_memory",
+    )  # fmt: skip
+    blocks = ("reward", "budget", "speed", "engine", "evaluation", "output", "safety")
+    changed = {"training": {"seed": 1, **dict.fromkeys(free, 7)}, **{block: {"x": 1} for block in blocks}}
+    check_continues(folder, FACTS | {"recipe": FACTS["recipe"] | changed})
+    for other in ({"training": {"seed": 1, "learning_rate": 7}}, {"data": {"x": 1}}, {"model": {"x": 1}}):
+        with pytest.raises(CheckpointError):
+            check_continues(folder, FACTS | {"recipe": FACTS["recipe"] | other})
+
+
+def test_it_is_said_what_was_set_aside_and_whether_anything_is_left(tmp_path, capsys):
+    tidy(tmp_path)  # nothing was there: a run that begins
+    assert not capsys.readouterr().err
+    checkpoint(tmp_path, 5)
+    checkpoint(tmp_path, 9, whole=False)
+    tidy(tmp_path)
+    said = capsys.readouterr().err
+    assert "set aside a checkpoint that cannot be continued from: " in said
+    assert "no whole checkpoint is left" not in said
+    (tmp_path / "checkpoint-5" / MARK).unlink()
+    tidy(tmp_path, " of the supervised stage")
+    assert "training of the supervised stage starts from the beginning" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,7 +129,7 @@ def test_logging_and_saving_may_change_between_two_parts_of_a_run(tmp_path):
     [
         ({"training": {"lr_scheduler_type": "constant"}, "method": {"name": "dr_grpo"}}, None),
         (
-            {"training": {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 5}, "method": {"horizon": 9}},
+            {"training": {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}, "method": {"horizon": 9}},
             None,
         ),
         ({"training": {}, "method": {}}, "training.lr_scheduler_type = linear falls until the last step"),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -14,6 +15,7 @@ from prefix_rl.data import sources
 from prefix_rl.data.mixing import Source, mixed
 from prefix_rl.data.problems import Problem, further, load, row_faults, verify, with_demonstrations_for
 from prefix_rl.data.tokenizer import encode, load_tokenizer, stop_ids
+from prefix_rl.data.turns import turn_faults
 from prefix_rl.errors import DataError
 from prefix_rl.rewards.grading import Outcome
 from prefix_rl.rewards.workers import Grader
@@ -259,6 +261,21 @@ def test_a_problem_of_several_files_is_the_first_ones(capsys):
     assert "nearly the same problem" in told
     with pytest.raises(DataError, match=r"every problem of b\.jsonl stands in an earlier file"):
         mixed([Source("a.jsonl"), Source("b.jsonl")], [first, other[:3]], 0)
+
+
+def test_turns_that_nobody_could_answer_are_faults():
+    user, answer = {"role": "user", "content": "6 * 7?"}, {"role": "assistant", "content": "42"}
+    assert turn_faults([user]) == turn_faults([user, answer, user]) == []
+    assert turn_faults([user, answer]) == ["its last turn is not the user's"]
+    assert turn_faults([{"role": "user", "content": " "}]) == ["its last turn is empty"]
+
+
+def test_a_source_has_the_nearest_number_of_rows_to_its_weight():
+    a, b = ([Problem(f"{name}{i}", f"{name * 30} {i}", "") for i in range(n)] for name, n in (("a", 5), ("b", 2)))
+    rows = Counter()
+    for problem in mixed([Source("a.jsonl", 2), Source("b.jsonl", 1)], [a, b], seed=0):
+        rows[problem.source] += problem.repeats
+    assert rows == {"a": 5, "b": 3}  # 2.5 is 3
 
 
 def test_a_mixture_has_its_weights_and_every_problem():

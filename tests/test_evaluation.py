@@ -20,7 +20,7 @@ from small import byte_level_bpe, characters, dataset, policy
 from transformers import GenerationConfig, TopPLogitsWarper
 
 from prefix_rl.data.problems import Problem
-from prefix_rl.data.tokenizer import encode_prompt, turn_of
+from prefix_rl.data.tokenizer import Turn, encode_prompt, turn_of
 from prefix_rl.engines.base import Engine, Sampling, seed_of, until_stop
 from prefix_rl.engines.settings import EngineSettings
 from prefix_rl.engines.transformers import TransformersEngine, draw
@@ -28,7 +28,7 @@ from prefix_rl.engines.vllm import VllmEngine
 from prefix_rl.errors import DataError, RecipeError, StackError
 from prefix_rl.evaluation import samples
 from prefix_rl.evaluation.evaluate import evaluate, grade_again
-from prefix_rl.evaluation.sampling import by_problem, sample
+from prefix_rl.evaluation.sampling import by_problem, jobs_of, prefixes_of, sample
 from prefix_rl.evaluation.target import Target, find_target
 from prefix_rl.lab.tiny import make_tiny
 from prefix_rl.places import find
@@ -81,6 +81,19 @@ def test_sampling_from_a_fraction_starts_from_the_demonstrations_tokens(grader):
         assert 0 < s.prefix_tokens <= int(0.3 * len(tokens))
         assert s.completion_ids[: s.prefix_tokens] == tokens[: s.prefix_tokens]
         assert len(s.completion_ids) <= 40
+
+
+def test_a_prefix_leaves_a_token_of_the_budget_to_the_policy():
+    tokenizer, given = byte_level_bpe(), problems()[:1]
+    whole = tokenizer(given[0].demonstrations[0]["text"], add_special_tokens=False)["input_ids"]
+    for budget in (4, 5):
+        assert prefixes_of(given, tokenizer, Turn(), 1.0, "none", budget) == [whole[: budget - 1]]
+
+
+def test_completions_of_a_problem_are_counted_on_where_it_stands_again():
+    asked = [Problem(name, "?", "1") for name in ("a", "b", "a", "c")]
+    jobs = jobs_of(asked, [[1]] * 4, [[], [], [], None], samples=2)
+    assert [(job.problem, job.index) for job in jobs] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2), (2, 3)]
 
 
 def test_the_grader_is_told_where_the_policys_own_text_begins():

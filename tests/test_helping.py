@@ -110,6 +110,7 @@ class Alone(Method):
 
     def help(self, rollouts, step):
         given = rollouts.rows[6].demonstrations[0]
+        assert rollouts.prefixed.tolist() == [len(rollouts.earlier) == 1] + [False] * 7  # what stands now
         first = {0: Prefix(list(given.ids[:3]), 3, len(given.ids))}
         second = {0: Earlier(0), 6: Prefix(list(given.ids[:5]), 5, len(given.ids))}
         return [first, second][len(rollouts.earlier)]

@@ -1,7 +1,9 @@
 """Hostile input is explained: no traceback, no hang. ``PREFIX_RL_HOSTILE=5000`` runs more cases of each kind."""
 
+import json
 import os
 import random
+import stat
 
 import pyarrow
 import pyarrow.parquet
@@ -25,19 +27,24 @@ from hostile import (
 )
 from small import byte_level_bpe
 
-from prefix_rl import yaml12
+from prefix_rl import places, yaml12
+from prefix_rl import plan as plans
 from prefix_rl.accelerate_file import Launch, launch_for, read_launch
 from prefix_rl.data.prepare import prepare
 from prefix_rl.data.problems import guarded, load, refuse_ids_beyond
 from prefix_rl.data.settings import Settings
 from prefix_rl.data.sources import read
 from prefix_rl.data.tokenizer import DemonstrationTable
-from prefix_rl.errors import DataError, RecipeError, UserError
+from prefix_rl.errors import DataError, RecipeError, UserError, disk_error
 from prefix_rl.fields import fields_from_source
 from prefix_rl.grade import grade
 from prefix_rl.grpo_fields import BOUNDED, FREE, REFUSED
+from prefix_rl.lab.tiny import make_tiny
 from prefix_rl.ladders.plan import load_ladder
+from prefix_rl.parts import write_text
+from prefix_rl.progress import run_or_explain
 from prefix_rl.recipe import load_recipe, read_run
+from prefix_rl.reports import plots
 from prefix_rl.rewards.functions import Function, find
 from prefix_rl.rewards.process import RewardError
 from prefix_rl.rewards.workers import Grader
@@ -188,7 +195,7 @@ def test_files_of_a_launch_are_read_as_recipes_are(tmp_path):
 )  # fmt: skip
 def test_reward_functions_that_return_raise_and_log_what_they_must_not(name, said):
     path = f"hostile_rewards.{name}"
-    function = Function(path, find(path), deadline=60)
+    function = Function(path, find(path), deadline=60, memory_mb=2048)
     given = {"log_metric": lambda *_: None, "log_extra": lambda *_: None}
     try:
         with pytest.raises(RewardError) as raised:
@@ -325,3 +332,86 @@ def test_thoughts_that_are_no_texts_are_faults_of_their_row(tmp_path, grader):
     path.write_text(as_json(odd) + "\n" + as_json(GOOD_ROWS[0]) + "\n")
     manifest = prepare([str(path)], tmp_path / "out.jsonl", Settings(), grader=grader)
     assert manifest["rows_with_demonstration"] == 1
+
+
+# --- circumstances ----------------------------------------------------------------------------------------------------
+
+_MET = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "foo"}, "RANK = 'foo': must be a whole number"), ({"WORLD_SIZE": "-2"}, "WORLD_SIZE = '-2': must be"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK = '': must be"), ({"MASTER_PORT": "x"}, "MASTER_PORT = 'x': must be"),
+        ({"RANK": "1"}, "RANK = 1 and WORLD_SIZE = not set: ranks count from 0"), ({"WORLD_SIZE": "0"}, "RANK = 0 and WORLD_SIZE = 0"),
+        ({"RANK": "5", "WORLD_SIZE": "2", **_MET}, "RANK = 5 and WORLD_SIZE = 2: ranks count from 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE = 2, but RANK, MASTER_ADDR, MASTER_PORT is not set"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but MASTER_ADDR, MASTER_PORT is not set: only one process seems to run"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_half_a_launch_is_told_before_anything_is_done(environment, said, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run_or_explain(lambda: pytest.fail("it began")) == 2
+    told = capsys.readouterr().err
+    assert "environment variables of a launch of several processes do not fit together" in told
+    assert environment.get("RANK", "0") != "0" or said in told  # ranks but the first say the first line alone
+
+
+@pytest.mark.parametrize("environment", [{}, {"RANK": "0"}, {"RANK": "1", "WORLD_SIZE": "2", **_MET}], ids=str)
+def test_a_whole_launch_and_none_are_taken(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert run_or_explain(lambda: None) == 0
+
+
+def test_no_file_takes_the_place_of_a_device_a_pipe_or_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "device", "folder", "/dev/null", "/dev/stdout", "/proc/self/mem", "."):
+        with cpu_budget(), pytest.raises(OSError, match=r"not the name of a file") as raised:
+            write_text(tmp_path / name if name.isalpha() else name, "x")
+        assert "name another place" in disk_error(raised.value)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    write_text(tmp_path / "file", "x")  # the control
+
+
+def test_a_plot_whose_name_ends_in_no_format_is_told(tmp_path):
+    fig, _ = plots.figure(1, 1, 1, 1)
+    with pytest.raises(DataError, match=r"no plot can be written as .json; the name must end in"):
+        plots.save(fig, tmp_path / "plot.json")
+    plots.save(plots.figure(1, 1, 1, 1)[0], tmp_path / "plot")
+    assert [path.name for path in tmp_path.iterdir()] == ["plot"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_act": "nope"}, {"dtype": "float99"}, {"eos_token_id": "x"}, {"hidden_size": "64"}, {"pad_token_id": 10**9},
+     {"num_hidden_layers": 1}, {"rope_parameters": {"rope_type": "nope"}}],
+    ids=str,
+)  # fmt: skip
+def test_a_plan_of_a_model_that_cannot_be_is_told(tmp_path, change):
+    make_tiny(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"could not be read|can be built"):
+        plans.plan(LAB, [f"model.name_or_path={tmp_path / 'model'}"], plans.Machine(1, plans.GIB, 1.0, 0.4, 0.05))
+
+
+def test_adapters_of_themselves_are_told(tmp_path):
+    base = {"base_model_name_or_path": str(tmp_path), "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(base))
+    with pytest.raises(DataError, match="which are adapters themselves"):
+        places.find(tmp_path)
+
+
+def test_a_file_where_a_run_should_go_is_a_fault_of_the_recipe(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for name in (tmp_path / "file", "/dev/null"):
+        with pytest.raises(RecipeError, match="something stands there already, and it is no folder"):
+            load_recipe(LAB, [f"output.dir={name}"])
+    load_recipe(LAB, [f"output.dir={tmp_path}"])  # the control

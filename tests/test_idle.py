@@ -28,6 +28,7 @@ from prefix_rl.rollouts import Step
         (UFT(pieces="uniform", weight=0, horizon=300), ["horizon"]),
         (PPPO(progressive=False, patience=7), ["patience"]),
         (Adaptive(rule="search", gain=0.5), ["gain"]),
+        (Adaptive(rule="interval", episodes=5, least=0.1, most=0.9), ["episodes", "least", "most"]),
         (PrefixRFT(), []),
         (PrefixRFT(horizon=9, start=0.5, high=0.8, share=0.3), []),
         (PrefixRFT(schedule="uniform", horizon=None, start=0.95), []),  # the defaults may stand there

@@ -23,6 +23,7 @@ from prefix_rl.methods.sft_then_rl import SFTThenRL
 from prefix_rl.methods.stage import Supervised
 from prefix_rl.methods.tempo import TEMPO
 from prefix_rl.methods.uft import UFT
+from prefix_rl.methods.upft import UPFT
 from prefix_rl.prefixes import NO_PREFIX, Demonstration, Prefix
 from prefix_rl.rollouts import Row, Step
 
@@ -454,6 +455,7 @@ WHOLE = Prefix([5, 6, 7, 2], drawn=4, of=4, complete=True)  # the answer guard h
 def test_so_many_rollouts_of_each_group_are_whole_demonstrations(method, count):
     found = plan(method(demonstrations=count), [Row(i, 4, i // 4, THREE) for i in range(8)], step())
     assert found == ([WHOLE] * count + [NO_PREFIX] * (4 - count)) * 2
+    assert method(demonstrations=count).needs.prefixes is (count > 0)
 
 
 def test_a_demonstration_that_does_not_fit_is_left_out():
@@ -627,7 +629,8 @@ def test_neutral_settings_answer_as_dr_grpo(neutral):
 def test_only_the_supervised_methods_never_roll_out():
     stages = {name: methods.find(name)().stages for name in methods.names()}
     assert [name for name, its in stages.items() if "rollouts" not in its.order] == ["rft", "sft", "upft"]
-    assert SFT().supervised.epochs == SFTThenRL().supervised.epochs == 3
+    assert SFT().supervised == SFTThenRL().supervised == Supervised(epochs=3, learning_rate=5e-5, warmup=0.1)
+    assert UPFT().supervised == Supervised(epochs=1, learning_rate=1e-6, warmup=0.03, min_lr=1.0)
     assert [name for name, its in stages.items() if its.supervised] == ["rft", "sft", "sft_then_rl", "upft"]
     assert all(("supervised" in its.order) == bool(its.supervised) for its in stages.values())
     assert TEMPO(SFTThenRL()).stages == SFTThenRL()  # a combination has those of the method within

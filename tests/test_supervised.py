@@ -26,7 +26,7 @@ from prefix_rl.policy import Policy
 from prefix_rl.recipe import load_recipe
 from prefix_rl.reports.rollouts import read_rollouts
 from prefix_rl.seam.trainer import PrefixTrainer
-from prefix_rl.supervised import fine_tune, micro_batches, order, rows
+from prefix_rl.supervised import _trainer, fine_tune, micro_batches, order, rows
 
 TOKENIZER = byte_level_bpe()
 FACTS = {"recipe": {}, "data": "x", "versions": {}, "world_size": 1}
@@ -190,6 +190,25 @@ def by_hand(start, recipe, optimizer, rates, norm=math.inf, step_of=None):
     assert len(places) == len(rates) * stage.batch_size
     found = {name: p for name, p in model.state_dict().items() if name != "lm_head.weight"}  # tied
     return torch.cat([found[name].flatten() for name in sorted(found)])
+
+
+def test_what_training_sets_for_both_stages_is_passed_on(start, tmp_path):
+    both = {
+        "seed": 5, "gradient_checkpointing": False, "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "max_grad_norm": 0.25, "weight_decay": 0.3, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6,
+        "optim": "sgd", "run_name": "mine", "logging_steps": 3, "save_steps": 7, "save_strategy": "steps",
+        "save_total_limit": 4, "disable_tqdm": True, "project": "ours", "dataloader_num_workers": 1, "bf16": True,
+    }  # fmt: skip
+    given = [f"training.{name}={json.dumps(value)}" for name, value in both.items()]
+    made = Policy(recipe_for(start, *given, warmup=0.5, min_lr=0.25), start)
+    args = _trainer(made, rows(made, problems()), tmp_path, FACTS, micro=4, accumulation=2, steps=6).args
+    assert {name: getattr(args, name) for name in both} == both
+    own = {
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 0.1, "warmup_steps": 3,
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.25}, "num_train_epochs": 1, "max_length": None, "packing": False,
+        "average_tokens_across_devices": True,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in own} == own
 
 
 def test_shares_of_the_stage_lie_between_0_and_1(start):

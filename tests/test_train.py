@@ -257,7 +257,8 @@ def test_what_a_run_leaves_behind(tmp_path):
     facts = json.loads((folder / "run.json").read_text())
     assert facts["versions"]["trl"].startswith("1.16.")
     assert facts["world_size"] == 1
-    assert len(facts["git_commit"]) >= 40
+    commit = facts["git_commit"]
+    assert len(commit) >= 40 if (ROOT / ".git").exists() else commit is None
     arguments = json.loads((folder / "training_arguments.json").read_text())
     assert arguments["scale_rewards"] == "none"
     assert arguments["max_completion_length"] == 30

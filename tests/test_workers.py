@@ -74,6 +74,15 @@ def test_a_worker_that_dies_costs_one_sample(grader, monkeypatch):
     assert outcomes.count(Outcome.RIGHT) >= 19
 
 
+def test_the_guard_is_asked_with_the_problem_and_with_the_computer_algebra_system(grader):
+    apples = "She has 5 apples and gives 3 away twice: 11 - 6 = 5 are left"
+    asked = [("so $y^2+x^2=1$ holds", "x^2+y^2=1", ""), (apples, "5", "Ann has 5 apples ..."), (apples, "5", "")]
+    for computed in (False, True):
+        found = grader.readable(asked, computed=computed)
+        assert [one["mention"] for one in found] == [len("so $"), apples.rindex("5"), apples.index("5")]
+        assert all(("computed" in one) is computed for one in found)
+
+
 def test_threads_may_share_a_grader(grader):
     results = {}
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import DataError
+from ..parts import whole
+
 COLORS = ("#0b6e99", "#d1495b", "#66a182", "#edae49", "#5f4b8b", "#8d99ae")
 """Told apart in print and by colour-blind readers, in the order of use."""
 
@@ -31,9 +34,19 @@ def figure(rows: int, columns: int, width: float, height: float):
 
 
 def save(fig, path: Path) -> None:
-    """Writes the figure as PNG and forgets it."""
+    """Writes the figure in the format that the name of the file ends in, PNG unless it names one, and forgets it.
+
+    Raises:
+        DataError: if there is no such format.
+        OSError: if it cannot be written.
+    """
     from matplotlib import pyplot
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=150)
-    pyplot.close(fig)
+    kind, known = path.suffix.lower()[1:] or "png", fig.canvas.get_supported_filetypes()
+    try:
+        if kind not in known:
+            raise DataError(f"{path}: no plot can be written as .{kind}; the name must end in .{', .'.join(known)}")
+        with whole(path) as file:
+            fig.savefig(file, dpi=150, format=kind)
+    finally:
+        pyplot.close(fig)
