@@ -324,9 +324,14 @@ def _same_text(a: str, g: str, rules: Rules) -> bool:
         return said == wanted and (rest == left or (bool(rest and left) and _same(rest, left, rules)))
     if ":" in a and ":" in g:  # times and ratios are equal only as text, which was compared above
         return False
-    return _same_expression(_member(a), _member(g), rules)
+    if _same_expression(_member(a), _member(g), rules):
+        return True
+    # 1e5 may be a number, or a product with Euler's number
+    plain = [_SCIENTIFIC.sub(r"(\1) \\cdot 10^{\2}", text) if n else text for text, n in ((a, x), (g, y))]
+    return plain != [a, g] and _same_expression(*plain, rules)
 
 
+_SCIENTIFIC = re.compile(r"([\d.]+)[eE]([-+]?\d+)")
 _BASE = re.compile(r"(\d+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _CONGRUENCE = re.compile(r"(?:(?P<name>[^\\]{1,20})\\equiv)?(?P<value>[^\\]+)\\bmod(?P<modulus>.+)")
 
