@@ -295,7 +295,7 @@ def test_a_byte_order_mark_is_no_part_of_a_template_or_of_data(model, tmp_path):
         ("<|user|>Say yes.<|assistant|>", [], "does not show what the user says"),
         (THINKS, ["training.chat_template_kwargs={enable_thinkin: false}"], "did you mean enable_thinking"),
         (CHAT_TEMPLATE, ["training.chat_template_kwargs='[1]'"], "must be a block of variables"),
-        ("{{ 'a' * 10**11 }}", [], "the chat template takes more than 1024 MiB for one short message"),
+        ("{{ 'a' * 10**11 }}", [], "the chat template takes more than 1,024 MiB for one short message"),
         (None, [], r"has no chat template.*data\.prompt=plain"),
     ],
 )
