@@ -148,13 +148,14 @@ def batch_of(rows):
     mask = torch.tensor([[1] * len(c) + [0] * (right - len(c)) for _, c, _ in rows])
     prefix = torch.tensor([[i < n for i in range(right)] for _, _, n in rows])
     advantages = torch.randn(len(rows), 1, generator=torch.Generator().manual_seed(1)) * mask
+    moving = mask.bool() & ~prefix
     return {
         "prompt_ids": prompt_ids,
         "prompt_mask": torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p, _, _ in rows]),
         "completion_ids": completion_ids, "completion_mask": mask, "prefix_mask": prefix & mask.bool(),
-        "update_mask": mask.bool() & ~prefix, "advantages": advantages,
+        "update_mask": moving, "tool_mask": moving.long(), "advantages": advantages,
         "weights": torch.ones(mask.shape), "rewards": advantages[:, 0].clone(),
-        "num_items_in_batch": mask.sum(), "loss_scale": torch.ones(()),
+        "num_items_in_batch": moving.sum(), "loss_scale": torch.ones(()),
     }  # fmt: skip
 
 
