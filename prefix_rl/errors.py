@@ -124,16 +124,20 @@ _IN_WORDS = re.compile(
     r"(?:Parent directory|File|file) (\S+) (?:does not exist|cannot be opened)|Stale file handle|Is a directory"
 )
 """As libraries that are not written in Python say it, which raise errors of their own (torch, safetensors, Arrow)."""
+_OF_THE_CODE = (AssertionError, AttributeError, NameError, TypeError)
 
 
 def disk_error(error: BaseException) -> str | None:
-    """What to say of an error that the system gave for a file or a folder, whichever library met it; None for another.
+    """What to say of an error that the system gave for a file or a folder, whichever library met it; None for another,
+    and for a fault of the code, though it may have come up while such an error was handled.
 
     >>> disk_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "runs/a/metrics.jsonl"))[:60]
     'runs/a/metrics.jsonl: No such file or directory. It, or the '
     """
     if told := full_disk(error):
         return told
+    if isinstance(error, _OF_THE_CODE):
+        return None
     for met in chain_of(error):
         code, where = getattr(met, "errno", None), getattr(met, "filename", None)
         words = _IN_WORDS.search(str(met)) if not isinstance(met, OSError) or code is None else None

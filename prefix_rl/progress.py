@@ -12,6 +12,8 @@ from functools import partialmethod
 from . import status
 from .errors import UserError, disk_error, printable
 
+TRACEBACK = "PREFIX_RL_TRACEBACK"
+"""Environment variable: if it is set, an error that the system gave for a file ends in Python's traceback."""
 LINE_SECONDS = 30.0
 """Between two lines about the same thing, where nobody looks."""
 
@@ -165,8 +167,9 @@ def run_or_explain(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if (told := disk_error(error)) is None:
+        told = disk_error(error)
+        if told is None or os.environ.get(TRACEBACK):
             raise
-        say(f"error: {told}")
+        say(f"error: {told} ({TRACEBACK}=1 in the environment shows where in the code)")
         return 2
     return 0

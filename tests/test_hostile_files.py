@@ -310,6 +310,25 @@ def _raise(error):
     raise error
 
 
+def test_a_fault_of_the_code_stays_one_though_a_file_was_missing_before():
+    def careless():
+        try:
+            _raise(FileNotFoundError(2, "No such file or directory", "runs/a"))
+        except OSError:
+            len(3)
+
+    with pytest.raises(TypeError):
+        run_or_explain(careless)
+
+
+def test_who_asks_for_the_traceback_gets_it(monkeypatch):
+    error = FileNotFoundError(2, "No such file or directory", "runs/a")
+    assert run_or_explain(lambda: _raise(error)) == 2
+    monkeypatch.setenv("PREFIX_RL_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        run_or_explain(lambda: _raise(error))
+
+
 @pytest.mark.parametrize(
     "error",
     [
