@@ -37,9 +37,8 @@ try:
 _AFTER = """
 except MemoryError:
     status = TOO_LARGE
-except BaseException:
-    pass
-os._exit(status)
+finally:
+    os._exit(status)
 """
 
 

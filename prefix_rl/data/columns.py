@@ -93,10 +93,11 @@ def normalize(row: dict, columns: dict[str, str]) -> dict:
         worked, answer = _text(answer), final_answer(answer)
     elif answer is None and isinstance(published, str):
         answer = final_answer(published)
-    solutions, pair = _solutions(row, gold_text(answer))
+    gold = gold_text(answer)
+    solutions, pair = _solutions(row, gold)
     made |= _asked(row, pair, bool(solutions))
     if not solutions and worked is not None:
-        solutions = [d for d in [worked] if not _is_bare(d, gold_text(answer))]
+        solutions = [d for d in [worked] if not _is_bare(d, gold)]
     if answer is not None:
         made["answer"] = _answer(answer) if isinstance(answer, str) else answer
     made["demonstrations"] = solutions or made.pop("last", [])

@@ -115,10 +115,9 @@ def _run(
                 if running.pop(name).returncode:
                     failed.append(name)
                     waiting.clear()
-    except BaseException:
+    finally:  # none is left but after an error, or Ctrl-C
         for process in running.values():
             process.terminate()
-        raise
     if failed:
         tail = (folders[failed[0]] / log).read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
         raise UserError(f"{failed[0]} failed; the end of {folders[failed[0]] / log}:", tail)

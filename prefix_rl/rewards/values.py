@@ -276,7 +276,7 @@ def _survey(tree: Tree, names: set, constants: set) -> bool:
 def _agree(a: Tree, b: Tree, at: dict, imaginary: bool, tolerance: Fraction | None) -> bool | None:
     """True if two trees have the same value at a point; None if one of them has no value there."""
     seen: list[tuple[int, mpmath.mpf, mpmath.mpf]] = []  # precision, distance, size: where there is anything left
-    nothing = 0
+    nothing = False
     try:
         for precision in _PRECISIONS:
             with mpmath.workprec(precision):
@@ -294,7 +294,7 @@ def _agree(a: Tree, b: Tree, at: dict, imaginary: bool, tolerance: Fraction | No
                 if exact:
                     return not apart
                 if not size:
-                    nothing += 1
+                    nothing = True
                     continue
                 seen.append((precision, apart, size))
                 if len(seen) == 2:
